@@ -582,9 +582,9 @@ def _verify(
     allow_missing_figures: Annotated[
         bool,
         Option(
-            help="Accept figures and other files that cannot be rebuilt here, because another "
-            "matplotlib or prunescope wrote them; without it, the result is partial and the exit "
-            "code 3. The old name, --allow-undrawn, still works.",
+            help="Accept figures (SVG, PNG) that cannot be compared here, because another "
+            "matplotlib plotted them; without it, the result is partial and the exit code 3. It "
+            "accepts nothing else. The old name, --allow-undrawn, still works.",
             flag="--allow-missing-figures --allow-undrawn",
         ),
     ] = False,
@@ -593,8 +593,9 @@ def _verify(
     """Verify a bundle: every file, and reports and figures rebuilt from its traces.
 
     Unprofiled samples are in no trace: their speedup is compared with that of the profiled steps.
-    The exit code is 3 if a file differs, if one could not be rebuilt and compared, or if the
-    speedup of the samples is off by more than a factor of 1.3 from what the profiled steps allow.
+    The exit code is 3 if a file differs, is missing or was added, if one could not be compared, or
+    if the speedup of the samples is off by more than a factor of 1.3 from what the profiled steps
+    allow. What another version of prunescope wrote is partial at best: that version verifies it.
 
     \b
     prunescope verify evidence.zip
@@ -606,9 +607,9 @@ def _verify(
     from prunescope.results.verified import Verified
 
     result = Verified.compute(path)
-    view = verified(result, allow_missing_figures=allow_missing_figures)
-    deliver_result(result, json_target, view)
-    if not result.passes(allow_missing_figures=allow_missing_figures):
+    passes = result.passes(allow_missing_figures=allow_missing_figures)
+    deliver_result(result, json_target, verified(result, passes=passes))
+    if not passes:
         raise typer.Exit(3)
 
 

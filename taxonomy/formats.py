@@ -18,6 +18,7 @@ from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, g
 import msgspec
 from msgspec import Meta
 
+from prunescope.taxonomy.contradictions import contradictions
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.scrub import free_key, scrub
 
@@ -76,9 +77,8 @@ def decode(data: str | bytes, kind: type[T], *, where: str, hint: str) -> T:
         hint: What the user can do about a bad file.
 
     Raises:
-        PrunescopeError: The file is not JSON, is of a version that `kind` does not know, or is
-            wrong
-            in a field.
+        PrunescopeError: The file is not JSON, is of a version that `kind` does not know, is wrong
+            in a field, or contradicts itself.
     """
     try:
         plain = msgspec.json.decode(data)
@@ -90,7 +90,10 @@ def decode(data: str | bytes, kind: type[T], *, where: str, hint: str) -> T:
     _check_depth(plain, where=where, hint=hint)  # what upgrades a file goes through all of it
     if issubclass(kind, Block):
         plain = kind.upgraded(plain)
-    return read(kind, plain, where=where, hint=hint)
+    value = read(kind, plain, where=where, hint=hint)
+    if wrong := next(contradictions(value), None):
+        raise PrunescopeError(f"{where} contradicts itself: {wrong}", hint=hint)
+    return value
 
 
 def decode_file(path: Path, kind: type[T], *, where: str, hint: str) -> T | None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from prunescope.taxonomy.contradictions import differs, outside
 from prunescope.taxonomy.dtypes import ITEMSIZE
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import Block, Count, Interval, Name, Names, Number, Size, decode
@@ -51,6 +52,12 @@ class ReplayTimes(Block, kw_only=True):
     placements_ns: Annotated[list[Number], Meta(max_length=5000)] = []  # the median of each
     samples: Count = 0
 
+    def contradictions(self) -> Iterator[str]:
+        """Yield that its time is not the mean of its placements."""
+        known = self.placements_ns and min(self.placements_ns) > 0
+        if known and differs(self.ns, statistics.geometric_mean(self.placements_ns)):
+            yield "ns is not the geometric mean of placements_ns"
+
 
 class ReplayedGemm(Block, kw_only=True):
     """One shape that was replayed.
@@ -84,6 +91,14 @@ class ReplayedGemm(Block, kw_only=True):
     kernel: str | None = None  # its name on a GPU
     tile: Name | None = None  # rows x columns of the output, where the kernel's name states it
 
+    def contradictions(self) -> Iterator[str]:
+        """Yield that a share of the bound is not that of its times."""
+        shares = (self.share_of_bound, self.share_of_bound_cold)
+        for share, time in zip(shares, (self.warm, self.cold), strict=True):
+            if time is not None and self.ideal_ns is not None and time.ns > 0:
+                if differs(share, self.ideal_ns / time.ns):
+                    yield "share_of_bound is not ideal_ns over its time"
+
     @property
     def gemm(self) -> Gemm:
         """The shape of the GEMM."""
@@ -112,6 +127,14 @@ class StepCurve(Block, kw_only=True):
     width: Size | None = None
     step_ns: Number | None = None
     base_ns: Number | None = None
+
+    def contradictions(self) -> Iterator[str]:
+        """Yield that its points do not have a time each, or one outside of its interval."""
+        if not len(self.sizes) == len(self.ns) >= len(self.ci95):
+            yield "it has not one time for each size"
+        for ns, ends in zip(self.ns, self.ci95, strict=False):
+            if ends is not None:
+                yield from outside(ns, ends, "interval")
 
     def gemm(self, size: int) -> Gemm:
         """Return the shape of the point with a size."""

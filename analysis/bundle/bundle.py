@@ -51,7 +51,8 @@ class BundleIndex(msgspec.Struct, kw_only=True):
     """The file bundle.json, which tells what a bundle holds.
 
     `runs` names the phases of each run. `inputs` has the SHA-256 of each run.json and trace, from
-    which all else is rebuilt; bundles of older versions have none.
+    which all else is rebuilt, and `outputs` that of all else but this file and SHA256SUMS; bundles
+    of older versions have none of one or both.
     """
 
     schema: Literal[1] = 1
@@ -61,6 +62,7 @@ class BundleIndex(msgspec.Struct, kw_only=True):
     drawn_with: str = "None"
     runs: dict[str, list[str]]
     inputs: dict[str, str] = {}
+    outputs: dict[str, str] = {}
 
 
 def bundle(
@@ -106,10 +108,36 @@ def sums_text(files: Mapping[str, bytes]) -> str:
     return "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in names)
 
 
-def inputs_of(files: Mapping[str, bytes]) -> dict[str, str]:
-    """Return the SHA-256 of the files that all others are rebuilt from: run.json and traces."""
-    names = sorted(name for name in files if name.startswith("runs/"))
-    return {name: hashlib.sha256(files[name]).hexdigest() for name in names}
+def index_text(
+    files: Mapping[str, bytes],
+    reports: Mapping[str, Report],
+    *,
+    anonymous: bool,
+    plotted: str,
+) -> bytes:
+    """Return bundle.json, which lists all other files of the bundle but SHA256SUMS.
+
+    Args:
+        files: The files of the bundle.
+        reports: The reports by run.
+        anonymous: Whether the bundle is anonymous.
+        plotted: The versions that the figures were plotted with.
+    """
+    sums = {name: hashlib.sha256(files[name]).hexdigest() for name in sorted(files)}
+    index = BundleIndex(
+        tool=f"prunescope {tool_version()}",
+        anonymous=anonymous,
+        formats=[*FORMATS, *FRAMED],
+        drawn_with=plotted,
+        runs={name: list(report.phases) for name, report in reports.items()},
+        inputs={name: digest for name, digest in sums.items() if name.startswith("runs/")},
+        outputs={
+            name: digest
+            for name, digest in sums.items()
+            if not name.startswith("runs/") and name not in (INDEX, SUMS)
+        },
+    )
+    return (json.dumps(plain(index), indent=1) + "\n").encode()
 
 
 def tool_version() -> str:
@@ -203,8 +231,8 @@ def _build(
     for path in sorted(p for p in stage.rglob("*") if p.is_file()):
         files[path.relative_to(stage).as_posix()] = path.read_bytes()
     anonymous = scrubber is not None
-    inputs = inputs_of(files)
-    files |= texts(reports, runs, anonymous=anonymous, plotted=plotted_with(), inputs=inputs)
+    files |= texts(reports, runs, anonymous=anonymous, plotted=plotted_with())
+    files[INDEX] = index_text(files, reports, anonymous=anonymous, plotted=plotted_with())
     files[SUMS] = sums_text(files).encode()
     return files
 
@@ -242,7 +270,6 @@ def texts(
     *,
     anonymous: bool,
     plotted: str,
-    inputs: Mapping[str, str],
 ) -> dict[str, bytes]:
     """Return README, citation, samples and other files that follow from the runs and reports.
 
@@ -251,23 +278,14 @@ def texts(
         runs: The manifests by run and variant.
         anonymous: Whether the bundle is anonymous.
         plotted: The versions that the figures were plotted with.
-        inputs: The SHA-256 sums by `inputs_of`.
     """
     version = tool_version()
-    index = BundleIndex(
-        tool=f"prunescope {version}",
-        anonymous=anonymous,
-        formats=[*FORMATS, *FRAMED],
-        drawn_with=plotted,
-        runs={name: list(report.phases) for name, report in reports.items()},
-        inputs=dict(inputs),
-    )
+    written_by = f"prunescope {version}; figures plotted with {plotted}"
     files = {
-        "README.md": readme(reports, runs, version=version, anonymous=anonymous),
+        "README.md": readme(reports, runs, written_by=written_by, anonymous=anonymous),
         "CITATION.cff": citation(version),
         "samples.csv": samples_csv(runs),
         "environment.json": environment_json(runs),
-        INDEX: json.dumps(plain(index), indent=1) + "\n",
     }
     if (table := frontier_csv(reports, runs)) is not None:
         files[FRONTIER] = table

@@ -22,7 +22,7 @@ Files = Mapping[str, bytes]
 
 
 def with_edited(
-    files: Files, inputs: Mapping[str, str], runs: Runs, failed: Mapping[str, str]
+    files: Files, listed: Mapping[str, str], runs: Runs, failed: Mapping[str, str]
 ) -> dict[str, str]:
     """Return the failures with each edited file under runs/ before what follows from it.
 
@@ -31,13 +31,13 @@ def with_edited(
 
     Args:
         files: The files of the bundle.
-        inputs: The SHA-256 of each input, from bundle.json.
+        listed: The SHA-256 of each file that bundle.json lists.
         runs: The manifests by run and variant.
         failed: The failures by file.
     """
     edited: dict[str, str] = {}
     others = dict(failed)
-    of_index = ((name, digest, "bundle.json") for name, digest in inputs.items())
+    of_index = ((name, digest, "bundle.json") for name, digest in listed.items())
     for name, digest, where in (*of_index, *_manifest_checksums(runs)):
         if name in files and digest and hashlib.sha256(files[name]).hexdigest() != digest:
             edited.setdefault(name, f"edited: its SHA-256 is not the one in {where}")
@@ -83,7 +83,7 @@ def _first_difference(files: Files, run: str, variant: str, manifest: Run) -> st
     if listed_environment is None:
         return None
     current = json.loads(environment_json({run: {variant: manifest}}))[run][variant]
-    text = difference(listed_environment, current, frozenset(), where="")
+    text = difference(listed_environment, current, where="")
     return None if text is None else f"in environment.json and here, {text.lstrip('.')}"
 
 

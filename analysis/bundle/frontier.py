@@ -51,14 +51,6 @@ def frontier_csv(
     return table.getvalue()
 
 
-def without_places(table: bytes) -> bytes:
-    """Return a table without its last column, `on_frontier`.
-
-    Its rule depends on the version that wrote it: up to 0.2.0 intervals that overlapped were ties.
-    """
-    return b"\n".join(line.rpartition(b",")[0] for line in table.split(b"\n"))
-
-
 def _frontier_points(
     reports: Mapping[str, Report], runs: Mapping[str, Mapping[str, Run]]
 ) -> Iterator[tuple[SweepPoint, Run, tuple[Any, ...]]]:

@@ -54,17 +54,17 @@ unprofiled samples, with 95 % bootstrap intervals over placements, dense and pru
 measured in turns; the profiled steps serve the split of the time only."""  # noqa: E501
 
 
-def readme(reports: Mapping[str, Report], runs: Runs, *, version: str, anonymous: bool) -> str:
-    """Return the README.md of the bundle."""
-    blocks = _readme(reports, runs, version=version, anonymous=anonymous)
+def readme(reports: Mapping[str, Report], runs: Runs, *, written_by: str, anonymous: bool) -> str:
+    """Return the README.md of the bundle; `written_by` names versions."""
+    blocks = _readme(reports, runs, written_by=written_by, anonymous=anonymous)
     return "\n\n".join([*blocks, ""])
 
 
 def _readme(
-    reports: Mapping[str, Report], runs: Runs, *, version: str, anonymous: bool
+    reports: Mapping[str, Report], runs: Runs, *, written_by: str, anonymous: bool
 ) -> Iterator[str]:
     yield "# Trace evidence of a pruning speedup"
-    yield f"Written by prunescope {version}. " + (
+    yield f"Written by {written_by}. " + (
         "Names of people, hosts, paths and accounts were removed; numbers were not changed."
         if anonymous
         else "Traces are trimmed to what the analysis reads; numbers were not changed."

@@ -93,7 +93,12 @@ class Words:
 
 
 def trim(path: Path, words: Words | None = None) -> bytes:
-    """Return the trace with only what the analysis reads, as gzipped JSON.
+    """Return `trimmed_json` of a trace, gzipped."""
+    return gzip.compress(trimmed_json(path, words), compresslevel=9, mtime=0)
+
+
+def trimmed_json(path: Path, words: Words | None = None) -> bytes:
+    """Return the trace with only what the analysis reads. Trimmed again, it stays as it is.
 
     Args:
         path: The trace.
@@ -128,7 +133,7 @@ def trim(path: Path, words: Words | None = None) -> bytes:
         LEFT_OUT: {STACKS: stacks + stacks_left_out(source.meta)},
         "traceEvents": events,
     }
-    return gzip.compress(msgspec.json.encode(trace), compresslevel=9, mtime=0)
+    return msgspec.json.encode(trace)
 
 
 class _Span:

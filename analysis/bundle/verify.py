@@ -1,30 +1,29 @@
-"""The verification of a bundle, by checksums and by rebuilding it.
+"""The verification of a bundle, by checksums and by rebuilding it, both ways.
 
 In: a zip. Out: plain values. Every file is compared with its SHA-256. Reports, figures and
 annotated traces are rebuilt from the bundled traces and compared: numbers within a rounding error,
-pixels within what another processor rounds. What a bundle says about the versions that wrote it
-decides nothing: all is rebuilt. If another version wrote other bytes, the file is listed as not
-compared, and the result is partial; labels of figures are compared all the same. The zip is
-untrusted: only the run folders are unpacked, into a temporary folder.
+pixels within what another processor rounds, and nothing may be missing, added, or there twice.
+Manifests and traces are as `bundle` writes them: read and written again, they are the same. What
+a bundle says about the versions that wrote it decides nothing: all is rebuilt. If another version
+wrote other bytes, the file is listed as not compared, and the result is partial; labels of figures
+are compared all the same. The zip is untrusted: only the run folders are unpacked, into a temporary
+folder.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
+import hashlib
 import re
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from prunescope.analysis.bundle.archive import read_zip
 from prunescope.analysis.bundle.bundle import (
-    FRONTIER,
     INDEX,
     SUMS,
     BundleIndex,
-    inputs_of,
+    index_text,
     label_prefixes,
     sums_text,
     texts,
@@ -33,10 +32,18 @@ from prunescope.analysis.bundle.bundle import (
 )
 from prunescope.analysis.bundle.differences import difference, same_text
 from prunescope.analysis.bundle.edited import with_edited
-from prunescope.analysis.bundle.frontier import without_places
+from prunescope.analysis.bundle.same_files import (
+    content_digest,
+    is_whole_png,
+    read_json,
+    same_labels,
+    same_packed,
+    same_pixels,
+)
 from prunescope.analysis.bundle.samples import on_trust
+from prunescope.analysis.bundle.trim import trimmed_json
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report.figures import most_apart, plotted_with
+from prunescope.analysis.report.figures import plotted_with
 from prunescope.analysis.schema.report import Report, to_json
 from prunescope.taxonomy.atomic_write import scratch_folder
 from prunescope.taxonomy.errors import PrunescopeError
@@ -44,71 +51,9 @@ from prunescope.taxonomy.formats import UnknownVersion, decode
 from prunescope.taxonomy.own_files import refuse_own_file
 from prunescope.taxonomy.runs.run import MANIFEST, Run, read_run
 
-_LARGEST = 1 << 30  # decompressed bytes of one trace
-_PNG_HEAD = 33  # bytes of signature and header: the size and the kind of pixels
-_SHADE = 0.04  # of full brightness
+FIGURES = (".svg", ".png")
 _FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}")
-_NUMBERS = (
-    "samples.csv",
-    "environment.json",
-    "frontier.csv",
-)  # compared whatever version wrote them
 _ACTIVE = re.compile(rb"<script|javascript:|\son[a-z]+\s*=", re.IGNORECASE)
-_PLOTTED = (".svg", ".png")
-_LABEL = re.compile(rb"<text\b[^<>]*>([^<]*)</text>")
-# Another version may word sentences differently; other fields hold their numbers too.
-_WORDED = frozenset(
-    {"findings", "notes", "notices", "warnings", "evidence", "says", "source", "tool"}
-)
-
-
-def fits(data: bytes) -> bool:
-    """Return whether a gzipped file expands to at most 1 GiB."""
-    stream, total = zlib.decompressobj(31), 0
-    while data:
-        try:
-            total += len(stream.decompress(data, 16 << 20))
-        except zlib.error:
-            return True  # the loader reports what is wrong with it
-        if total > _LARGEST:
-            return False
-        data = stream.unconsumed_tail
-        if stream.eof:  # another member may follow
-            stream, data = zlib.decompressobj(31), stream.unused_data
-    return True
-
-
-def same_packed(old: bytes, new: bytes) -> bool:
-    """Return whether two gzipped JSON files hold the same."""
-    if old == new:
-        return True
-    if not fits(old):
-        return False
-    try:
-        a, b = gzip.decompress(old), gzip.decompress(new)
-        return a == b or difference(json.loads(a), json.loads(b), frozenset()) is None
-    except (OSError, EOFError, ValueError, RecursionError, OverflowError, zlib.error):
-        return False
-
-
-def same_pixels(old: bytes, new: bytes) -> bool:
-    """Return whether two PNG files show the same; how they are packed may differ."""
-    if old == new:
-        return True
-    if old[:_PNG_HEAD] != new[:_PNG_HEAD]:  # differs in size: it is not unpacked
-        return False
-    apart = most_apart(old, new)
-    return apart is not None and apart <= _SHADE
-
-
-def same_labels(old: bytes, new: bytes) -> bool:
-    """Return whether two SVG files have the same texts, with numbers within a rounding error.
-
-    What a figure says stays the same if another matplotlib places it elsewhere.
-    """
-    return same_text(*(b"\n".join(_LABEL.findall(data)) for data in (old, new)))
-
-
 _SAME = {".gz": same_packed, ".png": same_pixels}  # every other file is a text
 
 
@@ -228,15 +173,9 @@ def _rebuild_all(
         raise
     except PrunescopeError:
         return set(), {}, {INDEX: "does not say what the bundle holds"}, []
+    if wrong := _wrong_index(files, index):
+        return set(), {}, wrong, []
     names = list(index.runs)
-    if not all(map(_FOLDER.fullmatch, names)):  # they become paths
-        return set(), {}, {INDEX: "names a run that is no plain folder name"}, []
-    there = {n.split("/")[1] for n in files if n.startswith(("runs/", "reports/"))}
-    if not names or there - set(names):  # what it does not name would not be rebuilt
-        return set(), {}, {INDEX: "does not name every run of the bundle"}, []
-    active = [n for n, data in files.items() if n.endswith(".svg") and _ACTIVE.search(data)]
-    if active:
-        return set(), {}, dict.fromkeys(active, "refused: a figure that runs a script"), []
     with scratch_folder() as stage:
         rebuild = _Rebuild(files, stage.resolve(), tool=index.tool, plotted=index.drawn_with)
         rebuild.unpack()
@@ -245,22 +184,41 @@ def _rebuild_all(
         rebuild.check_shared(anonymous=index.anonymous)
         if not rebuild.failed:
             rebuild.check_unknown()
-    failed = with_edited(files, index.inputs, rebuild.runs, rebuild.failed)
+    listed = {**index.outputs, **index.inputs}
+    failed = with_edited(files, listed, rebuild.runs, rebuild.failed)
     return rebuild.done, rebuild.apart, failed, list(on_trust(rebuild.reports))
+
+
+def _wrong_index(files: Mapping[str, bytes], index: BundleIndex) -> dict[str, str]:
+    """Return what prevents a rebuild, by file: an index of other files, or a file that runs."""
+    names = list(index.runs)
+    if not all(map(_FOLDER.fullmatch, names)):  # they become paths
+        return {INDEX: "names a run that is no plain folder name"}
+    there = {n.split("/")[1] for n in files if n.startswith(("runs/", "reports/"))}
+    if not names or there - set(names):  # what it does not name would not be rebuilt
+        return {INDEX: "does not name every run of the bundle"}
+    listed = index.inputs.keys() | index.outputs.keys()
+    if index.outputs:  # bundles of older versions list their inputs alone
+        why = {name: "no part of a bundle: not listed in bundle.json" for name in files}
+        why |= dict.fromkeys(listed, "listed in bundle.json and missing")
+        if wrong := (files.keys() ^ listed) - {INDEX, SUMS}:
+            return {name: why[name] for name in sorted(wrong)}
+    active = [n for n, data in files.items() if n.endswith(".svg") and _ACTIVE.search(data)]
+    return dict.fromkeys(active, "refused: a figure that runs a script")
 
 
 class _Rebuild:
     """The rebuild of a bundle from its traces.
 
     `done` are the files that were compared, `apart` those that could not be, and `failed` those
-    that differ. Files that another version of this tool (`tool`) wrote may differ in words, and
-    figures that other versions plotted (`plotted`) in positions: they are `apart`. Numbers are
-    compared whatever the versions.
+    that differ. Files that differ are `apart` if another version of this tool (`tool`) wrote them,
+    and figures if other versions plotted them (`plotted`).
     """
 
     def __init__(self, files: Mapping[str, bytes], stage: Path, *, tool: str, plotted: str) -> None:
         self.files, self.stage, self.tool, self.plotted = files, stage, tool, plotted
         self.same_tool = tool == f"prunescope {tool_version()}"
+        self.content: dict[str, str] = {}  # SHA-256 of unpacked traces
         self.reports: dict[str, Report] = {}
         self.runs: dict[str, dict[str, Run]] = {}
         self.done: set[str] = set()
@@ -272,32 +230,31 @@ class _Rebuild:
         for name, data in self.files.items():
             if not name.startswith("runs/"):
                 continue
-            if name.endswith(".gz") and not fits(data):
-                self.failed[name] = "refused: expands to more than 1 GiB"
-                return
             try:
+                if name.endswith(".gz"):
+                    self.content[name] = content_digest(data)
                 (self.stage / name).parent.mkdir(parents=True, exist_ok=True)
                 (self.stage / name).write_bytes(data)
             except (FileExistsError, NotADirectoryError, IsADirectoryError):
                 self.failed[name] = "refused: a file and a folder of one name"
-                return
+            except ValueError as error:
+                self.failed[name] = f"refused: it {error}"
 
     def check_report(self, name: str, prefix: str) -> None:
         """Rebuild and compare the report of a run, with its figures and annotated traces."""
         place, folder = f"reports/{name}", self.stage / "runs" / name
-        if not self.failed and f"{place}/report.json" not in self.files:
-            self.failed[f"{place}/report.json"] = "missing"
         if self.failed:
             return
         try:
             manifests = sorted(folder.glob(f"*/{MANIFEST}"))
             self.runs[name] = {m.parent.name: read_run(m.parent) for m in manifests}
+            self._check_inputs(name)
             done = analyze(folder)
         except PrunescopeError as error:
             self.failed[f"runs/{name}"] = f"cannot be analysed: {error.problem}"
             return
         self.reports[name] = done.report
-        self._compare_json(f"{place}/report.json", to_json(done.report))
+        self._compare_report(f"{place}/report.json", to_json(done.report))
         if self.failed:
             return
         for path in write_formats(done, self.stage / place, prefix):
@@ -308,59 +265,75 @@ class _Rebuild:
         """Rebuild and compare the files that follow from all runs."""
         if self.failed:
             return
-        wanted = texts(
-            self.reports,
-            self.runs,
-            anonymous=anonymous,
-            plotted=self.plotted,
-            inputs=inputs_of(self.files),
+        wanted = texts(self.reports, self.runs, anonymous=anonymous, plotted=self.plotted)
+        wanted[INDEX] = index_text(
+            self.files, self.reports, anonymous=anonymous, plotted=self.plotted
         )
         for name, text in wanted.items():
             self._compare(name, text, "not what the bundled runs give")
 
     def check_unknown(self) -> None:
-        """Refuse each file that this version neither wrote nor rebuilds from.
+        """Refuse each file that this version neither writes nor rebuilds from."""
+        sources = {SUMS, *self._inputs()}
+        for name in sorted(self.files.keys() - sources - self.done - self.apart.keys()):
+            self.failed[name] = "no part of a bundle"
 
-        A file of a bundle that another version wrote may be one of that version, and is `apart`.
-        """
-        sources = {SUMS}
+    def _inputs(self) -> Iterator[str]:
+        """Yield the names of the manifests and of the traces that they name."""
         for name, variants in self.runs.items():
             for variant, run in variants.items():
-                traces = [t for p in run.phases.values() for t in (p.trace, p.eager_trace) if t]
-                sources |= {f"runs/{name}/{variant}/{file}" for file in (MANIFEST, *traces)}
-        for name in sorted(self.files.keys() - sources - self.done - self.apart.keys()):
-            if self.same_tool:
-                self.failed[name] = "no part of a bundle"
-            else:
-                self.apart[name] = f"written by {self.tool}"
+                yield f"runs/{name}/{variant}/{MANIFEST}"
+                for phase in run.phases.values():
+                    for trace in filter(None, (phase.trace, phase.eager_trace)):
+                        yield f"runs/{name}/{variant}/{trace}"
+
+    def _check_inputs(self, run_name: str) -> None:
+        """Check that the manifests and traces of a run are as `bundle` writes them.
+
+        They hold nothing that no analysis reads, and nothing twice: what is read, written again,
+        gives the same.
+        """
+        for variant, run in self.runs[run_name].items():
+            name = f"runs/{run_name}/{variant}/{MANIFEST}"
+            if run.to_json().encode() != self.files[name]:
+                self._differs(name, "not in the form in which it was written")
+        for name in self._inputs():
+            if name.startswith(f"runs/{run_name}/") and name in self.content:
+                trimmed = hashlib.sha256(trimmed_json(self.stage / name)).hexdigest()
+                if trimmed != self.content[name]:
+                    self._differs(name, "not in the form in which it was written")
+
+    def _differs(self, name: str, why: str) -> None:
+        """Note a file that differs, which is no mistake of one that another version wrote."""
+        if self.same_tool:
+            self.failed[name] = why
+        else:
+            self.apart[name] = f"written by {self.tool}, which verifies it: {why}"
 
     def _compare(self, name: str, wanted: bytes, why: str) -> None:
         ending, data = PurePosixPath(name).suffix, self.files.get(name)
-        may_differ = not self.same_tool and name not in _NUMBERS
-        if data is not None and name == FRONTIER and not self.same_tool:
-            data, wanted = without_places(data), without_places(wanted)
         if data is None:
-            if not may_differ:
-                self.failed[name] = "missing"
+            self._differs(name, "missing")
         elif _SAME.get(ending, same_text)(data, wanted):
             self.done.add(name)
-        elif may_differ:
-            self.apart[name] = f"written by {self.tool}"
-        elif ending in _PLOTTED and self.plotted != plotted_with():
+        elif self.same_tool and ending in FIGURES and self.plotted != plotted_with():
             self.apart[name] = f"plotted with {self.plotted}, here is {plotted_with()}"
-            if ending == ".svg" and not same_labels(data, wanted):
+            is_right = same_labels(data, wanted) if ending == ".svg" else is_whole_png(data)
+            if not is_right:
                 self.failed[name] = why
         else:
             self.done.add(name)
-            self.failed[name] = why
+            self._differs(name, why)
 
-    def _compare_json(self, name: str, wanted: bytes) -> None:
+    def _compare_report(self, name: str, wanted: bytes) -> None:
         self.done.add(name)
-        skipped = frozenset() if self.same_tool else _WORDED
+        if name not in self.files:
+            self._differs(name, "missing")
+            return
         try:
-            differs = difference(json.loads(self.files[name]), json.loads(wanted), skipped)
-        except (ValueError, RecursionError, OverflowError):
-            self.failed[name] = "is no report"
+            differs = difference(read_json(self.files[name]), read_json(wanted))
+        except (ValueError, RecursionError, OverflowError) as error:
+            self.failed[name] = f"is no report: {str(error)[:80]}"
             return
         if differs:
-            self.failed[name] = f"its traces give other numbers: {differs}"
+            self._differs(name, f"its traces give other numbers: {differs}")

@@ -238,7 +238,7 @@ def doctor(checks: Iterable[MachineCheck]) -> RenderableType:
     return table
 
 
-def verified(result: Mapping[str, Any], *, allow_missing_figures: bool) -> Text:
+def verified(result: Mapping[str, Any], *, passes: bool) -> Text:
     """Return the result of `verify` as text.
 
     It has the verdict, the files that failed or were not compared, how many were, and what is taken
@@ -246,7 +246,7 @@ def verified(result: Mapping[str, Any], *, allow_missing_figures: bool) -> Text:
 
     Args:
         result: The plain values of `verify --json`.
-        allow_missing_figures: Whether files that were not compared make the result partial.
+        passes: Whether files that were not compared are accepted.
     """
     if not result["ok"]:
         lines = [f"failed: {len(result['failed'])} of {result['checked']} files"]
@@ -254,7 +254,7 @@ def verified(result: Mapping[str, Any], *, allow_missing_figures: bool) -> Text:
         return Text("\n".join(map(clean, lines)))
     skipped = result["not_compared"]
     unchanged = result["checked"] - result["rebuilt"] - len(skipped)
-    outcome = "ok: " if allow_missing_figures or not skipped else "partial: "
+    outcome = "ok: " if passes else "partial: "
     lines = []
     if result["samples_agree"] is False:
         outcome = ""

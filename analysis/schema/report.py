@@ -6,6 +6,7 @@ Null (None) means "not known"; it is never 0. Only additive changes are made.
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterator
 from inspect import cleandoc
 from typing import Annotated, Any, Literal, Required, TypedDict
 
@@ -30,6 +31,7 @@ from prunescope.analysis.schema.sides import (
     Totals,
     Unprofiled,
 )
+from prunescope.taxonomy.contradictions import differs
 from prunescope.taxonomy.formats import decode, scrubbed
 from prunescope.taxonomy.words import plural
 
@@ -204,6 +206,11 @@ class Row(msgspec.Struct, kw_only=True):
     noise_ns: float | None = None
     parts: list[LedgerPart] = []
 
+    def contradictions(self) -> Iterator[str]:
+        """Yield that its parts do not add up to it."""
+        if self.parts and differs(self.ns, sum(part.ns for part in self.parts)):
+            yield f"the parts of {self.row} do not add up to it"
+
     @property
     def moves_ns(self) -> float:
         """The ns that the row adds to the sum: 0 if it is null."""
@@ -334,6 +341,11 @@ class Ladder(msgspec.Struct, kw_only=True):
         float | None | msgspec.UnsetType,
         meaning("dense / pruned bytes at this batch, of a family that keeps FLOPs"),
     ] = msgspec.UNSET
+
+    def contradictions(self) -> Iterator[str]:
+        """Yield that its share of the bound is another one."""
+        if self.roofline and differs(self.share_of_bound, self.realised / self.roofline):
+            yield "share_of_bound is not realised / roofline"
 
     def interval_of(self, bound: str) -> list[float] | None:
         """Return the 95 % interval of a bound or of `share_of_bound`; None for nominal, FLOPs."""
@@ -619,6 +631,46 @@ class Phase(msgspec.Struct, kw_only=True):
         list[CategoryTime],
         meaning("time of both sides by the categories of arXiv 2606.09080; empty: no baseline"),
     ] = []
+
+    def contradictions(self) -> Iterator[str]:
+        """Yield which of its times, rates and findings do not follow from its other fields."""
+        yield from self._wrong_times()
+        rows = {row.row: row for row in self.ledger or ()}
+        if "pruned" in rows:  # the first row that is summed is what is promised of the dense time
+            if differs(rows["pruned"].ns, sum(r.moves_ns for r in rows.values() if not r.is_wall)):
+                yield "the rows of the ledger do not add up to the pruned time"
+        has_pruning = self.family is not None and self.family.id != "dense"
+        if (
+            self.ladder is not None
+            and self.ladder.realised_ci95
+            and self.is_speedup
+            and has_pruning
+        ):
+            if self.ladder.holds_one and not self.finding(NO_SPEEDUP):
+                yield f"its speedup is within noise, and it lacks the finding {NO_SPEEDUP}"
+
+    def _wrong_times(self) -> Iterator[str]:
+        """Yield which times, and ratios of times, do not follow from its other fields."""
+        if differs(self.wall_ns, self.busy_ns + self.gap_ns + self.tail_ns):
+            yield "busy_ns, gap_ns and tail_ns do not add up to wall_ns"
+        timed, dense = self.unprofiled_ns, self.baseline
+        if timed is not None and differs(self.profiler_overhead_ratio, self.wall_ns / timed.median):
+            yield "observer_ratio is not wall_ns over the unprofiled median"
+        if self.ladder is None or dense is None:
+            return
+        sampled = dense.unprofiled_ns
+        walls = (
+            (dense.wall_ns, self.wall_ns)
+            if timed is None or sampled is None
+            else (sampled.median, timed.median)
+        )
+        one_kind = (timed is None) == (sampled is None)  # an older report lacks those of dense
+        if one_kind and walls[1] and differs(self.ladder.realised, walls[0] / walls[1]):
+            yield "realised is not the ratio of the two times"
+        if self.is_speedup and self.tokens_per_s and dense.tokens_per_s:
+            rate = self.tokens_per_s / dense.tokens_per_s
+            if differs(self.ladder.realised, rate):
+                yield "tokens_per_s of both sides are not as far apart as their times"
 
     def scale_to_step(self, recorded_ns: float) -> float:
         """Return recorded busy time, ns, in the time base of the step."""

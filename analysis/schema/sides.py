@@ -5,11 +5,15 @@ Typed dicts have keys that may be absent, or that have another order in traces w
 
 from __future__ import annotations
 
+import itertools
+import statistics
+from collections.abc import Iterator
 from typing import Annotated, Any, NotRequired, Required, TypedDict
 
 import msgspec
 
 from prunescope.analysis.schema.fields import meaning
+from prunescope.taxonomy.contradictions import differs
 from prunescope.taxonomy.runs.run_blocks import LayerAlone
 from prunescope.taxonomy.words import plural
 
@@ -203,6 +207,20 @@ class Unprofiled(msgspec.Struct, kw_only=True):
         float | msgspec.UnsetType,
         meaning("time of a placement besides its samples (copying, warming up): the median"),
     ] = msgspec.field(name="seating_cost_ns", default=msgspec.UNSET)
+
+    def contradictions(self) -> Iterator[str]:
+        """Yield what its samples do not give."""
+        sizes = self.placements or [len(self.samples)]
+        if not self.samples or sum(sizes) != len(self.samples) or min(self.samples) <= 0:
+            yield "placements do not add up to the samples"
+            return
+        ends = list(itertools.accumulate(sizes))
+        parts = [self.samples[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+        medians = [statistics.median(part) for part in parts if part]
+        if differs(self.median, statistics.geometric_mean(medians)):
+            yield f"median is {self.median:.6g}, and not that of its samples"
+        if differs(self.mean, statistics.fmean(self.samples)):
+            yield f"mean is {self.mean:.6g}, and not that of its samples"
 
     @property
     def samples_in_words(self) -> str:

@@ -6,12 +6,14 @@ ns, memory in bytes, losses in nats per token. A later version may add keys, and
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
+from prunescope.taxonomy.contradictions import differs, outside
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import (
     MAX_LAYERS,
@@ -77,6 +79,12 @@ class ExpectedPhase(msgspec.Struct, kw_only=True):
     range: Interval
     weight: Number
 
+    def contradictions(self) -> Iterator[str]:
+        """Yield that its speedup is not dense over planned time, or outside of its range."""
+        if self.ns <= 0 or differs(self.speedup, self.dense_ns / self.ns):
+            yield "speedup is not dense_ns / ns"
+        yield from outside(self.speedup, self.range)
+
 
 class PlanEstimate(msgspec.Struct, kw_only=True):
     """The predicted and measured results of the plan.
@@ -93,6 +101,19 @@ class PlanEstimate(msgspec.Struct, kw_only=True):
     loss: Number
     loss_measured: Number | None = None
     perplexity_rel: Number | None = None
+
+    def contradictions(self) -> Iterator[str]:
+        """Yield that its speedup is not that of its phases, or outside of its range."""
+        dense, planned = (
+            sum(phase.weight * ns for phase, ns in zip(self.phases.values(), times, strict=True))
+            for times in (
+                [phase.dense_ns for phase in self.phases.values()],
+                [phase.ns for phase in self.phases.values()],
+            )
+        )
+        if planned <= 0 or differs(self.speedup, dense / planned):
+            yield "speedup is not that of its phases"
+        yield from outside(self.speedup, self.range)
 
 
 class TradeOff(msgspec.Struct, kw_only=True):
@@ -141,6 +162,11 @@ class PlanOfLayers(msgspec.Struct, kw_only=True):
     text: dict[str, Any] = {}  # the tokens that losses were measured on
     notes: list[str] = []
     command: str = ""
+
+    def contradictions(self) -> Iterator[str]:
+        """Yield that the losses of its layers do not add up to the one that is expected."""
+        if differs(self.expected.loss, sum(layer.loss for layer in self.layers)):
+            yield "the losses of its layers do not add up to expected.loss"
 
     @property
     def has_ranks(self) -> bool:

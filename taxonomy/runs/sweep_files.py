@@ -63,6 +63,11 @@ class SweepResult(Planned, kw_only=True, frozen=True):
     error: str | None = None
     held_out: HeldOut | None = None
 
+    def contradictions(self) -> Iterator[str]:
+        """Yield that it is done and has no run, or the run of another result."""
+        if self.state == DONE and self.run != run_of(self):
+            yield "it is done, and its run is not its own"
+
 
 class PlanFile(msgspec.Struct, kw_only=True):
     """The plan.json of a sweep: what makes results comparable, and every planned result.
@@ -83,6 +88,12 @@ class SweepFile(msgspec.Struct, kw_only=True):
     config: dict[str, Any] = {}
     notes: list[str] = []
     results: list[SweepResult]
+
+    def contradictions(self) -> Iterator[str]:
+        """Yield that two results have one id."""
+        ids = [result.id for result in self.results]
+        if len(set(ids)) < len(ids):
+            yield "two results have one id"
 
 
 class Failure(Block, kw_only=True):

@@ -72,11 +72,23 @@ def members(path: Path) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
+def sign(files: dict[str, bytes]) -> None:
+    """Make the checksums of all files but run.json and traces anew, as a forger would."""
+    index = json.loads(files["bundle.json"])
+    index["outputs"] = {
+        name: hashlib.sha256(files[name]).hexdigest()
+        for name in sorted(files)
+        if not name.startswith("runs/") and name not in ("bundle.json", "SHA256SUMS")
+    }
+    files["bundle.json"] = (json.dumps(index, indent=1) + "\n").encode()
+    files["SHA256SUMS"] = sums_text(files).encode()
+
+
 def rewritten(evidence: Path, out: Path, change: Callable[[dict[str, bytes]], None]) -> Path:
-    """The bundle with changed files, and with sums that know of it."""
+    """The bundle with changed files, and with sums in it and in bundle.json that know of it."""
     files = members(evidence)
     change(files)
-    files["SHA256SUMS"] = sums_text(files).encode()
+    sign(files)
     out.write_bytes(zip_bytes(files))
     return out
 
@@ -337,11 +349,11 @@ def test_a_trace_that_expands_without_end_is_refused(
     evidence: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with 1 GiB, in a sixteenth of it."""
-    monkeypatch.setattr("prunescope.analysis.bundle.verify._LARGEST", 1 << 26)
+    monkeypatch.setattr("prunescope.analysis.bundle.same_files._LARGEST", 1 << 26)
     name = "runs/my-run/dense/prefill.trace.json.gz"
 
     def expand(files: dict[str, bytes]) -> None:
-        files[name] = gzip.compress(b" " * (1 << 20), mtime=0) * 65
+        files[name] = gzip.compress(b" " * (65 << 20), mtime=0)
 
     assert "1 GiB" in failed(rewritten(evidence, tmp_path / "x.zip", expand))[name]
 

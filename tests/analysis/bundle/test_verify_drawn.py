@@ -95,8 +95,11 @@ OTHER = "matplotlib 0.1"
 
 
 def forged(files: Files) -> None:
-    """The versions that bundle.json records."""
+    """The versions that bundle.json records, and README.md repeats."""
     index = json.loads(files["bundle.json"])
+    old = index["drawn_with"].encode()
+    assert old in files["README.md"]
+    files["README.md"] = files["README.md"].replace(old, OTHER.encode())
     files["bundle.json"] = (json.dumps({**index, "drawn_with": OTHER}, indent=1) + "\n").encode()
 
 
@@ -240,4 +243,6 @@ def test_an_unknown_file_fails(evidence: Path, tmp_path: Path) -> None:
     files[f"{PLACE}/more.svg"] = b"<svg/>"
     files["SHA256SUMS"] = bundling.sums_text(files).encode()
     (tmp_path / "a.zip").write_bytes(zip_bytes(files))
-    assert failed(tmp_path / "a.zip") == {f"{PLACE}/more.svg": "no part of a bundle"}
+    assert failed(tmp_path / "a.zip") == {
+        f"{PLACE}/more.svg": "no part of a bundle: not listed in bundle.json"
+    }

@@ -114,8 +114,8 @@ def phase(**more: object) -> Phase:
         "steps": 5, "wall_ns": 121 * MS, "busy_ns": 100 * MS, "gap_ns": 20 * MS,
         "tail_ns": 1 * MS, "lead_ns": None, "spill": {"events": 0, "ns": 0},
         "late": {"events": 0, "ns": 0}, "left_out": {"events": 0, "ns": 0},
-        "tokens_per_s": 4231.4, "peak_memory_bytes": None, "weight_bytes": 412_000_000,
-        "kv_bytes": None, "observer_ratio": 1.11, "domain": "unprofiled", "observer_share": 0.099,
+        "tokens_per_s": 512 / 0.121, "peak_memory_bytes": None, "weight_bytes": 412_000_000,
+        "kv_bytes": None, "observer_ratio": 1.0, "domain": "unprofiled", "observer_share": 0.099,
         "coverage": {"kind": 0.998, "work": 0.964, "role": 1.0},
         "bound": {"compute": 70 * MS, "memory": 22 * MS, "latency": 4.4 * MS,
                   "unknown": 3.6 * MS, "launch": 20 * MS},
@@ -123,7 +123,7 @@ def phase(**more: object) -> Phase:
                   "unknown": 0.2 * MS},
         "roles": {"gate": 21.3 * MS, "up": 21 * MS, "attention": 57.7 * MS},
         "baseline": {"steps": 5, "wall_ns": 155 * MS, "busy_ns": 150 * MS, "gap_ns": 4 * MS,
-                     "tail_ns": MS, "tokens_per_s": 3657.1, "weight_bytes": 538_000_000},
+                     "tail_ns": MS, "tokens_per_s": 512 / 0.14, "weight_bytes": 538_000_000},
         "sparsity": {"nominal": 0.25, "parameters": 0.187, "flop": 0.201, "bytes": None},
     }  # fmt: skip
     return msgspec.convert({**_parts(), **plain, **more}, Phase)
@@ -131,7 +131,7 @@ def phase(**more: object) -> Phase:
 
 def _parts() -> dict[str, object]:
     unprofiled = Unprofiled(
-        median=121 * MS, mean=121.4 * MS, ci95=[120.1 * MS, 122.2 * MS], samples=[121_000_000] * 20
+        median=121 * MS, mean=121 * MS, ci95=[120.1 * MS, 122.2 * MS], samples=[121_000_000] * 20
     )
     ladder = Ladder(
         nominal=4 / 3, flop=1.25, coverage=1.23, roofline=1.21, busy=1.19, realised=140 / 121,
@@ -184,7 +184,12 @@ def two_phases() -> Report:
         wall_ns=35.5 * MS, busy_ns=34 * MS, gap_ns=1.4 * MS, tail_ns=0.1 * MS, steps=8,
         ladder=ladder, ledger=decode_ledger(), gemms=gemms(1), kv_bytes=11_800_000,
         notes=["between captures walls of a quiet machine moved by about 1.4 %"],
+        observer_ratio=35.5 / 34,
+        unprofiled_ns=Unprofiled(median=34 * MS, mean=34 * MS, ci95=[33.8 * MS, 34.3 * MS],
+                                 samples=[34_000_000] * 20),
     )  # fmt: skip
+    assert decode.baseline is not None and decode.tokens_per_s is not None
+    decode.baseline.tokens_per_s = decode.tokens_per_s * 34 / 36
     return Report(
         tool="prunescope 0.1.0",
         subject={"name": "smollm2-nk25", "model": "SmolLM2-135M", "method": "static-nk",
