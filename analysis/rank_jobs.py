@@ -52,9 +52,14 @@ class Outcome(msgspec.Struct):
 
 
 class Frames(Mapping[str, pl.DataFrame]):
-    """The kernels frames by phase: in memory, or in files that are read when they are asked for."""
+    """The kernels frames by phase: in memory, or in files that are read when they are asked for.
+
+    Attributes:
+        dense: The frames of the dense side by phase, of phases that were analysed in this process.
+    """
 
     def __init__(self) -> None:
+        self.dense: dict[str, pl.DataFrame] = {}
         self._held: dict[str, pl.DataFrame | Path] = {}
         self._folder: Path | None = None
 
@@ -75,6 +80,7 @@ class Frames(Mapping[str, pl.DataFrame]):
         """Return these frames by new names; `names` gives for each new one the name here."""
         now = {old: new for new, old in names.items()}
         self._held = {now.get(name, name): frame for name, frame in self._held.items()}
+        self.dense = {now.get(name, name): frame for name, frame in self.dense.items()}
         return self
 
     def folder(self) -> Path:
@@ -210,7 +216,7 @@ def outcome_of(sides: Sides, name: str, frames: Frames) -> Outcome:
             failed=(f"baseline: {failed[0]}", failed[1]),
         )
     both = make_comparable(baseline, candidate)
-    frames[name] = both.pruned.kernels.frame
+    frames[name], frames.dense[name] = both.pruned.kernels.frame, both.dense.kernels.frame
     phase = compare_phase(both, sparsity=sides.options.sparsity, hta=opinion)
     return Outcome(phase, both.pruned.diagnostics, both.dense.diagnostics)
 

@@ -7,7 +7,7 @@ does.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import polars as pl
 
@@ -25,6 +25,7 @@ class RequestedFormats:
         report: The report.
         name: The format.
         frames: The kernels frame of each phase; None where the report does not carry them.
+        dense_frames: Those of the dense side; empty where they are not held.
         hosts: The host's events of each phase; None where they are not to be shown.
         label_prefix: What stands in front of the labels in LaTeX.
         figures: The formats of figures, all of which one rendering gives.
@@ -33,6 +34,7 @@ class RequestedFormats:
     report: Report
     name: str
     frames: Frames | None = None
+    dense_frames: Frames = field(default_factory=dict)
     hosts: Frames | None = None
     label_prefix: str = ""
     figures: tuple[str, ...] = ()
@@ -71,7 +73,9 @@ def _markdown(request: RequestedFormats) -> dict[str, bytes]:
 def _html(request: RequestedFormats) -> dict[str, bytes]:
     from prunescope.analysis.report.html import render_html
 
-    return {"report.html": render_html(request.report).encode()}
+    return {
+        "report.html": render_html(request.report, request.frames, request.dense_frames).encode()
+    }
 
 
 def _json(request: RequestedFormats) -> dict[str, bytes]:

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import html
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ import jinja2
 
 from prunescope.analysis.report import hatches, ledger_view, measured, sentences, titles
 from prunescope.analysis.report.escape import clean
+from prunescope.analysis.report.explorer import timelines
+from prunescope.analysis.report.formats import Frames
 from prunescope.analysis.report.phase_tables import Extent, overview, phase_tables
 from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.report.view import Table
@@ -34,10 +37,28 @@ _OPTION = re.compile(r"(?<!\S)--[\w-]+")  # browsers break lines between its hyp
 _EXTENT = Extent(kernel_names=True, without=frozenset({"ladder", "ledger"}))
 
 
-def render_html(report: Report) -> str:
-    """Return the whole report as a page, light and dark, with every row that the report holds."""
+def render_html(
+    report: Report, frames: Frames | None = None, dense_frames: Frames | None = None
+) -> str:
+    """Return the whole report as a page, light and dark, with every row that the report holds.
+
+    Args:
+        report: The report.
+        frames: The kernels frame of each phase, for its timeline; None shows none.
+        dense_frames: Those of the dense side.
+    """
+    data = {
+        name: Escaped(timelines(phase, frames[name], (dense_frames or {}).get(name)))
+        for name, phase in report.phases.items()
+        if frames is not None and name in frames
+    }
     return rendered_page(
-        "report.html.j2", tool=report.tool, no_finding=sentences.NO_FINDING, **report_view(report)
+        "report.html.j2",
+        scripts=("sort.js.html", "explorer.js.html"),
+        tool=report.tool,
+        no_finding=sentences.NO_FINDING,
+        timelines={phase_slugs(report)[name]: text for name, text in data.items()},
+        **report_view(report),
     )
 
 
@@ -57,12 +78,14 @@ def report_view(report: Report) -> dict[str, Any]:
     }
 
 
-def rendered_page(template: str, **values: Any) -> str:
-    """Render a template as a self-contained page, whose tables a script sorts.
+def rendered_page(
+    template: str, *, scripts: Sequence[str] = ("sort.js.html",), **values: Any
+) -> str:
+    """Render a template as a self-contained page, with scripts of this package as one.
 
     The page gets the digest of the script, the only one that its policy allows.
     """
-    script = (_TEMPLATES / "sort.js.html").read_text(encoding="utf-8")
+    script = "\n".join((_TEMPLATES / name).read_text(encoding="utf-8") for name in scripts)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return templates().get_template(template).render(script=script, digest=digest, **values)
 
@@ -184,10 +207,11 @@ def _ledger(phase: Phase) -> dict[str, Any] | None:
         {"x": 100 * min(b.start, b.end), "width": 100 * abs(b.end - b.start), "tone": b.tone}
         for b in bars
     ]
+    rows = [row.row for row in phase.ledger]
     meanings = [LEDGER.get(row.row, ("", ""))[1] for row in phase.ledger]
     return {
         "table": table,
-        "rows": list(zip(table.rows, spans, meanings, strict=True)),
+        "rows": list(zip(table.rows, spans, meanings, rows, strict=True)),
         "caveats": ", ".join(caveats := evidence.ledger_reasons(phase)),
         "strokes": _strokes(caveats),
         "tones": {bar.tone for bar in bars if bar.start != bar.end},

@@ -62,6 +62,7 @@ def write_report(
             report=report,
             name=name,
             frames=frames,
+            dense_frames=getattr(frames, "dense", {}),
             hosts=hosts,
             label_prefix=label_prefix,
             figures=figures,
