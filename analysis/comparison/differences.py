@@ -10,8 +10,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from prunescope.analysis.comparison.convolutions import Convolution
 from prunescope.analysis.comparison.fewer_keys import is_context_of_fewer_keys
+from prunescope.analysis.comparison.other_inputs import other_inputs
 from prunescope.analysis.comparison.parallelism import parallelism
+from prunescope.analysis.comparison.solved_inputs import solve_inputs
 from prunescope.analysis.inputs.side import Side, SidePhase
 from prunescope.analysis.kernels.frame import PRODUCTS
 from prunescope.analysis.kernels.phase_kind import rows_of_linears, trained_tokens
@@ -73,7 +76,10 @@ def pair_comparison(
 
 
 def find_differences(
-    dense: SidePhase, pruned: SidePhase, pairs: list[Pair]
+    dense: SidePhase,
+    pruned: SidePhase,
+    pairs: list[Pair],
+    convolutions: Sequence[Convolution] = (),
 ) -> tuple[Difference, ...]:
     """Find all settings that differ between the sides, other than the dimensions of the model.
 
@@ -81,6 +87,7 @@ def find_differences(
         dense: A phase of the baseline.
         pruned: The same phase of the candidate.
         pairs: The pairs of their GEMMs.
+        convolutions: The pairs of their convolutions.
     """
     every = [
         *_compare_files(dense, pruned),
@@ -104,6 +111,8 @@ def find_differences(
         formats := other_formats(formats_of(pairs))
     ):
         every.append(Difference(DTYPE, *formats))
+    if other_inputs(pairs, convolutions) is None:
+        every += filter(None, [solve_inputs(pairs, convolutions)])
     models = find_other_model(pairs)
     return (*every, *([] if models is None else [models]))
 

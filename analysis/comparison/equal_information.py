@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import polars as pl
 
+from prunescope.analysis.comparison.assignment import apply_resolution, resolve
 from prunescope.analysis.comparison.more_calls import with_work_on_weights
 from prunescope.analysis.comparison.replacements import with_replacements
 from prunescope.analysis.inputs.side import Diagnostics, SidePhase
@@ -26,8 +27,6 @@ from prunescope.analysis.schema.pair_comparison import (
     OneSided,
 )
 from prunescope.analysis.wording.sentence import sentence
-from prunescope.taxonomy.gemm import Gemm
-from prunescope.taxonomy.roles import LINEARS
 
 _PLAIN = ("gemm", "gemv", "sparse_gemm")
 
@@ -386,23 +385,17 @@ def _count_layers(kernels: Kernels) -> tuple[int, float]:
     return rows["layer"].n_unique(), runs / kernels.num_steps
 
 
-@dataclass(frozen=True)
-class _Linear:
-    """A GEMM with a weight of a layer: where it ran, its role and its sizes."""
-
-    instance: int
-    role: str
-    gemm: Gemm
-
-
-def hand_on_roles(sides: ComparableSides) -> ComparableSides:
-    """Give the unnamed linears of each side the roles that the modules of the other side name.
+def resolve_places(sides: ComparableSides) -> ComparableSides:
+    """Give the products of each side the layers and roles that only the other side knows.
 
     A run needs none: the tracer named its modules.
     """
     if any(side.side.run is not None for side in sides.both):
         return sides
-    return sides.each_by_the_other(with_roles_of)
+    if any(side.kernels.replays.are_folded for side in sides.both):
+        return sides
+    resolution = resolve(sides.dense.kernels, sides.pruned.kernels)
+    return sides.rewritten(*apply_resolution(resolution, *sides.both))
 
 
 def place_replacements(sides: ComparableSides) -> ComparableSides:
@@ -414,69 +407,6 @@ def separate_work_on_weights(sides: ComparableSides) -> ComparableSides:
     """Set work of the pruned side on whole weights, such as masks, apart from other small work."""
     own = with_work_on_weights(sides.pruned.kernels, sides.dense.kernels)
     return replace(sides, pruned=replace(sides.pruned, kernels=own))
-
-
-def with_roles_of(kernels: Kernels, reference: Kernels) -> Kernels:
-    """Give unnamed linears the roles that `reference` has, by their order and shape in a layer.
-
-    Only where there are equally many, in order, and each keeps N or K.
-    """
-    layers, references = _list_linears(kernels), _list_linears(reference)
-    known = {layer: linears for (step, layer), linears in references.items() if step == 0}
-    if not known:
-        return kernels
-    first = next(iter(known.values()))
-    roles_of: list[tuple[int, int, str]] = []
-    for (step, layer), linears in layers.items():
-        named = _match_roles(linears, known.get(layer, first))
-        if named is None:
-            return kernels  # layers that differ in more than their names
-        roles_of += [(step, linear.instance, role) for linear, role in named]
-    if not roles_of:
-        return kernels
-    schema = {"step": pl.Int64, "instance": pl.Int64, "_known": pl.String}
-    table = pl.DataFrame(roles_of, schema=schema, orient="row")
-    frame = kernels.frame.join(table, on=["step", "instance"], how="left", maintain_order="left")
-    frame = frame.with_columns(role=pl.coalesce("_known", "role")).drop("_known")
-    roles = list(dict.fromkeys(role for _, _, role in roles_of))
-    about = note("roles-of-other-side", roles=roles)
-    return replace(kernels, frame=frame, notes=[*kernels.notes, about])
-
-
-def _match_roles(
-    linears: list[_Linear], reference: list[_Linear]
-) -> list[tuple[_Linear, str]] | None:
-    """Return the unnamed linears of a layer with the roles that it lacks.
-
-    None where they do not fit.
-    """
-    named = {linear.role for linear in linears}
-    unnamed = [linear for linear in linears if linear.role not in LINEARS]
-    lacking = [
-        linear for linear in reference if linear.role in LINEARS and linear.role not in named
-    ]
-    if not unnamed:
-        return []
-    if len(unnamed) != len(lacking):
-        return None
-    pairs = list(zip(unnamed, lacking, strict=True))
-    fit = all(a.gemm.n == b.gemm.n or a.gemm.k == b.gemm.k for a, b in pairs)
-    return [(a, b.role) for a, b in pairs] if fit else None
-
-
-def _list_linears(kernels: Kernels) -> dict[tuple[int, int], list[_Linear]]:
-    """List the plain linears of each step and layer, in the order of their launch."""
-    frame = kernels.frame
-    columns = ["step", "layer", "instance", "role", "call"]
-    rows = frame[[*columns, "launched", "start"]].filter(_gemm_rows(kernels))
-    rows = rows.drop_nulls(["layer", "call"]).sort("launched", "start")
-    linears: dict[tuple[int, int], list[_Linear]] = defaultdict(list)
-    for step, layer, instance, role, call in rows[columns].iter_rows():
-        work = kernels.shapes.works[call]
-        gemm = None if work is None else work.single_gemm
-        if gemm is not None and gemm.batch == 1:
-            linears[step, layer].append(_Linear(instance, role, gemm))
-    return linears
 
 
 # The rules, in any order. `SidePhase.without`, which the droppers call, takes a view: a new frame,
@@ -499,9 +429,9 @@ RULES = (
     RewriteRule(fuse_unordered_products, after=(drop_one_sided_places, renumber_layers)),
     RewriteRule(fuse_split_products, after=(renumber_layers, fuse_unordered_products)),
     # A reference hands on fused roles.
-    RewriteRule(hand_on_roles, after=(renumber_layers, fuse_split_products)),
+    RewriteRule(resolve_places, after=(renumber_layers, fuse_split_products)),
     # A kernel of unknown kind is placed by the final roles and layers of both sides.
-    RewriteRule(place_replacements, after=(renumber_layers, hand_on_roles)),
+    RewriteRule(place_replacements, after=(renumber_layers, resolve_places)),
     # It counts pointwise work without a role.
-    RewriteRule(separate_work_on_weights, after=(hand_on_roles, place_replacements)),
+    RewriteRule(separate_work_on_weights, after=(resolve_places, place_replacements)),
 )

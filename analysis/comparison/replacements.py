@@ -40,10 +40,22 @@ def with_replacements(kernels: Kernels, reference: Kernels) -> Kernels:
             pl.when(here).then(pl.lit(value)).otherwise(pl.col(column)).alias(column)
             for column, value in zip(_WHAT, replacement.what, strict=True)
         )
+        frame = _with_layers(frame, replacement)
     notes = [*scopes, *(replacement.note for replacement in replacements)]
     if not notes:
         return kernels
     return replace(kernels, frame=frame, notes=[*kernels.notes, *notes])
+
+
+def _with_layers(frame: pl.DataFrame, replacement: _Replacement) -> pl.DataFrame:
+    """Give each kernel of a step the layer of the one that it replaces, where it has none."""
+    if all(layer is None for layer in replacement.layers):
+        return frame
+    place = pl.when(pl.col("name") == replacement.name).then("launched")
+    number = place.rank("ordinal").over("step").cast(pl.Int64) - 1
+    layers = dict(enumerate(replacement.layers))
+    layer = number.replace_strict(layers, default=None, return_dtype=frame.schema["layer"])
+    return frame.with_columns(layer=pl.coalesce("layer", layer))
 
 
 def _is_unknown_unplaced() -> pl.Expr:
@@ -101,18 +113,21 @@ class _Name:
         busy: Their time, ns.
         places: How many kernels that both sides run came before each.
         what: Their role, class and kind.
+        layers: The layer of each.
     """
 
     name: str
     busy: int
     places: NDArray[np.int64]
     what: tuple[str, str, str]  # role, class, kind
+    layers: list[int | None]
 
 
 @dataclass(frozen=True)
 class _Replacement:
     name: str
     what: tuple[str, str, str]
+    layers: list[int | None]
     note: Notice
 
 
@@ -152,7 +167,7 @@ def _matched_by_place(kernels: Kernels, reference: Kernels) -> Iterator[_Replace
             replaced=target.name,
             taken_for=cls if role in UNPLACED else role,
         )
-        yield _Replacement(candidate.name, target.what, about)
+        yield _Replacement(candidate.name, target.what, target.layers, about)
 
 
 def _are_in_place(places: NDArray[np.int64], targets: NDArray[np.int64]) -> bool:
@@ -188,8 +203,8 @@ def _names(
         without: The names of the other side.
     """
     is_both = step["name"].is_in(both.implode()).cast(pl.Int64)
-    before = step.select("name", place=is_both.cum_sum() - is_both)
-    places = before.group_by("name", maintain_order=True).agg("place")
+    before = step.select("name", "layer", place=is_both.cum_sum() - is_both)
+    places = before.group_by("name", maintain_order=True).agg("place", layers="layer")
     sums = (
         rows.filter(pl.col("name").is_in(without.implode()).not_())
         .group_by("name", maintain_order=True)
@@ -208,6 +223,7 @@ def _names(
                 row["class"],
                 row["kind"] if row["class"] == ATTENTION else _UNKNOWN,
             ),
+            row["layers"],
         )
         for row in sums.iter_rows(named=True)
         if row["len"] == len(row["place"])  # all kernels of the name, or it stands for several

@@ -123,6 +123,8 @@ class ModuleRoles:
         decode_tokens: Whether the class of a module says that it decodes tokens.
         fused: How many GEMMs are compared as one because the other side multiplies their inputs in
             one, by role.
+        were_aligned: Whether layers are those of the other side, with which the kernels were
+            aligned.
     """
 
     source: str = "none"
@@ -132,6 +134,7 @@ class ModuleRoles:
     from_pass: bool = False
     decode_tokens: bool = False
     fused: dict[str, int] = field(default_factory=dict)
+    were_aligned: bool = False
 
     @property
     def give_roles(self) -> bool:

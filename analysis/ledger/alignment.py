@@ -31,8 +31,8 @@ class Alignment:
         removed: The dense layers that no pruned layer is.
         how: "identity", "map" (the run says it), "number" (the numbers have holes), "order" (equal
             layers pair from the front), "times" (equal layers pair in order where their times
-            agree) or
-            "none".
+            agree), "sequence" (one side has the layers of the other, with which its products were
+            aligned) or "none".
         exact: Whether the indices of removed layers are evidence.
         num_dense: The number of dense layers.
     """
@@ -59,6 +59,8 @@ def align(dense: Kernels, pruned: Kernels, layer_map: list[int] | None) -> Align
     if layer_map is not None:
         mapped = {i: layer_map[i] for i in p if i < len(layer_map) and layer_map[i] in d}
         how, exact = "map", True
+    elif dense.modules.were_aligned or pruned.modules.were_aligned:
+        mapped, how, exact = {i: i for i in p if i in set(d)}, "sequence", False
     elif p == d:
         mapped, how, exact = {i: i for i in p}, "identity", True
     elif _has_holes(p) and set(p) <= set(d) or _has_holes(d) and set(d) <= set(p):

@@ -28,6 +28,7 @@ UNREADABLE = (CUT, UNPAIRED)  # after these nothing is known of what was changed
 # Kinds whose values are 1 and the ratio: shapes do not say which sizes these are of.
 ROWS, BATCH_SIZE, LENGTH = "rows", "size of the batch", "length of the sequences"
 FORWARDS = "forwards a step"
+INPUTS = "inputs"  # batch and length, or images, solved for from shapes on each side
 
 
 class Difference(msgspec.Struct, frozen=True):

@@ -18,13 +18,14 @@ from prunescope.analysis.kernels.frame import MATMUL, Kernels
 from prunescope.analysis.ledger.call import Call
 from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.schema.notice import Notice, caveat
-from prunescope.analysis.schema.pair_comparison import PARALLELISM
+from prunescope.analysis.schema.pair_comparison import INPUTS, PARALLELISM
 from prunescope.analysis.verdict.evidence import Evidence, Reason
 from prunescope.taxonomy.dtypes import QUANTISED
 from prunescope.taxonomy.roles import GROUPS
 
 _LINEARS = GROUPS.keys() - {"lm_head", "router"}
 _OTHER_LINEARS = ("mixer_in", "mixer_out", "experts", "shared_expert")
+_ROUTED = ("experts", "shared_expert")
 _SAME = 1e-3
 
 
@@ -38,6 +39,8 @@ def conditions(e: Evidence) -> Reason | None:
     notices = [caveat("not-comparable", difference=difference)]
     if difference.kind == PARALLELISM and (all_ranks := _compare_all_ranks(e)) is not None:
         notices.append(all_ranks)
+    if difference.kind == INPUTS:
+        notices += _list_moved(e)
     return Reason(kind=difference.kind, notices=tuple(notices))
 
 
@@ -122,7 +125,19 @@ def inputs(e: Evidence) -> Reason | None:
     changed = other_inputs(e.pairs, e.convolutions)
     if changed is None:
         return None
-    return Reason(kind=changed.kind, notices=(caveat("not-comparable", difference=changed),))
+    notices = (caveat("not-comparable", difference=changed), *_list_moved(e))
+    return Reason(kind=changed.kind, notices=notices)
+
+
+def _list_moved(e: Evidence) -> list[Notice]:
+    """Return a caveat that names the linears of other N or K, besides another batch or length."""
+    roles: Counter[str] = Counter()
+    for pair in e.pairs:
+        old, new = pair.gemms
+        is_linear = not pair.is_of_attention and pair.key[1] not in _ROUTED
+        if is_linear and old and new and (old.n, old.k) != (new.n, new.k):
+            roles[pair.key[1]] += 1
+    return [caveat("moved-besides", roles=roles)] if roles else []
 
 
 def larger(e: Evidence) -> Reason | None:

@@ -58,7 +58,8 @@ def evidence_of(sides: ComparableSides, pairs: list[Pair], units: Units) -> Evid
     """
     dense, pruned = sides.dense, sides.pruned
     run_d, run_p = dense.side.run, pruned.side.run
-    differences = find_differences(dense, pruned, pairs)
+    images = convolutions(dense.kernels, pruned.kernels)
+    differences = find_differences(dense, pruned, pairs, images)
     if (nothing_pairs := find_unpaired(units)) is not None:
         differences = (*differences, nothing_pairs)
     return Evidence(
@@ -74,7 +75,7 @@ def evidence_of(sides: ComparableSides, pairs: list[Pair], units: Units) -> Evid
         unread=(unread(dense.kernels), unread(pruned.kernels)),
         ranks=(ranks_of(dense).number, ranks_of(pruned).number),
         gathers=gathers(pruned.kernels) if pruned.kernels.has_shapes else None,
-        convolutions=convolutions(dense.kernels, pruned.kernels),
+        convolutions=images,
         more_calls=more_calls(dense.kernels, pruned.kernels),
         activation=other_activation(dense.kernels, pruned.kernels),
         other_grids=_other_grids(dense.kernels, pruned.kernels),

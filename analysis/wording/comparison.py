@@ -12,6 +12,7 @@ from prunescope.analysis.schema.pair_comparison import (
     FIRST_CALLS,
     FORWARDS,
     GRAPHS,
+    INPUTS,
     LENGTH,
     MODULES,
     OWN_CONFIG,
@@ -90,6 +91,8 @@ def _input_text(difference: Difference) -> str | None:
             f"inputs ({difference.pruned:g} × the forwards a step, as of gradients that are "
             "accumulated)"
         )
+    if difference.kind == INPUTS:
+        return f"other inputs: {difference.pruned}, the dense side {difference.dense}"
     if difference.kind not in _INPUTS or not isinstance(difference.pruned, int | float):
         return None
     which = _INPUTS[difference.kind]
@@ -198,7 +201,15 @@ WORDS: dict[str, str | Callable[..., str]] = {
     ),
     "unordered-qkv": "the order of kernels does not separate q, k and v: they are compared as qkv",
     "roles-of-other-side": (
-        "modules of the other side name these GEMMs, by order and shape in a layer: {roles:list}"
+        "the other side names these products, with which both sides were aligned by order and "
+        "shape: {roles:list}"
+    ),
+    "roles-disagree": (
+        "{count} products have another role on the other side, by order and shape: {roles:list}"
+    ),
+    "layers-by-repeats": (
+        "neither side names layers: the {count} parts of its sequence that repeat are taken for "
+        "them"
     ),
     "replaced-in-scopes": (
         "kernels of unknown kind do the work of the other side's in: {roles:list}"

@@ -82,6 +82,9 @@ WORDS: dict[str, str | Callable[..., str]] = {
     "larger-gemms": lambda roles: (
         f"GEMMs are larger than the dense ones, none is smaller: {most_common(roles)}"
     ),
+    "moved-besides": lambda roles: (
+        f"besides the inputs, weights of other sizes: N or K of {most_common(roles)}"
+    ),
     "other-attention": "attention runs as {pruned:list} instead of {dense:list}",
     "other-activation": "the activation op differs: {pruned:list} instead of {dense:list}",
     "other-units": _other_units,

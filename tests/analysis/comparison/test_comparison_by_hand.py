@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from prunescope.analysis.comparison.assignment import resolve
 from prunescope.analysis.comparison.convolutions import Convolution
 from prunescope.analysis.comparison.differences import find_differences, find_other_model
 from prunescope.analysis.comparison.equal_information import (
@@ -17,7 +18,6 @@ from prunescope.analysis.comparison.equal_information import (
     fuse_split_products,
     fuse_unordered_products,
     make_comparable,
-    with_roles_of,
 )
 from prunescope.analysis.comparison.more_calls import more_calls
 from prunescope.analysis.comparison.other_inputs import (
@@ -290,8 +290,11 @@ def test_unnamed_linears_take_the_roles_that_their_layer_lacks() -> None:
     named, other_model = ["q", "up", "down"], ["q", "unknown", "unknown"]
     for sizes, roles in ((((48, 64), (64, 48)), named), (((48, 32), (32, 48)), other_model)):
         unnamed = [kernel_row(0, "unknown", product(*size)) for size in sizes]
-        kernels = with_roles_of(kernels_of(reference[0], *unnamed), kernels_of(*reference))
-        assert kernels.frame["role"].to_list() == roles
+        places = resolve(kernels_of(*reference), kernels_of(reference[0], *unnamed)).pruned
+        assert [
+            "q",
+            *(places[0, i].role if (0, i) in places else "unknown" for i in (1, 2)),
+        ] == roles
 
 
 def test_ops_that_run_more_often_are_sorted_by_their_time_and_then_by_name() -> None:

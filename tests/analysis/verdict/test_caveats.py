@@ -295,7 +295,7 @@ def test_compiled_code_that_has_no_roles_is_not_lost(tmp_path: Path, *, compiled
     if compiled:
         pruned = [op("Torch-Compiled Region: 0/0", inner=pruned, us=0)]
     analysed = report(tmp_path, chrome(step(0, *dense, head)), chrome(step(0, *pruned, head)), None)
-    assert (found(analysed, "kernels-missing") is None) == compiled
+    assert found(analysed, "kernels-missing") is None  # the dense side names what they multiply
     (phase,) = analysed.phases.values()
     if compiled:
         assert phase.pairing is not None
