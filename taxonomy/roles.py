@@ -17,7 +17,8 @@ from prunescope.taxonomy.configs.architecture_table import BY_ID
 ROLES = (
     "embedding", "attn_norm", "q", "k", "v", "qkv", "q_a", "q_b", "kv_a", "kv_b", "qk_norm", "rope",
     "kv_update", "attention", "o", "mlp_norm", "gate", "up", "gate_up", "activation", "down",
-    "router", "experts", "shared_expert", "mixer_in", "conv", "scan", "mixer_out", "residual",
+    "router", "experts", "shared_expert", "mixer_in", "conv", "scan", "mixer_out", "indexer",
+    "extra", "residual",
     "final_norm", "lm_head", "sampling", "adapter",
     "optimizer", "unknown",
 )  # fmt: skip
@@ -42,7 +43,8 @@ GROUPS = {
 }  # fmt: skip
 
 # Roles whose matrix is a weight; attention and routers multiply activations too.
-WEIGHT_ROLES = (*GROUPS.keys() - {"router"}, "experts", "shared_expert", "mixer_in", "mixer_out")
+WEIGHT_ROLES = (*GROUPS.keys() - {"router"}, "experts", "shared_expert", "mixer_in", "mixer_out", "indexer",
+                "extra")  # fmt: skip
 
 # The name of a module's last path component, over the architectures of transformers.
 _LEAVES: tuple[tuple[str, str], ...] = (
