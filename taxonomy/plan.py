@@ -234,7 +234,7 @@ class Op:
 
 def whole_gemm(plan: Plan, name: str, gemm: Gemm, *, role: str, group: str, layers: float) -> Op:
     """Make a GEMM that no family makes smaller: Q = b(T·K + N·K + T·N)."""
-    b, weights = plan.work.itemsize, gemm.n * gemm.k
+    b, weights = plan.work.itemsize, gemm.batch * gemm.n * gemm.k
     return Op(
         name=name,
         role=role,
@@ -243,7 +243,7 @@ def whole_gemm(plan: Plan, name: str, gemm: Gemm, *, role: str, group: str, laye
         layers=layers,
         gemms=(gemm,),
         flop=2 * gemm.m * weights,
-        bytes=b * (gemm.m * (gemm.n + gemm.k) + weights),
+        bytes=b * (gemm.batch * gemm.m * (gemm.n + gemm.k) + weights),
         weight_bytes=b * weights,
         parameters=weights,
         stored_bytes=b * weights,

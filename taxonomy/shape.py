@@ -16,18 +16,22 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from msgspec import Meta
 
-from prunescope.taxonomy.configs.config import language_part, read_config, read_layers, read_mixer
+from prunescope.taxonomy.configs.config import language_part, read_config, read_layers
+from prunescope.taxonomy.configs.mixer_configs import read_mixer
 from prunescope.taxonomy.formats import MAX_LAYERS, Count, Layer, Name, Size
+from prunescope.taxonomy.mixers import MixerShape
+from prunescope.taxonomy.mixers.sizes import Linears
 from prunescope.taxonomy.sublayers import (
     MLP_ROLES,
     AttentionShape,
     EmbeddingShape,
     ExpertsShape,
+    IndexerShape,
     Kind,
-    Linears,
-    MixerShape,
+    Matrices,
     MlpShape,
     NormShape,
+    matrix_numbers,
 )
 
 Ranks = Annotated[tuple[tuple[Name, Size], ...], Meta(max_length=64)]
@@ -52,20 +56,28 @@ class LayerShape:
     attention_kind: Kind = "usual"
     mlp_kind: Kind = "usual"
     ranks: Ranks = ()
+    shares_kv: bool = False
+    v_is_k: bool = False
+    attention_more: Matrices = ()
+    attention_extras: Count = 0
+    mlp_more: Matrices = ()
+    mlp_extras: Count = 0
 
     @property
     def attention(self) -> tuple[Any, ...]:
         """The fields of the attention, by which layers are compared."""
         sizes = (self.heads, self.kv_heads, self.head_dim, self.value_dim)
         ranks = tuple(pair for pair in self.ranks if pair[0] not in MLP_ROLES)
-        return (self.attention_kind, *sizes, ranks)
+        more = (self.shares_kv, self.v_is_k, self.attention_more, self.attention_extras)
+        return (self.attention_kind, *sizes, ranks, *more)
 
     @property
     def mlp(self) -> tuple[Any, ...]:
         """The fields of the MLP, by which layers are compared."""
         experts = (self.experts, self.experts_per_token, self.expert_intermediate)
         ranks = tuple(pair for pair in self.ranks if pair[0] in MLP_ROLES)
-        return (self.mlp_kind, self.intermediate, *experts, self.shared_intermediate, ranks)
+        more = (self.mlp_more, self.mlp_extras)
+        return (self.mlp_kind, self.intermediate, *experts, self.shared_intermediate, ranks, *more)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields that are not 0, usual or empty."""
@@ -77,11 +89,13 @@ class LayerShape:
 class ModelShape:
     """The dimensions of a decoder: a record of each kind of sublayer, and how many layers have it.
 
-    `other_layers` counts the layers whose mixer is not attention; `mixer_layers` counts those with
-    a known mixer, also where it runs in parallel with attention. `layout` has a letter per layer,
-    first to last: f attends to all keys, s to those in a window, m is a mixer without attention; a
-    capital letter has experts. It is "" where the order is not known. Where layers differ in their
-    dimensions, the records hold the largest of each, and `layer_shapes` those of every layer.
+    `shared_blocks`: the layers with attention and MLP are so many, used in turns, and stored once
+    (Zamba); 0: each is its own. `other_layers` counts the layers whose mixer is not attention;
+    `mixer_layers` counts those with a known mixer, also where it runs in parallel with attention.
+    `layout` has a letter per layer, first to last: f attends to all keys, s to those in a window, m
+    is a mixer without attention; a capital letter has experts. It is "" where the order is not
+    known. Where layers differ in their dimensions, the records hold the largest of each, and
+    `layer_shapes` those of every layer.
 
     In run.json all dimensions are in one flat object, by the keys that `from_fields` takes.
     """
@@ -94,12 +108,14 @@ class ModelShape:
     embedding: EmbeddingShape
     experts: ExpertsShape = ExpertsShape()
     mixer: MixerShape = MixerShape()
+    indexer: IndexerShape = IndexerShape()
     norms: NormShape = NormShape()
     moe_layers: Layer = 0
     sliding_layers: Layer = 0
     other_layers: Layer = 0
     mixer_layers: Layer = 0
     layout: str = ""
+    shared_blocks: Layer = 0
     parallel: bool = False  # attention and MLP read the stream at one point and write to the next
     image_tokens: Count = 0  # of an image, which attend to each other; 0: a model of text
     encoder: bool = False  # of text: all tokens attend to all
@@ -157,6 +173,7 @@ class ModelShape:
                 values["layer_shapes"] = tuple(map(_read_layer, values["layer_shapes"]))
             if "ranks" in values:
                 values["ranks"] = _read_ranks(values["ranks"])
+            values |= {key: read_matrices(values[key]) for key in _MORE if key in values}
             shape = cls.from_fields(**values)
         except (TypeError, ValueError, AttributeError):
             return None
@@ -201,12 +218,19 @@ class ModelShape:
     @property
     def full_layers(self) -> int:
         """The number of layers whose attention sees the whole context."""
-        return self.layers - self.sliding_layers - self.other_layers
+        return self.layers - self.sliding_layers - self.other_layers - self._count_absent("f")
 
     @property
     def attention_layers(self) -> int:
         """The number of layers with attention, alone or in parallel with a mixer."""
-        return self.layers - self.other_layers
+        return self.layers - self.other_layers - self._count_absent("fs")
+
+    def _count_absent(self, letters: str) -> int:
+        """Count the layers without a sublayer that mixes tokens, of those with these letters."""
+        if not self.layer_shapes:
+            return 0
+        pairs = zip(self.order, self.layer_shapes, strict=False)
+        return sum(layer.attention_kind == "none" for letter, layer in pairs if letter in letters)
 
     @property
     def mlp_layers(self) -> int:
@@ -241,6 +265,7 @@ class ModelShape:
             key: max(getattr(layer, key) for layer in distinct) or self.get(key)
             for key in _LAYER_SIZES
         }
+        largest |= _PLAIN_LAYER
         kinds = {"attention_kind": "usual", "mlp_kind": "usual"}
         return self.change(**largest, **kinds, ranks=(), layer_shapes=tuple(layers))
 
@@ -329,23 +354,33 @@ class ModelShape:
         attention = self._stored_numbers(self.attention.linears(self.hidden))
         if self.attention.kind == "usual":
             attention += self.attention.extra_parameters(self.hidden)
+            attention += self.indexer.parameters(self.hidden)
         attending = self.attention_layers if self.mixer.kind else self.layers
-        total = attending * attention + self.mixer_layers * self.mixer.parameters(self.hidden)
-        norms = (self.norms.per_layer + 1) // 2
-        return total + self.layers * norms * self.norms.per_element * self.hidden
+        norms = (self.norms.per_layer + 1) // 2 * self.norms.per_element * self.hidden
+        mixers = self.mixer_layers * self.mixer.parameters(self.hidden)
+        repeated = (attention + norms) * self.repeated_layers
+        return attending * attention + mixers + self.layers * norms - repeated
 
     def _mlp_parameters(self) -> int:
         """Count the numbers of the MLPs and experts, and of their norms, in all layers."""
+        more = self.layers * (matrix_numbers(self.mlp.more) + self.mlp.extras)
         if self.mlp.kind == "none":
-            return 0
+            return more
         mlp = self._stored_numbers(self.mlp.linears(self.hidden))
         if self.mlp.kind == "usual":
             mlp += self.mlp.biases(self.mlp.intermediate, self.hidden)
         total = self.mlp_layers * mlp
         if self.moe_layers:
             total += self.moe_layers * self.experts.parameters(self.mlp, self.hidden)
-        norms = self.norms.per_layer // 2
-        return total + self.layers * norms * self.norms.per_element * self.hidden
+        norms = self.norms.per_layer // 2 * self.norms.per_element * self.hidden
+        return total + more + self.layers * norms - (mlp + norms) * self.repeated_layers
+
+    @property
+    def repeated_layers(self) -> int:
+        """The layers whose attention and MLP are stored with an earlier layer."""
+        if not self.shared_blocks:
+            return 0
+        return max(0, self.attention_layers - self.shared_blocks)
 
     def _stored_numbers(self, linears: Linears) -> int:
         """Count the numbers of weight matrices as they are stored, whole or as two."""
@@ -365,7 +400,7 @@ class ModelShape:
         They are the keys and values. Latent attention caches the latent and the rotated part of
         the key, from which each step expands both anew.
         """
-        if self.is_one_pass:
+        if self.is_one_pass or self.attention.shares_kv:
             return 0
         latent, attention = self.attention.kv_rank, self.attention
         return attention.kv_elements if latent is None else latent + attention.rope_dim
@@ -403,7 +438,8 @@ class ModelShape:
         full = context if held is None else held
         tokens = self.full_layers * full + self.sliding_layers * sliding
         states = self.mixer_layers * self.mixer.state_bytes(itemsize)
-        return batch * (tokens * cached * self.cache_elements() * itemsize + states)
+        elements = self.cache_elements() + self.indexer.cached()
+        return batch * (tokens * cached * elements * itemsize + states)
 
 
 _RECORDS: dict[str, type] = {
@@ -411,6 +447,7 @@ _RECORDS: dict[str, type] = {
     "mlp": MlpShape,
     "experts": ExpertsShape,
     "mixer": MixerShape,
+    "indexer": IndexerShape,
     "norms": NormShape,
     "embedding": EmbeddingShape,
 }
@@ -437,7 +474,14 @@ _FIELDS = {
     "mixer_heads": "mixer.heads", "mixer_keys": "mixer.keys", "mixer_state": "mixer.state",
     "mixer_taps": "mixer.taps", "mixer_extras": "mixer.extras", "layout": "layout",
     "attention_kind": "attention.kind", "mlp_kind": "mlp.kind", "ranks": "ranks",
-    "layer_shapes": "layer_shapes",
+    "layer_shapes": "layer_shapes", "mixer_rank": "mixer.rank", "mixer_chunk": "mixer.chunk",
+    "shares_kv": "attention.shares_kv", "v_is_k": "attention.v_is_k",
+    "attention_reads": "attention.reads", "attention_more": "attention.more",
+    "attention_extras": "attention.extras", "mlp_more": "mlp.more", "mlp_extras": "mlp.extras",
+    "outside_more": "embedding.more", "outside_extras": "embedding.extras",
+    "shared_blocks": "shared_blocks", "index_heads": "indexer.heads", "index_dim": "indexer.dim",
+    "index_keys": "indexer.keys", "index_block": "indexer.block", "index_rank": "indexer.rank",
+    "index_attends": "indexer.attends", "index_window": "indexer.window",
 }  # fmt: skip
 _ATTENTION_SIZES = ("heads", "kv_heads", "head_dim", "value_dim")
 _MLP_SIZES = (
@@ -448,7 +492,18 @@ _LAYER_SIZES = (*_ATTENTION_SIZES, *_MLP_SIZES)
 _USUAL: dict[str, Any] = {
     "encoder": False, "expert_groups": 1, "open_groups": 1, "group_ranked_by": 1,
     "attention_kind": "usual", "mlp_kind": "usual", "ranks": (), "layer_shapes": (),
+    "mixer_rank": 0, "mixer_chunk": 0, "attention_reads": 0, "outside_more": (),
+    "outside_extras": 0, "shared_blocks": 0, "index_heads": 0, "index_dim": 0, "index_keys": 0,
+    "index_block": 1, "index_rank": 0, "index_attends": False, "index_window": 0,
 }  # fmt: skip
+# What a layer may have of its own besides sizes, and does not have as a rule.
+_PLAIN_ATTENTION: dict[str, Any] = {
+    "shares_kv": False, "v_is_k": False, "attention_more": (), "attention_extras": 0,
+}  # fmt: skip
+_PLAIN_MLP: dict[str, Any] = {"mlp_more": (), "mlp_extras": 0}
+_PLAIN_LAYER = {**_PLAIN_ATTENTION, **_PLAIN_MLP}
+_USUAL |= _PLAIN_LAYER
+_MORE = ("attention_more", "mlp_more", "outside_more")
 
 
 def types_of_keys() -> dict[str, Any]:
@@ -472,9 +527,9 @@ def _records_of_keys(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _layer_of(shape: ModelShape) -> LayerShape:
     """Return the layer of a model whose layers are equal."""
-    sizes = {key: shape.get(key) for key in _LAYER_SIZES}
+    sizes = {key: shape.get(key) for key in (*_LAYER_SIZES, *_PLAIN_LAYER)}
     if shape.attention.kind != "usual":
-        sizes |= dict.fromkeys(_ATTENTION_SIZES, 0)
+        sizes |= dict.fromkeys(_ATTENTION_SIZES, 0) | _PLAIN_ATTENTION
     if shape.mlp.kind != "usual":
         sizes |= dict.fromkeys(_MLP_SIZES, 0)
     return LayerShape(
@@ -498,7 +553,13 @@ def _fields_of(layer: LayerShape) -> dict[str, Any]:
 
 
 def _read_layer(written: Mapping[str, Any]) -> LayerShape:
-    return LayerShape(**{**written, "ranks": _read_ranks(written.get("ranks", ()))})
+    own = {key: read_matrices(written[key]) for key in _MORE if key in written}
+    return LayerShape(**{**written, **own, "ranks": _read_ranks(written.get("ranks", ()))})
+
+
+def read_matrices(written: Iterable[tuple[Any, Any, Any]]) -> Matrices:
+    """Read further matrices as JSON holds them, each a list of a name, N and K."""
+    return tuple((str(name), int(n), int(k)) for name, n, k in written)
 
 
 def _read_ranks(written: Iterable[tuple[Any, Any]]) -> tuple[tuple[str, int], ...]:

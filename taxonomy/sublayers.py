@@ -8,16 +8,24 @@ rest of the model; where a product also needs the width of the residual stream, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from prunescope.taxonomy.formats import Count, Layer, Size
+from msgspec import Meta
+
+from prunescope.taxonomy.formats import Count, Layer, Name, Size
 from prunescope.taxonomy.keep import kept_experts
+from prunescope.taxonomy.mixers.sizes import Linears
 
-STATE_ITEMSIZE = 4  # a recurrence keeps its state in float32, whatever the weights are
 # What stands in the place of a sublayer: itself, one matrix [hidden, hidden], or nothing.
 Kind = Literal["usual", "linear", "none"]
-Linears = dict[str, tuple[int, int]]  # (N, K) of weight matrices, by role
+# Further matrices that every token passes, each a name, N and K, beside those of the usual roles.
+Matrices = Annotated[tuple[tuple[Name, Size, Size], ...], Meta(max_length=64)]
 MLP_ROLES = ("gate", "up", "down")
+
+
+def matrix_numbers(more: Matrices) -> int:
+    """Count the numbers of further matrices."""
+    return sum(n * k for _, n, k in more)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +49,11 @@ class AttentionShape:
     q_rank: Size | None = None  # latent attention: the rank of the query
     kv_rank: Size | None = None  # latent attention: the rank of keys and values together
     rope_dim: Count = 0  # latent attention: the part of head_dim that carries positions
+    shares_kv: bool = False  # keys and values are those of an earlier layer, and not cached again
+    v_is_k: bool = False  # values are the keys before rope, so that v has no matrix
+    reads: Count = 0  # features that q, k and v read; 0: those of the stream
+    more: Matrices = ()
+    extras: Count = 0  # numbers stored besides
 
     @property
     def group(self) -> int:
@@ -73,8 +86,12 @@ class AttentionShape:
             return {"o": (hidden, hidden)} if self.kind == "linear" else {}
         roles: Linears = {}
         if self.kv_rank is None:
-            roles["q"] = (self.query_width * (1 + self.query_gate), hidden)
-            roles["k"], roles["v"] = (self.key_width, hidden), (self.value_width, hidden)
+            width = self.reads or hidden
+            roles["q"] = (self.query_width * (1 + self.query_gate), width)
+            if not self.shares_kv:
+                roles["k"] = (self.key_width, width)
+                if not self.v_is_k:
+                    roles["v"] = (self.value_width, width)
         else:
             if self.q_rank:
                 roles["q_a"] = (self.q_rank, hidden)
@@ -90,8 +107,19 @@ class AttentionShape:
     def extra_parameters(self, hidden: int) -> int:
         """Count the biases, query and key norms, and sinks of one attention."""
         biased = sum(n for role, (n, _) in self.linears(hidden).items() if role in ("q", "k", "v"))
-        extras = self.qk_norm_parameters + self.heads * self.sinks
-        return extras + self.qkv_bias * biased + self.o_bias * hidden
+        return (
+            self.small_parameters
+            + matrix_numbers(self.more)
+            + self.qkv_bias * biased
+            + self.o_bias * hidden
+        )
+
+    @property
+    def small_parameters(self) -> int:
+        """The numbers of the query and key norms, the sinks and what has no field of its own."""
+        # Without keys of its own a layer has the norm of the queries, as long as that of the keys.
+        norms = self.qk_norm_parameters // (1 + self.shares_kv)
+        return norms + self.heads * self.sinks + self.extras
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +130,8 @@ class MlpShape:
     kind: Kind = "usual"
     gated: bool = True
     bias: bool = False
+    more: Matrices = ()  # of the layer, whatever its MLP is
+    extras: Count = 0  # numbers of the layer stored besides
 
     @property
     def matrices(self) -> int:
@@ -161,56 +191,54 @@ class ExpertsShape:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MixerShape:
-    """What mixes tokens in parallel with or in place of attention in some layers.
+class IndexerShape:
+    """A cheap attention beside the attention, whose scores choose the keys that a query attends to.
 
-    `kind` is "linear" (gated delta net), "ssm" (Mamba-2), "conv" (short convolution), or "" where
-    no such mixer is known.
+    With `block` 1 it scores every key by heads of its own (DeepSeek-V3.2); with more it scores one
+    pooled key for each block of so many, by the queries themselves (MoBA), and a query attends to
+    whole blocks. Where the pooled keys have values, a query attends to them too (NSA).
     """
 
-    kind: Literal["", "linear", "ssm", "conv"] = ""
-    width: Count = 0  # channels that it puts out, heads · head_dim
     heads: Count = 0
-    keys: Count = 0  # width of the keys (linear) or of B (ssm), of all heads or groups together
-    state: Count = 0  # numbers of recurrent state per channel
-    taps: Count = 0  # of the convolution
-    extras: Count = 0  # stored besides matrices and taps: biases, norm, steps, decays
-
-    @property
-    def channels(self) -> int:
-        """The channels of its convolution: the values, and keys and queries (or B and C)."""
-        return self.width + 2 * self.keys
-
-    @property
-    def gates(self) -> int:
-        """The numbers per token that step and forget: one per head, two with the delta rule."""
-        return self.heads * (2 if self.kind == "linear" else 1)
+    dim: Count = 0  # of a query and a key of it
+    keys: Count = 0  # those that a query attends to
+    block: Size = 1  # keys that are chosen together
+    rank: Count = 0  # inputs of its query matrix; 0: it has no matrices
+    attends: bool = False  # its keys have values of the same size, which are part of the output
+    window: Count = 0  # the last keys, which a query attends to whatever is chosen
 
     def linears(self, hidden: int) -> Linears:
-        """Return (N, K) of the matrices into and out of it, by role and part ("mixer_in.gates")."""
-        if not self.kind:
+        """Return (N, K) of its matrices: queries, one key for all heads, a weight of each head."""
+        if not self.rank:
             return {}
-        last = {"mixer_out": (hidden, self.width)}
-        if self.kind == "conv":
-            return {"mixer_in": (3 * self.width, hidden), **last}
-        rows, gates = self.width + self.channels, self.gates
-        if self.kind == "linear":  # steps and decays have a matrix of their own
-            return {"mixer_in": (rows, hidden), "mixer_in.gates": (gates, hidden), **last}
-        return {"mixer_in": (rows + gates, hidden), **last}
+        return {
+            "indexer.q": (self.heads * self.dim, self.rank),
+            "indexer.k": (self.dim, hidden),
+            "indexer.weights": (self.heads, hidden),
+        }
+
+    @property
+    def norm_parameters(self) -> int:
+        """The numbers of the norm of its keys, a scale and a bias."""
+        return 2 * self.dim if self.rank else 0
 
     def parameters(self, hidden: int) -> int:
-        """Count every number of one mixer."""
-        matrices = sum(n * k for n, k in self.linears(hidden).values())
-        return matrices + self.channels * self.taps + self.extras
+        """Count every number of the indexer of one layer."""
+        return self.norm_parameters + sum(n * k for n, k in self.linears(hidden).values())
 
-    def state_bytes(self, itemsize: float = 2) -> float:
-        """Return the bytes that one mixer keeps of a sequence, however long the sequence is.
+    def flop(self, pairs: float) -> float:
+        """Return the FLOPs of the scores of pairs of a query and a key.
 
-        They are the state of its recurrence, always in float32, and the last inputs of its
-        convolution, of `itemsize` bytes each.
+        With matrices of its own, a head's score also gets its weight and is added up.
         """
-        inputs = self.channels * self.taps * itemsize
-        return self.width * self.state * STATE_ITEMSIZE + inputs
+        each = 2 * self.heads * self.dim * (1 + self.attends) + 2 * self.heads * bool(self.rank)
+        return each * pairs / self.block
+
+    def cached(self) -> float:
+        """Return the elements of it that are cached per token."""
+        if self.rank:
+            return self.dim
+        return self.attends * 2 * self.dim / self.block
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,9 +264,12 @@ class EmbeddingShape:
     head_bias: bool = False
     positions: Count = 0  # rows of a learnt position table
     norm: bool = False  # a norm after the embedding
+    more: Matrices = ()
+    extras: Count = 0  # numbers stored besides: tables of the layers' own inputs, norms
 
     def parameters(self, norms: NormShape, hidden: int) -> int:
         """Count the numbers of the tables, the final norm and the head."""
         tables = (1 if self.tied else 2) * self.vocab * hidden + self.positions * hidden
         outer_norms = (1 + self.norm) * norms.per_element * hidden
-        return tables + outer_norms + self.head_bias * self.vocab
+        more = matrix_numbers(self.more) + self.extras
+        return tables + outer_norms + self.head_bias * self.vocab + more

@@ -3,9 +3,9 @@
 In: Plans (a shape, a workload and what a family changes). Out: Op records of one layer each, with
 the number of layers. FLOPs count multiply and add; bytes are compulsory traffic; time is seconds.
 Element-wise work counts as if fused into its neighbours; the formulas are next to each op. How many
-experts get a token is an expectation (`expert_routing`). Mixers of a hybrid (gated delta net,
-Mamba-2, short convolution) see every token and stay dense in every family but those that take whole
-sublayers or narrow the stream.
+experts get a token is an expectation (`expert_routing`). Mixers of a hybrid (`taxonomy.mixers`) see
+every token and stay dense in every family but those that take whole sublayers,
+narrow the stream, or cut heads, channels or state of a mixer on request.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from dataclasses import replace
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.expert_routing import ExpertLoad, expert_load
 from prunescope.taxonomy.gemm import Gemm
+from prunescope.taxonomy.mixers import STATE_ITEMSIZE
 from prunescope.taxonomy.plan import RANKED_AT_ONCE, Op, Plan, Workload, whole_gemm
 from prunescope.taxonomy.roles import GROUPS
 from prunescope.taxonomy.shape import ModelShape
-from prunescope.taxonomy.sublayers import STATE_ITEMSIZE
 
 
 def dense_plan(shape: ModelShape, work: Workload) -> Plan:
@@ -32,8 +32,7 @@ def dense_plan(shape: ModelShape, work: Workload) -> Plan:
     if shape.other_layers and not shape.mixer.kind:
         raise PrunescopeError(
             f"{shape.other_layers} of {shape.layers} layers of {shape.model_type} are no attention",
-            hint="the theory knows gated delta nets, Mamba-2 and short convolutions of some "
-            "architectures in addition to attention; trace this one",
+            hint="what mixes tokens there is not known from the config; trace this one",
         )
     return Plan(shape=shape, work=work, attention_layers=shape.layers, mlp_layers=shape.layers)
 
@@ -41,7 +40,7 @@ def dense_plan(shape: ModelShape, work: Workload) -> Plan:
 def forward(plans: Sequence[Plan]) -> list[Op]:
     """Return every op of a forward through the stacks of `plans`, first to last."""
     first, last = plans[0], plans[-1]
-    ops = [_embedding(first)]
+    ops = [_embedding(first), *_more(first, first.shape.embedding.more, "outside", 1)]
     for plan in plans:
         for part in equal_parts(plan):
             ops += [*attention_ops(part), *mlp_ops(part)]
@@ -70,34 +69,56 @@ def attention_ops(plan: Plan) -> Iterable[Op]:
     if not layers or shape.attention.kind == "none":
         return
     norms = shape.norms.sublayer_count
-    yield _pointwise(plan, "attn_norm", 4 * shape.hidden * norms, layers, _norm_numbers(shape))
+    numbers = _norm_numbers(shape) * (1 - shape.repeated_layers / shape.layers)
+    yield _pointwise(plan, "attn_norm", 4 * shape.hidden * norms, layers, numbers)
     attending = layers
     if shape.other_layers:
         attending = layers * shape.attention_layers / shape.layers
     if attending and shape.attention.kind == "linear":
         yield from _linear(plan, "o", *shape.linears()["o"], attending)
     elif attending:
-        yield from _attending(plan, attending)
+        yield from _stored_once(shape, _attending(plan, attending))
     if shape.mixer_layers:
         yield from mixer_ops(plan, layers * shape.mixer_layers / shape.layers)
     yield from _additions(plan, "attention", layers, routed=attending)
 
 
+def _stored_once(shape: ModelShape, ops: Iterable[Op]) -> Iterable[Op]:
+    """Yield the ops of sublayers, of which layers that share them store one."""
+    share = 1 - shape.repeated_layers / max(1, shape.attention_layers)
+    for op in ops:
+        if share < 1:
+            op.parameters *= share
+            op.stored_bytes *= share
+        yield op
+
+
+def _more(
+    plan: Plan, matrices: Iterable[tuple[str, int, int]], part: str, layers: float
+) -> Iterable[Op]:
+    """Yield a GEMM for each further matrix, which no family makes smaller."""
+    for name, n, k in matrices:
+        gemm = Gemm(plan.work.rows, n, k)
+        yield whole_gemm(plan, f"{part}.{name}", gemm, role="extra", group="other", layers=layers)
+
+
 def _attending(plan: Plan, layers: float) -> Iterable[Op]:
-    """Yield the ops of attention itself: projections, rope, attention, o."""
+    """Yield the ops of attention itself: projections, indexer, rope, attention, o."""
     shape = plan.shape
     linears = shape.linears()
     for role, (n, k) in linears.items():
         if role not in ("o", "gate", "up", "down"):
             yield from _linear(plan, role, n, k, layers)
+    yield from _more(plan, shape.attention.more, "attention", layers)
+    if shape.indexer.heads:
+        yield from _indexer(plan, layers)
     share = plan.rows.get("q", 1)
-    rope = 2 * (
-        share * plan.heads * shape.attention.query_width
-        + _share_of_keys(plan) * shape.attention.key_width
-    )
-    extras = shape.attention.qk_norm_parameters + shape.attention.heads * shape.attention.sinks
-    if not (shape.is_one_pass and shape.embedding.positions):  # a learnt table is added once
-        yield _pointwise(plan, "rope", rope, layers, extras)
+    keys = 0 if shape.attention.shares_kv else shape.attention.key_width
+    rope = 2 * (share * plan.heads * shape.attention.query_width + _share_of_keys(plan) * keys)
+    extras = shape.attention.small_parameters + shape.indexer.norm_parameters
+    positions = shape.is_one_pass and shape.embedding.positions  # a learnt table is added once
+    if extras or not positions:
+        yield _pointwise(plan, "rope", 0 if positions else rope, layers, extras)
     kinds = (
         (None, shape.full_layers, "full"),
         (shape.attention.window, shape.sliding_layers, "sliding"),
@@ -114,20 +135,58 @@ def _attending(plan: Plan, layers: float) -> Iterable[Op]:
     yield from _linear(plan, "o", *linears["o"], layers)
 
 
+def _indexer(plan: Plan, layers: float) -> Iterable[Op]:
+    """Yield the ops of an indexer: its matrices, and the scores of its queries and keys.
+
+    A query scores each key that it may see, or one pooled key a block. No family but those that
+    take whole sublayers makes it smaller: what it chooses from is all of the context.
+    """
+    shape, work, indexer = plan.shape, plan.work, plan.shape.indexer
+    for name, (n, k) in indexer.linears(shape.hidden).items():
+        gemm = Gemm(work.rows, n, k)
+        yield whole_gemm(plan, name, gemm, role="indexer", group="other", layers=layers)
+    b, keys, queries = work.itemsize, plan.context, work.prompt_len if work.prefill else 1
+    pairs = keys * (keys + 1) / 2 if work.prefill else keys
+    pooled = max(1, math.ceil(keys / indexer.block))
+    sizes = Gemm(queries, pooled, indexer.dim, work.batch * indexer.heads)
+    read = 0.0 if work.prefill else b * work.batch * keys * indexer.cached()
+    write = b * work.batch * queries * indexer.cached()
+    elements = queries * indexer.heads * indexer.dim + pooled * indexer.dim * work.prefill
+    yield Op(
+        name="indexer.scores",
+        role="indexer",
+        group="other",
+        cls="matmul",
+        layers=layers,
+        gemms=(sizes,),
+        flop=work.batch * indexer.flop(pairs),
+        bytes=b * work.batch * elements + read + write,
+        kv_read=read,
+        kv_write=write,
+    )
+
+
 def mlp_ops(plan: Plan) -> Iterable[Op]:
     """Yield the ops of the MLPs: norm, gate, up, activation, down; or router and experts."""
     shape, layers = plan.shape, plan.mlp_layers
-    if not layers or shape.mlp.kind == "none":
+    if not layers:
+        return
+    yield from _more(plan, shape.mlp.more, "layer", layers)
+    if shape.mlp.kind == "none":
+        if shape.mlp.extras:
+            yield _pointwise(plan, "mlp_norm", 0, layers, shape.mlp.extras)
         return
     norms = shape.norms.sublayer_count
     numbers = _norm_numbers(shape) if shape.norms.per_layer > 1 else 0
+    numbers *= 1 - shape.repeated_layers / shape.layers
+    numbers += shape.mlp.extras
     yield _pointwise(plan, "mlp_norm", 4 * shape.hidden * norms, layers, numbers)
     plain = layers * shape.mlp_layers / shape.layers
     if plain:
         linears = shape.linears()
         for role in ("gate", "up", "down"):
             if role in linears:
-                yield from _linear(plan, role, *linears[role], plain)
+                yield from _stored_once(shape, _linear(plan, role, *linears[role], plain))
         if shape.mlp.kind == "usual":
             width = (2 + shape.mlp.gated) * shape.mlp.intermediate
             yield _pointwise(plan, "activation", width, plain, 0)
@@ -211,6 +270,8 @@ def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
     shape, work = plan.shape, plan.work
     b, batch, keys = work.itemsize, work.batch, plan.context
     seen = min(keys, window) if window else keys
+    if shape.indexer.keys:  # as many keys as it chooses, and those that each query sees anyway
+        seen = min(seen, shape.indexer.keys + shape.indexer.window)
     pairs: float = seen
     queries = work.prompt_len if work.prefill else 1
     if work.prefill:
@@ -302,6 +363,7 @@ def _embedding(plan: Plan) -> Op:
     shape = plan.shape
     numbers = (shape.embedding.vocab + shape.embedding.positions) * shape.hidden
     numbers += shape.embedding.norm * shape.norms.per_element * shape.hidden
+    numbers += shape.embedding.extras
     op = _pointwise(plan, "embedding", 2 * shape.hidden, 1, numbers)
     op.bounded = False
     return op
@@ -484,41 +546,36 @@ def _matrix(
     )
 
 
-# FLOPs per token and number of state. Delta rule (arXiv 2412.06464): the decay takes 1, the read by
-# the key 2, adding the correction 2, the read by the query 2. Mamba-2 (arXiv 2405.21060): the decay
-# takes 1, input times B and its sum 2, the read by C 2. A scan in chunks computes more, to use
-# matrix units.
-_STATE_FLOP = {"linear": 7, "ssm": 5}
-
-
 def mixer_ops(plan: Plan, layers: float) -> Iterable[Op]:
     """Yield the ops of a mixer: projections in, convolution, recurrence, projection out.
 
-    A short convolution has no recurrence.
+    Which of them there are, and their sizes, its kind says (`taxonomy.mixers`).
     """
-    for name, (n, k) in plan.shape.mixer.linears(plan.shape.hidden).items():
+    mixer, rows = plan.shape.mixer, plan.work.rows
+    for name, (n, k) in mixer.linears(plan.shape.hidden).items():
         if name == "mixer_out":
-            yield _convolution(plan, layers)
-            if plan.shape.mixer.kind in _STATE_FLOP:
+            if mixer.taps:
+                yield _convolution(plan, layers)
+            for part, (count, block_n, block_k) in mixer.work.blocks(mixer).items():
+                blocks = Gemm(rows, block_n, block_k, count)
+                yield whole_gemm(plan, part, blocks, role="mixer_in", group="other", layers=layers)
+            if mixer.work.step_flop is not None:
                 yield _recurrence(plan, layers)
-        role, gemm = name.partition(".")[0], Gemm(plan.work.rows, n, k)
+        role, gemm = name.partition(".")[0], Gemm(rows, n, k)
         yield whole_gemm(plan, name, gemm, role=role, group="other", layers=layers)
 
 
 def _convolution(plan: Plan, layers: float) -> Op:
     """Return a depthwise, causal convolution: 2·taps FLOPs per channel and token.
 
-    Its input is read and its output written once; a short convolution has a gate before and one
-    behind, which read a channel each. In decode the last taps − 1 inputs of each sequence are read
-    too, and one is written.
+    Its input is read and its output written once; gates before and behind it read a channel each.
+    In decode the last taps − 1 inputs of each sequence are read too, and one is written.
     """
-    shape, work, b = plan.shape, plan.work, plan.work.itemsize
-    channels, taps = shape.mixer.channels, shape.mixer.taps
+    mixer, work, b = plan.shape.mixer, plan.work, plan.work.itemsize
+    channels, taps = mixer.channels, mixer.taps
     last = b * work.batch * channels * (taps - 1)
     read, write = (last, b * work.batch * channels) if not work.prefill else (0.0, last)
-    moved = 4 if shape.mixer.kind == "conv" else 2
-    extras = 0 if shape.mixer.kind in _STATE_FLOP else shape.mixer.extras
-    numbers = channels * taps + extras
+    numbers = channels * taps + (mixer.extras if mixer.work.step_flop is None else 0)
     return Op(
         name="conv",
         role="conv",
@@ -526,7 +583,7 @@ def _convolution(plan: Plan, layers: float) -> Op:
         cls="conv",
         layers=layers,
         flop=2 * taps * channels * work.rows,
-        bytes=b * (work.rows * moved * channels + numbers) + read + write,
+        bytes=b * (work.rows * mixer.work.moves * channels + numbers) + read + write,
         weight_bytes=b * numbers,
         kv_read=read,
         kv_write=write,
@@ -538,24 +595,23 @@ def _convolution(plan: Plan, layers: float) -> Op:
 def _recurrence(plan: Plan, layers: float) -> Op:
     """Return a recurrence with a state of d_k (or d_state) numbers per channel.
 
-    In: values, keys and queries (x, B, C), steps and decays, the gate of the norm; out: values. A
-    prefill writes the state once, a decode step reads and writes it.
+    A prefill takes chunks of tokens at once where the mixer is computed so, and writes the state
+    once; a decode step takes one token, reads the state and writes it.
     """
-    shape, work, b = plan.shape, plan.work, plan.work.itemsize
-    numbers = shape.mixer.width * shape.mixer.state
-    state = float(STATE_ITEMSIZE * work.batch * numbers)
+    mixer, work, b = plan.shape.mixer, plan.work, plan.work.itemsize
+    state = float(STATE_ITEMSIZE * work.batch * mixer.width * mixer.state)
     read = 0.0 if work.prefill else state
-    elements = 3 * shape.mixer.width + 2 * shape.mixer.keys + shape.mixer.gates
+    tokens = work.prompt_len if work.prefill else 1
     return Op(
         name="scan",
         role="scan",
         group="other",
         cls="scan",
         layers=layers,
-        flop=_STATE_FLOP[shape.mixer.kind] * numbers * work.rows,
-        bytes=b * work.rows * elements + read + state,
+        flop=work.batch * mixer.scan_flop(tokens, at_once=work.prefill),
+        bytes=b * work.rows * mixer.work.moved(mixer) + read + state,
         kv_read=read,
         kv_write=state,
-        parameters=shape.mixer.extras,
-        stored_bytes=b * shape.mixer.extras,
+        parameters=mixer.extras,
+        stored_bytes=b * mixer.extras,
     )

@@ -12,7 +12,14 @@ from prunescope.taxonomy.configs.architecture_table import ARCHITECTURES, OTHERS
 from prunescope.taxonomy.configs.config import READ
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = ("config", "block_configs", "architecture_traits", "vision_config")
+MODULES = (
+    "config",
+    "block_configs",
+    "hybrid_configs",
+    "mixer_configs",
+    "architecture_traits",
+    "vision_config",
+)
 CONFIGS = {"cfg", "config", "inner", "attention"}
 TABLES = ("_HIDDEN", "_LAYERS", "HEADS", "KV_HEADS", "_HEAD_DIM", "MLP", "_VOCAB", "EXPERTS",
           "TOP_K", "EXPERT_WIDTHS", "DENSE_FIRST", "GROUPS")  # fmt: skip
@@ -35,7 +42,7 @@ def read_in(module: str) -> Iterator[str]:
                 yield from strings(node.args[0])
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             of_config = node.func.id == "_whole" and is_config(node.args[0])
-            if node.func.id in ("size_in", "_count", "_sizes", "_size") or of_config:
+            if node.func.id in ("size_in", "_count", "_sizes", "_size", "_layer_list") or of_config:
                 yield from (word for arg in node.args[1:] for word in strings(arg))
         elif isinstance(node, ast.Subscript) and is_config(node.value):
             yield from strings(node.slice)
