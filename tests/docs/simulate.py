@@ -342,7 +342,8 @@ def commits() -> dict[str, dict[str, Any]]:
 
 
 CASES = {"odd-width": odd_width, "merged-tokens": merged_tokens, "nsys": narrow_mlp,
-         "same-waves": same_waves, "slow-rank": slow_rank, "masks": masks, "commits": commits}  # fmt: skip
+         "same-waves": same_waves, "slow-rank": slow_rank, "masks": masks,
+         "commits": commits}  # fmt: skip
 AS_NSYS = ("nsys",)  # written as exports of Nsight Systems: kernels and ranges, no shapes
 
 
