@@ -21,7 +21,7 @@ rooms below them. Nothing here changes a side: diagnostics come back with what w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,7 +38,7 @@ from prunescope.analysis.inputs.side import Diagnostics, Side
 from prunescope.analysis.pool import jobs_for
 from prunescope.analysis.rank_jobs import Frames, Outcome, Sides, outcome_of, shared
 from prunescope.analysis.replayed import with_replays
-from prunescope.analysis.schema.notice import warning
+from prunescope.analysis.schema.notice import Notice, warning
 from prunescope.analysis.schema.report import Phase, Report
 from prunescope.analysis.summary.answer import answer_phase, summary_of
 from prunescope.analysis.summary.paragraph import waits_for
@@ -258,13 +258,32 @@ def _report(collected: _Collected) -> Report:
         baseline=reference,
         device=device_of(pruned, phases.values()),
         phases=phases,
-        warnings=_warnings(collected),
+        warnings=_sentences(_warnings(collected)),
         partial=collected.pruned.partial or collected.dense.partial,
+        caveats=_sentences(filter(_is_caveat, _warnings(collected))),
     )
 
 
-def _warnings(collected: _Collected) -> list[str]:
-    """Return the warnings of both sides and of all phases, each once."""
+# Warnings that stand beside the numbers: a capture is of another step, or ranks are missing.
+_CAVEATS = frozenset({
+    "ranks-missing", "ranks-twice", "config-refused", "unused-eager-trace",
+    "eager-pass-of-another-step", "eager-pass-of-another-batch", "eager-pass-without-names",
+})  # fmt: skip
+
+
+def _is_caveat(notice: Notice) -> bool:
+    """Return whether a warning stands beside the numbers."""
+    about = notice.numbers.get("about")
+    return (about if isinstance(about, Notice) else notice).kind in _CAVEATS
+
+
+def _sentences(notices: Iterable[Notice]) -> list[str]:
+    """Return the sentences of notices, each once."""
+    return list(dict.fromkeys(map(sentence, notices)))
+
+
+def _warnings(collected: _Collected) -> list[Notice]:
+    """Return the warnings of both sides and of all phases."""
     side, phases = collected.sides.pruned, collected.phases
     asked, takes_model = side.asked_for_shapes, side.takes_model
     notices = [
@@ -279,7 +298,7 @@ def _warnings(collected: _Collected) -> list[str]:
         notices += phase_warnings(name, phase)
     dense_alone = [notice for notice in collected.dense.warnings if notice not in notices]
     notices += [warning("of-baseline", about=notice) for notice in dense_alone]
-    return list(dict.fromkeys(map(sentence, notices)))
+    return notices
 
 
 def _with_replays(report: Report, sides: Sides) -> Report:

@@ -21,7 +21,7 @@ from prunescope.taxonomy.configs.stored_tensors import stored_tensors
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.families import pruning_families
 from prunescope.taxonomy.family import Family
-from prunescope.taxonomy.presets import preset_config, preset_names
+from prunescope.taxonomy.presets import preset_config, preset_named, preset_names
 from prunescope.taxonomy.roles import GROUPS
 from prunescope.taxonomy.runs.run import MANIFEST, read_run
 from prunescope.taxonomy.shape import ModelShape
@@ -230,9 +230,9 @@ def read_architecture(name: str) -> Described:
             it is
             not a decoder's config.
     """
-    if name.lower() in preset_names():
-        return described(preset_config(name))
     path = Path(name).expanduser()
+    if (preset := preset_named(name)) and not path.exists():
+        return described(preset_config(preset))
     path = path / "config.json" if path.is_dir() else path
     if not path.is_file():
         close = nearest(name, (*preset_names(), *BY_ID))

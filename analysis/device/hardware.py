@@ -158,6 +158,7 @@ def _memory_bytes(row: dict[str, Any]) -> int | None:
 # Formats of 4 bits in blocks: where a data sheet has no own rate, it is that of the other name.
 _FOUR_BITS = {"nvfp4": "fp4", "mxfp4": "fp4", "fp4": "mxfp4"}
 _HALF = {"fp16": "bf16", "bf16": "fp16"}  # dtypes that every matrix unit runs alike
+_SAME_MEMORY = 0.05  # a driver keeps some of what is sold
 _LINKS: dict[str | None, float] = {}  # byte/s of a link in one direction
 _LIMITS: dict[str, dict[str, Any]] = {}  # the limits of each architecture
 # The architecture of each compute capability of CUDA (major, minor).
@@ -342,6 +343,19 @@ def _devices_of_chip(sm: int | None, boost_hz: float | None) -> tuple[str, ...]:
     if sm is None or boost_hz is None:
         return ()
     return tuple(d.name for d in DEVICES if d.sm == sm and d.boost_hz == boost_hz)
+
+
+def devices_of_size(sm: int | None, memory_bytes: int | None) -> list[str]:
+    """Return the devices with so many SMs and, within 5 %, so much memory; none without both."""
+    if not sm or not memory_bytes:
+        return []
+    return [
+        device.name
+        for device in DEVICES
+        if device.sm == sm
+        and device.memory_bytes is not None
+        and abs(device.memory_bytes / memory_bytes - 1) < _SAME_MEMORY
+    ]
 
 
 def unknown_device(

@@ -14,6 +14,7 @@ from prunescope.analysis.device.hardware import (
     Device,
     device_in_trace,
     device_of_capability,
+    devices_of_size,
     find_device,
 )
 from prunescope.analysis.inputs.options import Options
@@ -389,11 +390,13 @@ def _trace_peaks(side: Side, trace: Trace) -> tuple[Peaks | None, Diagnostics]:
     known = device_in_trace(trace.device_name, properties.get("totalGlobalMem"))
     if known is not None:
         return sheet_peaks(known), Diagnostics()
-    like = device_of_capability(trace.device_properties)
-    limits = None if like is None else sheet_peaks(like)  # without peaks
+    capable = device_of_capability(trace.device_properties)
+    limits = None if capable is None else sheet_peaks(capable)  # without peaks
     if side.options.peaks:
         return limits, Diagnostics()
-    unknown = warning("peaks-unknown", device=trace.device_name, on_device=trace.on_device)
+    like = devices_of_size(properties.get("numSms"), properties.get("totalGlobalMem"))
+    named = {"device": trace.device_name, "on_device": trace.on_device}
+    unknown = warning("peaks-unknown", **named, like=[] if trace.device_name else like)
     return limits, Diagnostics((unknown,))
 
 

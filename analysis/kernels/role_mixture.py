@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from prunescope.analysis.kernels.role_shapes import LaunchedRows, Size
+from prunescope.analysis.kernels.role_shapes import FAR, LaunchedRows, Size
 from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.ops.work import work_of
 
@@ -43,13 +43,25 @@ def find_mixture(rows: LaunchedRows, members: Sequence[int]) -> dict[int, str]:
         if last < len(members):
             here = here[: len(here) - projections]
         else:
-            here = [at for at in here if not rows.multiplies_vocabulary(members[at])]
+            here = [at for at in here if not _is_head(members[at], here, members, rows)]
         routers = (n for n, at in enumerate(here) if _routes(at, members, rows))
         router = next(routers, len(here))
         if router + 1 < len(here):
             roles[members[here[router]]] = "router"
             roles |= _roles_after_router([members[at] for at in here[router + 1 :]], rows)
     return roles
+
+
+def _is_head(row: int, here: Sequence[int], members: Sequence[int], rows: LaunchedRows) -> bool:
+    """Return whether a product behind the last layer is the head.
+
+    Its N is a vocabulary, or far larger than that of any other product there: a replayed step
+    looks no token up.
+    """
+    size = rows.sizes[row]
+    others = [other[1] for at in here if (other := rows.sizes[members[at]]) and members[at] != row]
+    is_far = size is not None and bool(others) and size[1] >= FAR * max(others)
+    return is_far or rows.multiplies_vocabulary(row)
 
 
 def _routes(at: int, members: Sequence[int], rows: LaunchedRows) -> bool:

@@ -31,7 +31,7 @@ _PLAIN = ("gemm", "gemv", "sparse_gemm")
 _PRODUCTS = ("gemm", "gemv", "batched_gemm")
 _ALL_PRODUCTS = ("gemm", "gemv", "sparse_gemm", "batched_gemm", "grouped_gemm")
 _TABLE = 2  # times: a table has more elements than all else that a generated kernel reads
-_FAR = 4  # times: N of a vocabulary is larger than that of any other linear
+FAR = 4  # times: N of a vocabulary is larger than that of any other linear
 _GENERATED = re.compile(r"triton_\w*embedding")
 _TABLES = ("aten::embedding", "aten::embedding_bag", "aten::_embedding_bag")
 
@@ -133,7 +133,7 @@ def vocabularies(calls: Iterable[OpCall | None]) -> set[int]:
             tables |= _table_of(call)
         elif call is not None and call.name in _TABLES:
             tables |= {*_matrix_sizes(call)[:1]}
-    return {rows for rows in tables if _FAR * rows >= max(tables)}
+    return {rows for rows in tables if FAR * rows >= max(tables)}
 
 
 def with_embeddings(rows: LaunchedRows) -> list[str]:
@@ -178,7 +178,7 @@ def keep_heads(roles: Roles, rows: LaunchedRows, named: Sequence[bool]) -> None:
     """
     role, sizes, vocabulary = roles.role, rows.sizes, rows.vocabulary
     others = [s[1] for r, s in zip(role, sizes, strict=True) if s is not None and r != "lm_head"]
-    far = _FAR * max(others, default=0)
+    far = FAR * max(others, default=0)
     for i, given in enumerate(role):
         size = sizes[i]
         if given != "lm_head" or named[i]:

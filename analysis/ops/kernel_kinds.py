@@ -181,7 +181,7 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     ("routing", r"routing|moe_align|topk_gating|TopKGating|gating|topk_softmax|moe_topk"
                 r"|expert_(offset|count|map)|count_and_sort|moe_sort|MoeSorting|get_group_gemm_starts"),
     ("gather_scatter", r"moe.*(finalize|permute|sum)|(finalize|permute|sum).*moe|expandInputRows"
-                       r"|finalizeMoe|shuffle_rows|permute_\w*_(data|lengths|embs|weights)_"),
+                       r"|finalizeMoe|_finalize_matmul|shuffle_rows|permute_\w*_(data|lengths|embs|weights)_"),
     ("grouped_gemm", r"group(ed)?_?gemm|GroupProblem|GroupedGemm|PtrArray|moe.*gemm|fused_moe"
                      r"|fmoe|matmul_ogs|gemm.*moe|^bmm_.*dynBatch|grouped_mm|ck_moe|Moe.*Gemm|_moe_mm"),
     ("quantise", r"quant|cvt_fp16_to_fp4|_to_fp[48]|scaled_fp8|per_token_group|mxfp4?_pack"

@@ -40,6 +40,8 @@ def sheet_text(title: str, sheet: Sheet) -> str:
 def _report(report: Report) -> Iterator[str]:
     yield f"# {text(titles.title(report))}"
     yield text(titles.against(report))
+    for caveat in report.caveats:
+        yield f"> ⚠ {text(caveat)}"
     table = overview(report.phases)
     if table is not None:
         yield from table_blocks(table, level=2)
@@ -49,7 +51,8 @@ def _report(report: Report) -> Iterator[str]:
     yield "## Peaks and notes"
     yield text(titles.device(report))
     for warning in sentences.warnings(report):
-        yield f"> ⚠ {text(warning)}"
+        if warning not in report.caveats:
+            yield f"> ⚠ {text(warning)}"
     yield text(f"written by {report.tool}")
 
 

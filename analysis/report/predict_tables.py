@@ -169,7 +169,7 @@ def _break_even_table(phase: PredictedPhase) -> Table:
     rows = []
     for label, speedup, even in (
         ("at the roofline", phase.ladder.roofline, phase.predicted.break_even),
-        ("expected", expected.speedup, expected.break_even),
+        (_expected_label(expected), expected.speedup, expected.break_even),
     ):
         assert even is not None
         everywhere = "always" if speedup > FASTER else "never"
@@ -178,6 +178,11 @@ def _break_even_table(phase: PredictedPhase) -> Table:
         rows.append([label, share, *spans])
     heads = ("faster than dense", "sparsity", "batch", "context")
     return text_table("break-even", "", [Column(head) for head in heads], rows)
+
+
+def _expected_label(expected: Execution) -> str:
+    """Return the row of the expected speedup; its range counts where a note tells of sure gains."""
+    return "expected" if expected.gains is None else "expected, its range aside"
 
 
 def _execution_table(phase: PredictedPhase, expected: Execution) -> Table:

@@ -82,6 +82,8 @@ class _ReportPage(Page):
             yield self.ink(titles.against(report))
         else:
             yield title.append_text(self.ink(f", {titles.against(report)}", "not bold"))
+        for caveat in report.caveats:
+            yield self.ink(f"! {caveat}", "yellow")
         self._all = report.phases
         phases = paragraph.sort_for_reading(report.phases)
         table = overview(report.phases, **({} if full else {"elsewhere": "the other {}: --full"}))
@@ -102,7 +104,8 @@ class _ReportPage(Page):
         yield Text("")
         yield self.ink(titles.device(report, brief=not full), "dim")
         for warning in sentences.warnings(report):
-            yield self.ink(f"! {warning}", "yellow")
+            if warning not in report.caveats:
+                yield self.ink(f"! {warning}", "yellow")
 
     def brief(self, phase: Phase) -> Iterator[RenderableType]:
         """Yield the short report of a phase, in at most 45 lines unless its answer is longer.

@@ -839,6 +839,10 @@ class Report(msgspec.Struct, kw_only=True):
     phases: dict[str, Phase]
     warnings: list[str] = []
     partial: Annotated[bool, meaning("of a cut trace, or without some kernels or ranks")] = False
+    caveats: Annotated[
+        list[str],
+        meaning("those of the warnings that say that a capture is of another step, or ranks lack"),
+    ] = []
 
 
 def to_json(report: Report) -> bytes:

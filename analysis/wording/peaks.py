@@ -53,7 +53,7 @@ def _lower_peak(peak: str, calibrated: float, most: float) -> str:
     )
 
 
-def _unknown(*, device: str | None, on_device: bool) -> str:
+def _unknown(*, device: str | None, on_device: bool, like: Sequence[str]) -> str:
     name = device or "a device that the trace does not name"
     how = "name one with --device, or give --peak bf16=TFLOPS and --bandwidth GB/s"
     if not on_device:
@@ -61,6 +61,8 @@ def _unknown(*, device: str | None, on_device: bool) -> str:
         how = (
             "`prunescope calibrate` there measures them for --peak fp32=TFLOPS and --bandwidth GB/s"
         )
+    if like:
+        how = f"its SMs and memory are those of {' and '.join(like)}: --device {like[0]}"
     return f"peaks of {name} are not known: bounds are null; {how}"
 
 

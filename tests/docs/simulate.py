@@ -164,10 +164,17 @@ def all_reduce(case: Served, since: list[Op]) -> list[Op]:
 
 def served(case: Served) -> dict[str, Any]:
     """The trace of `case.steps` equal steps."""
-    work = layer(case) * case.layers
-    head = linear(case, case.vocabulary, case.h, m=case.sequences)
-    name = case.step.format(tokens=case.tokens, sequences=case.sequences)
-    trace = chrome(*(module(name, *work, head) for _ in range(case.steps)))
+    return served_steps([case] * case.steps)
+
+
+def served_steps(cases: list[Served]) -> dict[str, Any]:
+    """The trace of steps that may differ in their times."""
+    case, steps = cases[0], []
+    for one in cases:
+        name = one.step.format(tokens=one.tokens, sequences=one.sequences)
+        head = linear(one, one.vocabulary, one.h, m=one.sequences)
+        steps.append(module(name, *layer(one) * one.layers, head))
+    trace = chrome(*steps)
     trace["deviceProperties"] = [dict(case.chip.properties)]
     for event in trace["traceEvents"]:
         if event["name"] == "cudaLaunchKernel":
@@ -321,8 +328,22 @@ def narrow_mlp() -> dict[str, dict[str, Any]]:
     return {"dense": served(dense), "pruned": served(replace(dense, f=3648))}
 
 
+def commits() -> dict[str, dict[str, Any]]:
+    """Two layers of Llama-3.1-8B as vLLM serves them, decode of 32 sequences in eight steps, whose
+    times spread by 1 %. From the third of five commits on, kernels take 8 % longer."""
+    dense = Served(tokens=32, sequences=32, context=1024, layers=2,
+                   step="execute_context_0(0)_generation_{sequences}({tokens})")  # fmt: skip
+    traces = {}
+    for number, commit in enumerate(("a1f09c2", "b2c47de", "c3d91aa", "d4e16b0", "e5f7720")):
+        level = 1.08 if number >= 2 else 1.0
+        spread = [level * (1 + 0.0025 * ((7 * i + 3 * number) % 5 - 2)) for i in range(8)]
+        traces[commit] = served_steps([replace(dense, slower=slower) for slower in spread])
+    return traces
+
+
 CASES = {"odd-width": odd_width, "merged-tokens": merged_tokens, "nsys": narrow_mlp,
-         "same-waves": same_waves, "slow-rank": slow_rank, "masks": masks}  # fmt: skip
+         "same-waves": same_waves, "slow-rank": slow_rank, "masks": masks,
+         "commits": commits}  # fmt: skip
 AS_NSYS = ("nsys",)  # written as exports of Nsight Systems: kernels and ranges, no shapes
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from prunescope.analysis.kernels.role_mixture import find_mixture
 from prunescope.analysis.kernels.role_shapes import LaunchedRows
 from prunescope.analysis.ops.call import OpCall
+from prunescope.analysis.ops.kernel_kinds import kernel_kind
 
 T, H, F, E = 64, 128, 192, 8
 
@@ -75,3 +76,13 @@ def test_tokens_that_are_chosen_are_no_experts() -> None:
     by_sort: list[Ran] = [product(T, E, H), ("routing", "aten::sort", ((T, E),), None)]
     expert = [product(9, 2 * F, H), product(9, H, F)]
     assert roles([routed()[0], *by_sort, *expert]) == ["", "router", "", "experts", "experts"]
+
+
+def test_a_head_behind_the_last_experts_is_no_shared_expert() -> None:
+    """gpt-oss: N 201,088 behind grouped products, in a step that looks no token up; what scatters
+    the results of the experts (`_finalize_matmul_scatter`) is no product."""
+    grouped: Ran = ("grouped_gemm", "vllm::moe_forward", ((T, H),), None)
+    found = roles([*routed(), grouped, grouped, product(1, 201_088, H)])
+    assert found == ["", "router", "", "experts", "experts", ""]
+    assert kernel_kind("_finalize_matmul_scatter") == "gather_scatter"
+    assert kernel_kind("_matmul_ogs_NNT_bf16xbf16xmxfp4") == "grouped_gemm"
