@@ -10,17 +10,17 @@ import base64
 import hashlib
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import polars as pl
 
 from prunescope.analysis.report import hatches, ledger_view, measured, sentences, titles
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.explorer import timelines
-from prunescope.analysis.report.formats import Frames
 from prunescope.analysis.report.phase_tables import Extent, overview, phase_tables
 from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.report.view import Table
@@ -38,7 +38,9 @@ _EXTENT = Extent(kernel_names=True, without=frozenset({"ladder", "ledger"}))
 
 
 def render_html(
-    report: Report, frames: Frames | None = None, dense_frames: Frames | None = None
+    report: Report,
+    frames: Mapping[str, pl.DataFrame] | None = None,
+    dense_frames: Mapping[str, pl.DataFrame] | None = None,
 ) -> str:
     """Return the whole report as a page, light and dark, with every row that the report holds.
 
