@@ -17,6 +17,7 @@ from prunescope.analysis.report import escape
 from prunescope.analysis.report.html import rendered_page
 from prunescope.analysis.report.latex import check_prefix, head, tabular
 from prunescope.analysis.report.markdown import table_blocks
+from prunescope.analysis.report.notebook import fragment
 from prunescope.analysis.report.sheet import Line, Sheet
 from prunescope.analysis.report.view import Cell, Column, Columns, Table, number, table_of
 from prunescope.analysis.report.write import DEFAULT_FORMATS, check_formats, write_files
@@ -337,6 +338,15 @@ def _page(comparison: Comparison, svg: bytes | None) -> str:
         table=comparison_table(comparison),
         figure=f"<svg{figure}" if figure else "",
         tool=comparison.tool,
+    )
+
+
+def render_comparison(comparison: Comparison) -> str:
+    """Render the table of a comparison for a notebook."""
+    return fragment(
+        title=_TITLE,
+        warnings=comparison_warnings(comparison),
+        table=comparison_table(comparison),
     )
 
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from prunescope.analysis.report import titles
-from prunescope.analysis.report.comparison import comparison_table, comparison_warnings
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.gemm_table import gemm_table
 from prunescope.analysis.report.html import report_view, templates
 from prunescope.analysis.report.sheet import Sheet
-from prunescope.analysis.schema.comparison import Comparison
 from prunescope.analysis.schema.report import CAPTURED, NO_SPEEDUP, Phase, Report
 from prunescope.analysis.summary.paragraph import sort_for_reading
 from prunescope.taxonomy import numbers
@@ -56,7 +54,7 @@ def render_notebook(report: Report) -> str:
             view["phases"], sort_for_reading(report.phases).values(), strict=True
         )
     ]
-    return _fragment(
+    return fragment(
         title=view["title"],
         lines=[view["against"]],
         notes=[view["device"]],
@@ -68,20 +66,11 @@ def render_notebook(report: Report) -> str:
 
 def render_sheet(sheet: Sheet) -> str:
     """Render lines, which wrap, and tables, each in a box that scrolls where it is wide."""
-    return _fragment(parts=sheet.parts)
+    return fragment(parts=sheet.parts)
 
 
-def _fragment(**values: Any) -> str:
+def fragment(**values: Any) -> str:
     """Render the template with whatever it is given of a report, a comparison or a sheet."""
     empty: dict[str, Any] = {"title": "", "lines": [], "parts": [], "table": None, "phases": []}
     page = templates().get_template("notebook.html.j2")
     return page.render(**{**empty, "notes": [], "warnings": [], **values})
-
-
-def render_comparison(comparison: Comparison) -> str:
-    """Render the table of a comparison."""
-    return _fragment(
-        title="Comparison: dense → pruned, of one step",
-        warnings=comparison_warnings(comparison),
-        table=comparison_table(comparison),
-    )

@@ -108,6 +108,6 @@ class Comparison(StructResult, TabledResult, schema.Comparison, kw_only=True, di
         return comparison_sheet(self)
 
     def _repr_html_(self) -> str:
-        from prunescope.analysis.report.notebook import render_comparison
+        from prunescope.analysis.report.comparison import render_comparison
 
         return render_comparison(self)

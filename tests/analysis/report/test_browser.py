@@ -10,8 +10,9 @@ import pytest
 import prunescope
 from prunescope.analysis.compare_runs import compare
 from prunescope.analysis.report import comparison
+from prunescope.analysis.report.comparison import render_comparison
 from prunescope.analysis.report.html import render_html
-from prunescope.analysis.report.notebook import render_comparison, render_notebook
+from prunescope.analysis.report.notebook import render_notebook
 from tests.analysis.report import example
 from tests.analysis.report.browser import WIDTHS, Detection, open_together, opened
 from tests.stored import each_once, report_of

@@ -20,12 +20,13 @@ from prunescope.analysis.findings.trust import no_speedup
 from prunescope.analysis.frontier import frontier
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report import comparison, gemm_table, sentences, titles
+from prunescope.analysis.report.comparison import render_comparison
 from prunescope.analysis.report.html import render_html
 from prunescope.analysis.report.latex import render_latex
 from prunescope.analysis.report.ledger_view import ledger_table, readable_interval
 from prunescope.analysis.report.listings import read_runs, traced
 from prunescope.analysis.report.markdown import render_markdown
-from prunescope.analysis.report.notebook import brief, render_comparison, render_notebook
+from prunescope.analysis.report.notebook import brief, render_notebook
 from prunescope.analysis.report.pair_figures import ledger_figure
 from prunescope.analysis.report.pareto_tables import render_pareto
 from prunescope.analysis.report.sentences import coverage
