@@ -71,12 +71,15 @@ def _steps_from(kernels: Kernels) -> list[Notice]:
 
     Annotations that contain no launches are named too.
     """
-    source, names, ignored = (
+    source, names, empty = (
         kernels.windows.source,
         kernels.windows.names,
-        kernels.windows.ignored,
+        kernels.windows.without_work,
     )
-    notices = [] if ignored is None else [note("annotations-without-launches", name=ignored)]
+    notices = []
+    if empty:
+        kind = "annotations-without-launches" if source in _STEPS else "steps-without-work"
+        notices.append(note(kind, name=empty[0], count=len(empty)))
     if source in _STEPS:
         notices.append(note(_STEPS[source], name=names[0] if names else "", count=len(names)))
     return notices

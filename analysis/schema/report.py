@@ -15,6 +15,7 @@ from prunescope.analysis.schema.anatomy import Anatomy, Communication
 from prunescope.analysis.schema.categories import CategoryTime
 from prunescope.analysis.schema.encode import json_bytes
 from prunescope.analysis.schema.fields import meaning
+from prunescope.analysis.schema.moved import MovedShapes
 from prunescope.analysis.schema.notice import Notice
 from prunescope.analysis.schema.pair_comparison import PairComparison
 from prunescope.analysis.schema.replay import Replay
@@ -607,6 +608,10 @@ class Phase(msgspec.Struct, kw_only=True):
         list[CategoryTime],
         meaning("time of both sides by the categories of arXiv 2606.09080; empty: no baseline"),
     ] = []
+    moved: Annotated[
+        list[MovedShapes],
+        meaning("convolutions whose shapes moved, by axis; the GEMMs that did are in `gemms`"),
+    ] = []
 
     def scale_to_step(self, recorded_ns: float) -> float:
         """Return recorded busy time, ns, in the time base of the step."""
@@ -702,7 +707,7 @@ class Phase(msgspec.Struct, kw_only=True):
             return verdict is not None and verdict.id == "dense"
         unmoved = bool(self.gemms) and all(gemm.axis == "none" for gemm in self.gemms)
         unmoved = unmoved and "dense" in verdict.alternatives  # else not all GEMMs are known
-        return unmoved and not pairs.added and not pairs.removed
+        return unmoved and not pairs.added and not pairs.removed and not self.moved
 
     def __repr__(self) -> str:
         """Return the number of steps and the start of the summary."""

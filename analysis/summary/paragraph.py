@@ -151,6 +151,7 @@ def _reasons(phase: Phase, late: Finding | None) -> Iterator[str]:
     elif phase.is_speedup:
         yield from _refused_configs(phase)
         yield from _family(phase)  # read from shapes, whatever the times are
+        yield from _moved_convolutions(phase)
         if not phase.invalid_times:
             yield from _spread(phase)
         if phase.ledger and not phase.invalid_times and not _side_caveats(phase):
@@ -214,6 +215,18 @@ def _family(phase: Phase) -> Iterator[str]:
     signs = "the shapes are those" if has_sizes else "the calls that were removed are those"
     text = f"{signs} of {verdict.id} (confidence {confidence})"
     yield f"{text}: {verdict.evidence[0]}" if verdict.evidence else text
+
+
+def _moved_convolutions(phase: Phase) -> Iterator[str]:
+    """Yield how many convolutions have other shapes, along which axes, and the largest change."""
+    if not phase.moved:
+        return
+    count, whole = sum(moved.count for moved in phase.moved), phase.moved[0].of
+    largest = phase.moved[0]
+    axes = " or ".join(dict.fromkeys(moved.axis for moved in phase.moved))
+    before, after = ("×".join(map(str, side[1])) for side in (largest.dense, largest.pruned))
+    text = f"{count} of {whole} convolutions have other shapes ({axes}"
+    yield f"{text}: {'a weight of ' + before + ' → ' + after if before != after else 'inputs'})"
 
 
 def _few_shapes(phase: Phase) -> Iterator[str]:
@@ -466,7 +479,7 @@ def _keeps_shapes(phase: Phase) -> bool:
     """
     if not _is_whole_step(phase) or not phase.is_speedup or phase.has_two_formats:
         return False
-    if phase.pairing is None or phase.pairing.removed:
+    if phase.pairing is None or phase.pairing.removed or phase.moved:
         return False
     seen = known(phase.family.ids) if phase.family is not None else []
     axes = {gemm.axis for gemm in phase.gemms if gemm.role != "adapter"}
@@ -509,6 +522,7 @@ def _kept_shares(phase: Phase) -> Iterator[str]:
         f"{numbers.percent(1 - share)} of the dense {name}" for name, share in kept
     )
     is_unchanged = len(kept) == len(shares_removed) and all(abs(share) < _SAME for _, share in kept)
+    is_unchanged = is_unchanged and not phase.moved
     has_no_gain = is_unchanged and not _choose_at_run_time(known(phase.family.ids))
     yield f"by its shapes a step keeps {shares}" + when(
         has_no_gain, ", so no gain is to be expected"

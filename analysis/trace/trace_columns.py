@@ -99,6 +99,10 @@ class Trace:
             new = dict(zip(self.names, names, strict=True))
             self.names = names
             self.calls = [replace(call, name=new.get(call.name, call.name)) for call in self.calls]
+        # The first profilers on kineto wrote the same properties under another key.
+        older = self.source.meta.get("computeProperties")
+        if older and not self.source.meta.get("deviceProperties"):
+            self.source.meta["deviceProperties"] = older
         if properties := self.source.meta.get("deviceProperties"):
             self.source.meta["deviceProperties"] = scrub_values(properties)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from prunescope.taxonomy.words import ms, percent, shortened, when
+from prunescope.taxonomy.words import ms, percent, plural, shortened, when
 
 _UNLINKED = {
     "no-ids": "they have no correlation id",
@@ -64,8 +64,13 @@ WORDS: dict[str, str | Callable[..., str]] = {
         "--phase-pattern picks others"
     ),
     "annotations-without-launches": (
-        "{name:short} and similar annotations: these annotations contain no launches, so they are "
-        "not the steps"
+        "{name:short} and similar annotations ({count}): these annotations contain no launches, so "
+        "they are not the steps"
+    ),
+    "steps-without-work": lambda name, count: (
+        f"{shortened(name)}{when(count > 1, f' and {count - 1} more windows of steps')} "
+        f"contain{when(count == 1, 's')} no work: {'they are' if count > 1 else 'it is'} no "
+        f"step{plural(count)}, and in no mean or count"
     ),
     "whole-microseconds": "all times of the trace are whole µs: each may be off by up to 1 µs",
     # -- how rows were linked --
