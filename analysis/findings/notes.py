@@ -77,9 +77,10 @@ def _steps_from(kernels: Kernels) -> list[Notice]:
         kernels.windows.without_work,
     )
     notices = []
-    if empty:
-        kind = "annotations-without-launches" if source in _STEPS else "steps-without-work"
-        notices.append(note(kind, name=empty[0], count=len(empty)))
+    if empty and source in _STEPS:
+        notices.append(note("annotations-without-launches", name=empty[0]))
+    elif empty:
+        notices.append(note("steps-without-work", name=empty[0], count=len(empty)))
     if source in _STEPS:
         notices.append(note(_STEPS[source], name=names[0] if names else "", count=len(names)))
     return notices

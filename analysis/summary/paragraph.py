@@ -413,15 +413,15 @@ def _largest_kinds(phase: Phase) -> Iterator[str]:
 def recommended_changes(phase: Phase) -> list[Finding]:
     """Return the findings whose changes end the paragraph; none where none has a change.
 
-    It is a critical one, else the one that would gain most, else a warning. One that leaves the
-    times no evidence comes first, and behind it the first that is critical whatever the times are.
+    It is the first in the order of findings: a critical one without a gain, else the one that would
+    gain most, whatever its severity, else a warning. One that leaves the times no evidence comes
+    first, and behind it the first that is critical whatever the times are.
     Where a finding says that the sides are uncertain, it stands alone: other advice would be of
     another comparison.
     """
     if (caveats := _side_caveats(phase)) and not phase.invalid_times:
         return caveats[:1]
     advice = [finding for finding in phase.findings if finding.change]
-    gains = sorted((finding for finding in advice if finding.predicted_ns), key=_gain, reverse=True)
     invalid = [finding for finding in phase.invalid_times if finding.change][:1]
     if not invalid and phase.holds_earlier_work:  # no gain is read from such times
         return [finding for finding in advice if finding.id == EARLIER_WORK]
@@ -433,10 +433,9 @@ def recommended_changes(phase: Phase) -> list[Finding]:
     ]
     if invalid:
         return invalid + critical[:1]
+    worth = [finding for finding in advice if finding.predicted_ns or finding.severity != "info"]
     # Nothing is known of a gain before the two runs compare.
-    critical.sort(key=lambda finding: finding.id != NOT_COMPARABLE)
-    warnings = (finding for finding in advice if finding.severity == "warning")
-    return [*critical, *gains, *warnings][:1]
+    return sorted(worth, key=lambda f: (f.id != NOT_COMPARABLE, f.order))[:1]
 
 
 def _side_caveats(phase: Phase) -> list[Finding]:
@@ -541,10 +540,6 @@ def _with_gain(finding: Finding) -> str:
     if finding.id in SIDE_CAVEATS:
         return f"first: {finding.change}"
     if finding.severity != "critical" and finding.predicted_ns:
-        gain = numbers.time(_gain(finding))
+        gain = numbers.time(finding.predicted_ns)
         return f"what would gain most: {finding.change} (at most {gain} a step)"
     return f"what to change: {finding.change}"
-
-
-def _gain(finding: Finding) -> float:
-    return finding.predicted_ns or 0.0

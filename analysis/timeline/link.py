@@ -69,8 +69,8 @@ class Linked:
     carry_over: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
     late: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
     left_out: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
-    # Launches of kernels for the steps; those of them whose kernel is not in the trace, and of these
-    # the last ones; and, not among them, launches that were captured into a graph.
+    # Launches of kernels for the steps; those whose kernel is not in the trace, and the last
+    # ones of these; and, not among them, launches that were captured into a graph.
     launches: dict[str, int] = field(
         default_factory=lambda: {"events": 0, "lost": 0, "at_end": 0, "captured": 0}
     )

@@ -64,8 +64,8 @@ WORDS: dict[str, str | Callable[..., str]] = {
         "--phase-pattern picks others"
     ),
     "annotations-without-launches": (
-        "{name:short} and similar annotations ({count}): these annotations contain no launches, so "
-        "they are not the steps"
+        "{name:short} and similar annotations: these annotations contain no launches, so they are "
+        "not the steps"
     ),
     "steps-without-work": lambda name, count: (
         f"{shortened(name)}{when(count > 1, f' and {count - 1} more windows of steps')} "

@@ -46,7 +46,7 @@ _CAPTURED = (
 WORDS: dict[str, str | Callable[..., str]] = {
     # -- caveats --
     "lost-kernels": lambda side, lost, count, last: (
-        f"{side}: {lost:,} of {count:,} kernel launches have no kernel in the trace"
+        f"{side}: {lost} of {count} kernel launches have no kernel in the trace"
         + when(0 < last < lost, f", {last:,} of them the last ones")
         + when(last == lost, ": the last ones, whose kernels had not run when the profiler stopped")
     ),
