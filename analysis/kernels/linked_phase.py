@@ -41,7 +41,12 @@ from prunescope.analysis.timeline.phase_steps import (
 )
 from prunescope.analysis.timeline.step_windows import find_windows
 from prunescope.analysis.trace.collector import NONE
-from prunescope.analysis.trace.trace_columns import Trace, lacks_device_events, recorded_waits
+from prunescope.analysis.trace.trace_columns import (
+    Trace,
+    lacks_device_events,
+    recorded_waits,
+    unread_work,
+)
 from prunescope.taxonomy.recorder import recorder_of
 
 _SDPA_MATH = "aten::_scaled_dot_product_attention_math"
@@ -167,6 +172,7 @@ class LinkedPhase:
             *unlinked(trace, linked.event, linked.op),
             *nameless_notes(trace),
             *recorded_waits(trace),
+            *unread_work(trace),
             *profiler_notes(trace, linked),
             *fused_loop_notes(trace, linked),
         ]

@@ -146,6 +146,7 @@ def _sentence(text: str) -> str:
 
 def _reasons(phase: Phase, late: Finding | None) -> Iterator[str]:
     """Yield the sentences below the headline, without their capitals and full stops."""
+    yield from _unread_work(phase)
     if phase.ladder is None:
         yield from _largest_kinds(phase)
     elif phase.is_speedup:
@@ -215,6 +216,17 @@ def _family(phase: Phase) -> Iterator[str]:
     signs = "the shapes are those" if has_sizes else "the calls that were removed are those"
     text = f"{signs} of {verdict.id} (confidence {confidence})"
     yield f"{text}: {verdict.evidence[0]}" if verdict.evidence else text
+
+
+def _unread_work(phase: Phase) -> Iterator[str]:
+    """Yield how much work of the device is not read, where any is not: no time holds it."""
+    for notice in phase.notices:
+        if notice.kind == "unread-device-work":
+            count, ns = notice.numbers["count"], notice.numbers["ns"]
+            yield (
+                f"{count:,} events of the device ({numbers.time(ns)} in all) are not read, and in "
+                "none of these times"
+            )
 
 
 def _moved_convolutions(phase: Phase) -> Iterator[str]:

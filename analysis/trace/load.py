@@ -191,6 +191,7 @@ def _build_trace(source: Source, collected: Collector) -> Trace:
         unplaced=collected.unplaced,
         stacks=collected.stacks + stacks_left_out(source.meta),
         untimed=collected.untimed,
+        unread=collected.unread,
     )
 
 

@@ -86,6 +86,10 @@ WORDS: dict[str, str | Callable[..., str]] = {
         "{kernels:,} kernels have no correlation id and {launches:,} launches no kernel: they are "
         "taken for those of one another, and which is which is unknown"
     ),
+    "unread-device-work": (
+        "{count:,} events of the device ({ns:ms} in all) are of categories that are not read "
+        "({categories:list}): they are in no time and no count"
+    ),
     "stream-waits": (
         "{count:,} events in which a stream waits for another one ({ns:ms} in all) are no work, "
         "and no kernels"
