@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 import polars as pl
 
+from prunescope.analysis.comparison.convolutions import moved_convolutions
 from prunescope.analysis.comparison.differences import pair_comparison
 from prunescope.analysis.comparison.equal_information import ComparableSides
 from prunescope.analysis.comparison.other_inputs import other_inputs
@@ -40,6 +41,7 @@ from prunescope.analysis.ledger.rows import LargestKernels, as_much_work, build_
 from prunescope.analysis.ledger.samples import samples_of
 from prunescope.analysis.phase_routing import routing_of
 from prunescope.analysis.schema.categories import CategoryTime
+from prunescope.analysis.schema.moved import MovedShapes
 from prunescope.analysis.schema.notice import Notice, note
 from prunescope.analysis.schema.pair_comparison import CODE, PairComparison
 from prunescope.analysis.schema.report import (
@@ -92,6 +94,7 @@ class _Compared:
     dense: SidePhase | None = None
     notes: tuple[Notice, ...] = ()
     categories: list[CategoryTime] = field(default_factory=list)
+    moved: list[MovedShapes] = field(default_factory=list)
 
 
 def single_phase(own: SidePhase, *, hta: SecondOpinion | None = None) -> Phase:
@@ -230,6 +233,7 @@ def _compared(
         )
     return _Compared(
         comparison=comparison,
+        moved=moved_convolutions(evidence.convolutions),
         pairing=_pairing(evidence, family),
         family=family,
         ladder=bounds,
@@ -419,6 +423,7 @@ def _phase(
         ),
         token_ids=_token_ids(own.side.run, decides=compared.overhead is not None),
         categories=compared.categories,
+        moved=compared.moved,
     )
 
 

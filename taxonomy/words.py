@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 # From 10,000 % on a loss is written as a factor, because nobody counts so far in percent.
 _AS_A_FACTOR = 100
@@ -49,6 +49,16 @@ def when(holds: bool, text: str) -> str:  # noqa: FBT001 - `when(is_slowed, " pr
 def spread(low: int, high: int) -> str:
     """Format a range as `128–320`, or as `352` if both ends are equal."""
     return f"{low}" if low == high else f"{low}–{high}"
+
+
+def numbers_in_words(numbers: Sequence[float], most: int = 8) -> str:
+    """Format numbers as `3, 4, 4`, more than `most` as `28 (12 times)` or `3 to 8 (12 numbers)`."""
+    if len(numbers) <= most:
+        return ", ".join(map(_number, numbers))
+    low, high = _number(min(numbers)), _number(max(numbers))
+    if low == high:
+        return f"{low} ({len(numbers)} times)"
+    return f"{low} to {high} ({len(numbers)} numbers)"
 
 
 def fell_to(before: float, after: Collection[float]) -> str:

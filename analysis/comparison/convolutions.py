@@ -1,19 +1,26 @@
-"""The convolutions of both sides, paired by their order.
+"""The convolutions of both sides, aligned by what they run, and the axis along which each moved.
 
-In: the kernels of both sides. Out: the dimensions of each pair.
+In: the kernels of both sides. Out: the dimensions of each pair, and the pairs that moved by axis. A
+convolution has axes as a GEMM has: channels out are its N, channels in (times the kernel) its K,
+and the pixels of the batch its M.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import Any
 
 import polars as pl
 
 from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.schema.moved import MovedShapes
 
 Dims = tuple[int, ...]
+_Call = tuple[Dims, Dims] | None  # input and weight; None where they are unknown
 
 
 @dataclass(frozen=True)
@@ -52,21 +59,91 @@ class Convolution:
             return None
         return round(math.prod(new) / math.prod(old), 6)
 
+    @property
+    def axis(self) -> str:
+        """The axes along which it moved, "none" for none.
+
+        Channels of the input stand for those of the weight, which is divided among groups.
+        """
+        (image, weight), (new_image, new_weight) = self.dense, self.pruned
+        axes = {
+            "channels in": (image[1], new_image[1]),
+            "channels out": (weight[0], new_weight[0]),
+            "groups": (_groups(image, weight), _groups(new_image, new_weight)),
+            "kernel": (weight[2:], new_weight[2:]),
+            "batch": (image[0], new_image[0]),
+            "pixels": (image[2:], new_image[2:]),
+        }
+        moved = [axis for axis, (old, new) in axes.items() if old != new]
+        if {"channels in", "channels out"} <= {*moved}:
+            # A convolution of each channel alone has as many groups as channels.
+            moved = [axis for axis in moved if axis != "groups"]
+        return " and ".join(moved) or "none"
+
+
+def _groups(image: Dims, weight: Dims) -> int:
+    """Return into how many groups a convolution divides its channels."""
+    return image[1] // weight[1] if weight[1] else 0
+
 
 def convolutions(dense: Kernels, pruned: Kernels) -> tuple[Convolution, ...]:
-    """Pair the convolutions of a step of both sides by their order.
+    """Pair the convolutions of a step of both sides.
 
     Returns:
-        The pairs; empty where the sides run different numbers of them, or have no shapes.
+        The pairs; empty where a side has no shapes.
     """
-    sides = [_list_convolutions(side) for side in (dense, pruned)]
-    if len(sides[0]) != len(sides[1]):
-        return ()
-    both = zip(*sides, strict=True)
-    return tuple(Convolution(old, new) for old, new in both if old is not None and new is not None)
+    old, new = (_list_convolutions(side) for side in (dense, pruned))
+    return tuple(
+        Convolution(before, after)
+        for before, after in _aligned(old, new)
+        if before is not None and after is not None
+    )
 
 
-def _list_convolutions(kernels: Kernels) -> list[tuple[Dims, Dims] | None]:
+def _aligned(old: list[_Call], new: list[_Call]) -> Iterable[tuple[_Call, _Call]]:
+    """Pair two sequences of calls: by their places where there are as many, else as a diff does.
+
+    Runs that are equal come first, then runs of as many calls between them.
+    """
+    if len(old) == len(new):
+        return zip(old, new, strict=True)
+    kernels = [[call and (call[1][2:], len(call[0])) for call in side] for side in (old, new)]
+    pairs: list[tuple[_Call, _Call]] = []
+    for calls in ((old, new), kernels):
+        pairs = []
+        for tag, i, j, k, m in SequenceMatcher(None, *calls, autojunk=False).get_opcodes():
+            if tag == "equal" or j - i == m - k:
+                pairs += zip(old[i:j], new[k:m], strict=True)
+        if len(pairs) == min(len(old), len(new)):
+            break
+    return pairs
+
+
+def moved_convolutions(pairs: Iterable[Convolution]) -> list[MovedShapes]:
+    """Count the convolutions that moved, by axis, the most frequent first."""
+    pairs = list(pairs)
+    counts = Counter(pair.axis for pair in pairs if pair.axis != "none")
+    moved = []
+    for axis, count in counts.most_common():
+        # The largest change is the example.
+        example = max(
+            (pair for pair in pairs if pair.axis == axis),
+            key=lambda pair: abs(math.prod(pair.dense[1]) - math.prod(pair.pruned[1])),
+        )
+        moved.append(
+            MovedShapes(
+                kind="conv",
+                axis=axis,
+                count=count,
+                of=len(pairs),
+                dense=[list(shape) for shape in example.dense],
+                pruned=[list(shape) for shape in example.pruned],
+            )
+        )
+    return moved
+
+
+def _list_convolutions(kernels: Kernels) -> list[_Call]:
     """List the dimensions of input and weight of each convolution of the first step.
 
     None stands for unknown ones.
@@ -76,7 +153,7 @@ def _list_convolutions(kernels: Kernels) -> list[tuple[Dims, Dims] | None]:
     rows = kernels.frame.filter(
         (pl.col("class") == "conv") & pl.col("carries_work") & (pl.col("step") == 0)
     )
-    dimensions: list[tuple[Dims, Dims] | None] = []
+    dimensions: list[_Call] = []
     for call in rows.sort("launched", "start")["call"].to_list():
         shapes: tuple[Any, ...] = () if call is None else kernels.shapes.calls[call].shapes[:2]
         known = len(shapes) == 2 and all(_is_image_shape(shape) for shape in shapes)

@@ -1,6 +1,6 @@
 """All findings of a phase: the results of every registered function, sorted.
 
-In: a Context. Out: Findings of the report, most severe first, then by gain, then as registered.
+In: a Context. Out: Findings of the report, by `Finding.order`, then as registered.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ def find(context: Context) -> list[Finding]:
         context: The phase of the candidate and, where there is one, of its baseline.
 
     Returns:
-        The findings, most severe first. No gain is predicted from times or shapes that may be
-        wrong.
+        The findings in their order. No gain is predicted from times or shapes that may be wrong.
     """
     rules = registered()
     invalid = (rule.check(context) for rule in rules if rule.id == NOT_VALID)
@@ -52,17 +51,10 @@ def find(context: Context) -> list[Finding]:
             finding.evidence.insert(0, "unreliable: host and device clocks are skewed")
             finding.predicted_ns = None
         findings.append(finding)
-    findings.sort(
-        key=lambda finding: (
-            SEVERITIES.index(finding.severity),
-            finding.id not in SIDE_CAVEATS,
-            -(finding.predicted_ns or 0),
-        )
-    )
     if not times_are_valid or not SIDE_CAVEATS.isdisjoint(ids):
         for finding in findings:
             finding.predicted_ns = None
-    return findings
+    return sorted(findings, key=lambda finding: finding.order)
 
 
 def _check(
@@ -71,6 +63,14 @@ def _check(
     for rule in rules:
         if rule.reads == reads and (result := rule.check(context)) is not None:
             yield rule, result
+
+
+def _about_ns(result: Found) -> float | None:
+    """Return the time that a result is about: as it says, else its gain, else what it explains."""
+    if result.about_ns is not None:
+        return result.about_ns
+    explained = sum(map(abs, result.explains_rows_ns.values()))
+    return result.predicted_ns or explained or None
 
 
 def as_finding(rule: Registered, result: Found) -> Finding:
@@ -82,6 +82,7 @@ def as_finding(rule: Registered, result: Found) -> Finding:
         evidence=result.evidence,
         change=result.change,
         predicted_ns=result.predicted_ns,
+        about_ns=_about_ns(result),
         accounts_for=result.explains_rows_ns or msgspec.UNSET,
         rows=msgspec.UNSET if result.rows is None else result.rows,
     )

@@ -33,7 +33,7 @@ from prunescope.taxonomy.words import ms, percent, shortened, when
 SOME, MUCH = 0.05, 0.25  # of the step: idle time worth a finding, and worth a warning
 HOST_COLLECTIVES = "host-collectives"
 NAMED = 0.02  # of the step: idle time worth a line
-_POOL = 10  # calls a step that free memory: no pool of memory gives back so much of it
+_POOL = 10  # calls a step that free memory: no pool that has grown gives back so much of it
 _LINES = 3
 
 
@@ -51,8 +51,9 @@ def idle_ns(c: Context, cause: str) -> float:
 @finding("first-calls", "warning", needs_one_clock=True)
 def first_calls(c: Context) -> Found | None:
     """Report that the device idles during first calls or compilation, which no later step holds."""
-    ns = idle_ns(c, "first_call")
-    share = c.idle_share(ns)
+    on_device = c.kernels.on_device
+    ns = c.kernels.host.first_call_ns / c.kernels.num_steps
+    share = c.idle_share(ns) if on_device else c.share(ns)
     if share < SOME:
         return None
     which, mean = f"of {c.kernels.num_steps} steps, some are cold", "a mean"
@@ -60,12 +61,14 @@ def first_calls(c: Context) -> Found | None:
         which, mean = "the step is cold", "the"
     return Found(
         severity="warning" if share >= MUCH else "info",
-        text=f"{which}: the device waits {c.idle_ms(ns)} ({percent(share)} of {mean} step) for "
+        text=f"{which}: the {'device waits' if on_device else 'host spends'} {c.idle_ms(ns)} "
+        f"({percent(share)} of {mean} step) {'for' if on_device else 'in'} "
         "first calls or compilation, which a later step does not make; without them it takes "
         f"{ms(c.step_ns - c.idle_in_step(ns))}",
         evidence=[f"{c.idle_ms(ns)}: {shortened(call)}" for call, ns in c.kernels.host.first_calls],
         change="run a few steps before the profiler starts "
         f"({c.kernels.profiler.recorder.warm}), and compare warm steps only",
+        predicted_ns=c.idle_in_step(ns),
     )
 
 
@@ -80,8 +83,7 @@ def allocator_calls(c: Context) -> Found | None:
     counts = [f"{count / steps:,.4g} {name}" for name, count in calls.counts.items()]
     why = "the pool of the allocator still grows"
     change = "run a few steps before the profiler starts: a pool that has grown makes no calls"
-    gives_back = calls.frees >= _POOL * steps
-    if gives_back:
+    if calls.frees_late >= _POOL * steps / 2:
         why = "the caching allocator is off, or has to give its memory back"
         change = (
             "let the caching allocator keep its memory: unset PYTORCH_NO_CUDA_MEMORY_CACHING "
@@ -97,7 +99,7 @@ def allocator_calls(c: Context) -> Found | None:
             "allocator"
         ],
         change=change,
-        predicted_ns=c.idle_in_step(ns) if gives_back else None,
+        predicted_ns=c.idle_in_step(ns),
     )
 
 

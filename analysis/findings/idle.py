@@ -20,7 +20,7 @@ from prunescope.analysis.schema.report import CLOCK_SKEW
 from prunescope.analysis.verdict import caveats
 from prunescope.analysis.wording.sentence import sentence
 from prunescope.taxonomy.families import known
-from prunescope.taxonomy.words import ms, percent, plural, shortened, when
+from prunescope.taxonomy.words import ms, numbers_in_words, percent, plural, shortened, when
 
 _MOST = 0.4  # of the step
 _LEAST_STEPS = 3  # the median of two steps does not show which is odd
@@ -36,7 +36,7 @@ def unequal_steps(c: Context) -> Found | None:
     lines = []
     for label, side in c.sides:
         if caveats.unequal_steps(side.kernels) is not None:
-            counts = ", ".join(map(str, side.kernels.kernels_per_step))
+            counts = numbers_in_words(side.kernels.kernels_per_step)
             lines.append(f"{label}{counts} kernels in steps 0 to {side.kernels.num_steps - 1}")
     if not lines:
         return None
@@ -234,6 +234,24 @@ def stream_blocked(c: Context) -> Found | None:
         evidence=_largest_gaps(c, "blocked"),
         change="find out what the stream waits for (a stream, a copy, another rank), and compare "
         "steps without it",
+    )
+
+
+@finding("unattributed-idle", "warning")
+def unattributed_idle(c: Context) -> Found | None:
+    """Report that the device idles for a large part of the step, and the trace shows no cause."""
+    if not c.kernels.on_device:
+        return None
+    ns = idle_ns(c, "unknown")
+    share = large_share(c, ns)
+    if share is None:
+        return None
+    return Found(
+        text=f"the device idles for {percent(share)} of the step ({c.idle_ms(ns)}) before work "
+        "whose launch the trace does not show: why it waits is not known",
+        evidence=_largest_gaps(c, "unknown"),
+        change="record the launches too (ProfilerActivity.CPU beside that of the device), and ops",
+        about_ns=c.idle_in_step(ns),
     )
 
 

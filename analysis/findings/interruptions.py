@@ -68,19 +68,25 @@ def interrupted(kernels: Kernels) -> pl.DataFrame | None:
 
     Column `usual` is the median of the calls of one op and sizes, and `over` the time beyond it.
 
+    The first call of an op in a cold process is none: it loads, chooses or compiles.
+
     Limitations: a call counts as interrupted where it takes 1 ms or more, and many times the median
     of at least four calls of its like; one of fewer calls is never named.
     """
     if kernels.on_device:
         return None
+    # A call without shapes is of unknown sizes: others of its name are not its like.
+    sized = [i for i, call in enumerate(kernels.shapes.calls) if any(call.shapes)]
+    first = pl.Series(sorted(kernels.host.first_ops), dtype=pl.Int64)
     rows = (
-        kernels.frame.filter(pl.col("call").is_not_null() & pl.col("carries_work"))
-        .select("call", "op", "role", "layer", "step", "busy")
+        kernels.frame.filter(pl.col("call").is_in(sized) & pl.col("carries_work"))
+        .select("call", "op", "role", "layer", "step", "busy", "instance")
         .with_columns(usual=pl.col("busy").median().over("call"), calls=pl.len().over("call"))
         .filter(
             (pl.col("calls") >= _FEW)
             & (pl.col("busy") >= _LONG)
             & (pl.col("busy") >= FAR * pl.col("usual"))
+            & pl.col("instance").is_in(first.implode()).not_()
         )
         .with_columns(over=pl.col("busy") - pl.col("usual"))
         .sort("over", descending=True)

@@ -8,6 +8,7 @@ In: a Context. Out: Found, or None. Times are ns a step.
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Any
 
 from prunescope.analysis.findings.allocate import allocation
 from prunescope.analysis.findings.context import (
@@ -21,7 +22,7 @@ from prunescope.analysis.findings.host import long_gaps, repeated_gaps
 from prunescope.analysis.findings.interruptions import CORES, interrupted_ns
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.findings.shape import nearest_dimension
-from prunescope.analysis.kernels.frame import PRODUCTS
+from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, PRODUCTS, Kernels
 from prunescope.analysis.kernels.graph_replay import LEAST
 from prunescope.analysis.schema.report import SLOWER_KERNELS, LedgerPart, Row, is_beyond_noise
 from prunescope.taxonomy.families import cutting
@@ -305,18 +306,21 @@ def _speed_up_kernels(c: Context, parts: list[LedgerPart], row: Row) -> tuple[st
 def _has_moved(c: Context, part: LedgerPart) -> bool:
     """Return whether the pruning moved a dimension of the ops of a part.
 
-    That is an axis of its GEMMs, else how much a call of its other ops moves.
+    That is an axis of its GEMMs, else the shapes of the operands of its other ops.
     """
-    if part.cls in PRODUCTS:
+    if part.cls in (MATMUL, ATTENTION):
         axes = {pair.axis for pair in c.pairs if pair.key[1] == part.role}
         return not axes <= {"none", "unknown"}
-    frames = [side.kernels.frame for _, side in c.sides]
-    masks = [(frame["role"] == part.role) & (frame["class"] == part.cls) for frame in frames]
-    sizes = [
-        set(frame["bytes"].filter(mask).drop_nulls().unique())
-        for frame, mask in zip(frames, masks, strict=True)
-    ]
-    return all(sizes) and sizes[0] != sizes[-1]
+    shapes = [_shapes_of(side.kernels, part) for _, side in c.sides]
+    return all(shapes) and shapes[0] != shapes[-1]
+
+
+def _shapes_of(kernels: Kernels, part: LedgerPart) -> set[tuple[str, tuple[Any, ...]]]:
+    """Return the ops of a part that have shapes, each with those of its operands."""
+    frame = kernels.frame
+    rows = (frame["role"] == part.role) & (frame["class"] == part.cls)
+    calls = [kernels.shapes.calls[i] for i in frame["call"].filter(rows).drop_nulls().unique()]
+    return {(call.name, call.shapes) for call in calls if any(call.shapes)}
 
 
 @finding("longer-communication", "info", compares=True)

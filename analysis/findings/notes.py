@@ -71,12 +71,16 @@ def _steps_from(kernels: Kernels) -> list[Notice]:
 
     Annotations that contain no launches are named too.
     """
-    source, names, ignored = (
+    source, names, empty = (
         kernels.windows.source,
         kernels.windows.names,
-        kernels.windows.ignored,
+        kernels.windows.without_work,
     )
-    notices = [] if ignored is None else [note("annotations-without-launches", name=ignored)]
+    notices = []
+    if empty and source in _STEPS:
+        notices.append(note("annotations-without-launches", name=empty[0]))
+    elif empty:
+        notices.append(note("steps-without-work", name=empty[0], count=len(empty)))
     if source in _STEPS:
         notices.append(note(_STEPS[source], name=names[0] if names else "", count=len(names)))
     return notices

@@ -18,7 +18,7 @@ SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 # A new module of findings gets its row here; a new finding in one of them needs none.
 MODULES = (
     "validity", "removed", "memory", "dynamic", "shape", "host", "interruptions", "idle",
-    "losses", "added", "experts", "trust", "equal_work", "largest", "stragglers",
+    "losses", "added", "experts", "trust", "equal_work", "communication", "largest", "stragglers",
 )  # fmt: skip
 
 # Ids of earlier versions, in stored reports and in rules of `prunescope check`, and today's.
@@ -35,7 +35,8 @@ OLD_IDS = {
 class Found:
     """The result of a finding's function: a sentence, its evidence, one change and its gain.
 
-    `predicted_ns`: the gain of the change, ns a step; None where it is unknown. `severity`: where
+    `predicted_ns`: the gain of the change, ns a step; None where it is unknown. `about_ns`: the
+    time that it is about, where that is neither its gain nor what it explains. `severity`: where
     it is lower than the registered one. `explains_roles`: the roles, or the names of kernels
     without a role, whose time the finding is about; `largest-cost` leaves these out.
     `explains_rows_ns`: for rows of the ledger that the finding is the cause of, how much of them it
@@ -48,6 +49,7 @@ class Found:
     evidence: list[str]
     change: str | None = None
     predicted_ns: float | None = None
+    about_ns: float | None = None
     severity: Severity | None = None
     explains_roles: frozenset[str] = frozenset()
     explains_rows_ns: dict[str, float] = field(default_factory=dict)

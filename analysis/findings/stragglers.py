@@ -204,10 +204,10 @@ def _with_findings(phase: Phase, findings: list[Finding]) -> Phase:
 
 
 def _waits_for_critical(phase: Phase, item: Finding) -> Phase:
-    """Add a finding to a phase, in front of all that are not critical."""
-    critical = [old for old in phase.findings if old.severity == "critical"]
-    others = [old for old in phase.findings if old.severity != "critical"]
-    return _with_findings(phase, [*critical, item, *others])
+    """Add a finding to a phase, in front of all that neither leave no evidence nor are critical."""
+    first = [old for old in phase.findings if old.order[0] == 0 or old.severity == "critical"]
+    others = [old for old in phase.findings if old not in first]
+    return _with_findings(phase, [*first, item, *others])
 
 
 def _finding_of_late_rank(item: Finding, late: Late) -> Finding:

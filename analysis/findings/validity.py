@@ -152,9 +152,20 @@ def _lines(c: Context, kind: str) -> list[str]:
 def kernels_missing(c: Context) -> Found | None:
     """Report that the trace lacks kernels: launches without one, no GEMM, incomplete layers."""
     missing = MISSING_KERNELS - {"cut-off"}  # truncated-trace says so
-    lines = [sentence(notice) for notice in c.caveats if notice.kind in missing]
-    if not lines:
+    launched = [side.kernels.linked.launches for _, side in c.sides]
+    if all(launches["events"] and not launches["lost"] for launches in launched):
+        missing -= {"no-gemm", "no-linear"}  # what ran is there, and was no GEMM
+    notices = [notice for notice in c.caveats if notice.kind in missing]
+    if not notices:
         return None
+    sides = [side.kernels.linked.launches for _, side in c.sides if side.kernels.lacks_kernels]
+    lost, last = (sum(launches[name] for launches in sides) for name in ("lost", "at_end"))
+    # A profiler that stops before the device does loses the last kernels, whatever ran before.
+    change = "capture again, with fewer steps and after a warm-up step; kernels that were captured "
+    change += "into a graph appear when the graph is replayed"
+    if lost and 2 * last > lost:
+        change = "synchronise (torch.cuda.synchronize()) before the profiler stops: the device had "
+        change += "not yet run what the host launched last"
     return Found(
         text="the trace does not hold all of its kernels: "
         + (
@@ -162,7 +173,6 @@ def kernels_missing(c: Context) -> Found | None:
             if c.baseline
             else "times and counts cover the others only"
         ),
-        evidence=lines,
-        change="capture again, with fewer steps and after a warm-up step; kernels that were "
-        "captured into a graph appear when the graph is replayed",
+        evidence=list(map(sentence, notices)),
+        change=change,
     )

@@ -44,6 +44,7 @@ def device_of(side: Side, phases: Iterable[Phase]) -> DeviceUsed:
 
     It has the link to the host where copies of a phase are judged by it.
     """
+    name = side.bare.device_name if side.bare is not None and side.bare.on_device else None
     if side.peaks is not None and (side.peaks.flop_per_s or side.peaks.byte_per_s):
         used, device = side.peaks.as_json(), side.peaks.device
         judged = (row for phase in phases for row in phase.kernels if row.efficiency is not None)
@@ -51,8 +52,7 @@ def device_of(side: Side, phases: Iterable[Phase]) -> DeviceUsed:
         peaks = used["peaks"]
         if is_crossed and peaks and device and device.link and device.link_byte_per_s:
             peaks |= {"link": device.link, "link_byte_per_s": device.link_byte_per_s}
-        return used
-    name = side.bare.device_name if side.bare is not None and side.bare.on_device else None
+        return {**used, "named": name} if name and name != used["name"] else used
     return DeviceUsed(name=name, peaks=None, source=None, measured=False, sheet=None)
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from prunescope.analysis.kernels.call_work import (
     format_notes,
@@ -151,13 +152,21 @@ def add_kind(frame: pl.DataFrame, context: PassContext) -> pl.DataFrame:
         for row in distinct.iter_rows(named=True)
     ]
     keys = ["category", "name_id", "call"]
-    return frame.join(
+    frame = frame.join(
         pl.DataFrame([*distinct[keys], pl.Series("kind", kinds, dtype=pl.String)]),
         on=keys,
         how="left",
         nulls_equal=True,
         maintain_order="left",
     )
+    return frame.with_columns(kind=_kinds_of_parts(frame["kind"], context.linked.above))
+
+
+def _kinds_of_parts(kinds: pl.Series, above: NDArray[np.int64]) -> pl.Series:
+    """Give pointwise ops that an activation calls its kind: `relu_` is `clamp_min_` inside it."""
+    around = kinds.gather(np.maximum(above, 0))
+    is_part = (kinds == "elementwise") & (around == "activation") & pl.Series(above >= 0)
+    return pl.select(pl.when(is_part).then(around).otherwise(kinds)).to_series().alias("kind")
 
 
 def add_roles(frame: pl.DataFrame, context: PassContext) -> pl.DataFrame:

@@ -84,8 +84,9 @@ class HostWork:
         is_compiled: Whether torch.compile made a part of what ran.
         graph_blockers: The calls of a step that no CUDA graph can hold.
         first_calls: The longest first calls and compilations of the steps: name and ns.
-        first_call_ns: Idle time of the device in first calls or compilation; on a CPU trace the
-            time of compilers.
+        first_call_ns: Idle time of the device in first calls or compilation; on a trace of the
+            host alone the time of compilers, and of first calls where it used a device.
+        first_ops: The ops (rows of the trace) that are first calls.
         cold_steps: The steps that were left out because the host made first calls in them.
         allocations: The allocator's calls of all threads.
         blocked: Time in calls that copy or wait, by op (`host_calls.host_blocked_by_op`).
@@ -99,6 +100,7 @@ class HostWork:
     graph_blockers: GraphBlockers = GraphBlockers()
     first_calls: list[tuple[str, int]] = field(default_factory=list)
     first_call_ns: int = 0
+    first_ops: frozenset[int] = frozenset()
     cold_steps: ColdStepTimes = ColdStepTimes()
     allocations: AllocatorCalls = field(default_factory=lambda: AllocatorCalls({}))
     blocked: pl.DataFrame = field(default_factory=pl.DataFrame, compare=False)

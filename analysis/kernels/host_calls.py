@@ -176,14 +176,12 @@ class AllocatorCalls:
 
     Attributes:
         counts: How often each is made, the most frequent first.
+        frees_late: How many give memory back in the second half of the launches. A pool of memory
+            that still grows makes its calls before, and one that is off makes them all the time.
     """
 
     counts: dict[str, int]
-
-    @property
-    def frees(self) -> int:
-        """The number of calls that give memory back."""
-        return sum(n for name, n in self.counts.items() if _FREES.search(name))
+    frees_late: int = 0
 
 
 _FREES = re.compile(r"Free|Release|Unmap|Trim")
@@ -193,7 +191,11 @@ def allocator_calls(trace: Trace, windows: Windows) -> AllocatorCalls:
     """Count the allocator's calls of all threads in the steps."""
     calls = runtime_calls(trace)
     rows = match_names(trace, calls["name"], ALLOCATION) & (windows.step_of(calls["ts"]) >= 0)
-    return AllocatorCalls(_counts_of_names(trace, calls["name"][rows]))
+    launched = trace.launches["ts"]
+    launched = launched[windows.step_of(launched) >= 0]
+    middle = float(np.median(launched)) if len(launched) else -np.inf
+    late = rows & match_names(trace, calls["name"], _FREES) & (calls["ts"] > middle)
+    return AllocatorCalls(_counts_of_names(trace, calls["name"][rows]), int(late.sum()))
 
 
 _SHOWN = 60  # characters of a call's name

@@ -42,7 +42,12 @@ from prunescope.analysis.timeline.phase_steps import (
 )
 from prunescope.analysis.timeline.step_windows import find_windows
 from prunescope.analysis.trace.collector import NONE
-from prunescope.analysis.trace.trace_columns import Trace, lacks_device_events, recorded_waits
+from prunescope.analysis.trace.trace_columns import (
+    Trace,
+    lacks_device_events,
+    recorded_waits,
+    unread_work,
+)
 from prunescope.taxonomy.recorder import recorder_of
 
 _SDPA_MATH = "aten::_scaled_dot_product_attention_math"
@@ -105,8 +110,29 @@ class LinkedPhase:
         """Return the work of the host, with the first calls that the idle times of a frame show."""
         if self.trace.on_device:
             return replace(self._host, first_call_ns=int(first_call_ns(frame).sum()))
-        compilers = self.unusual.first.compiler_spans().ns_by_window(self.windows)
-        return replace(self._host, first_call_ns=int(compilers.sum()))
+        first = self.unusual.first
+        if not lacks_device_events(self.trace):
+            first = first.compiler_spans()
+        ns = int(first.ns_by_window(self.windows).sum())
+        return replace(
+            self._host, first_call_ns=ns, first_calls=first.longest(self._steps, _FIRST_CALLS)
+        )
+
+    @cached_property
+    def _steps(self) -> Spans:
+        """The time of the steps on the host."""
+        return Spans.union(self.windows.start, self.windows.end)
+
+    def _first_ops(self) -> frozenset[int]:
+        """Return the rows of the ops that are first calls."""
+        ops, first = self.trace.ops, self.unusual.first
+        if not len(first):
+            return frozenset()
+        rows = np.flatnonzero(np.isin(ops["ts"], first.begin))
+        spans = {*zip(first.begin.tolist(), first.end.tolist(), first.thread.tolist(), strict=True)}
+        ends = (ops["ts"] + ops["dur"])[rows].tolist()
+        keys = zip(ops["ts"][rows].tolist(), ends, ops["thread"][rows].tolist(), strict=True)
+        return frozenset(row for row, key in zip(rows.tolist(), keys, strict=True) if key in spans)
 
     @cached_property
     def _host(self) -> HostWork:
@@ -117,6 +143,7 @@ class LinkedPhase:
             is_compiled=any(name.startswith(COMPILED_CODE) for name in trace.names),
             graph_blockers=graph_blockers(trace, windows, linked),
             first_calls=self.unusual.first.longest(idle, _FIRST_CALLS),
+            first_ops=self._first_ops(),
             cold_steps=self.cold,
             allocations=allocator_calls(trace, windows),
             blocked=host_blocked_by_op(trace, linked),
@@ -146,6 +173,7 @@ class LinkedPhase:
             *unlinked(trace, linked.event, linked.op),
             *nameless_notes(trace),
             *recorded_waits(trace),
+            *unread_work(trace),
             *profiler_notes(trace, linked),
             *fused_loop_notes(trace, linked),
         ]

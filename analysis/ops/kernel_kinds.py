@@ -134,7 +134,7 @@ MATMUL_KINDS = ("gemm", "gemv", "batched_gemm", "sparse_gemm", "grouped_gemm")
 # or "copy".
 _PATTERNS: tuple[tuple[str, str], ...] = (
     ("memcpy", r"^mem_?cpy|copyBuffer"),
-    ("memset", r"^mem_?set|fillBuffer"),
+    ("memset", r"^mem_?set|fillBuffer|_mem_?set$"),
     ("gemm", r"^triton_tem_\w*(mm|linear)"),
     ("attention", r"^triton_tem_\w*(attention|flex)"),
     ("norm", r"^(triton|graph_\d+_cpp)_\w*(rsqrt|layer_norm|rms_norm)"),
@@ -150,7 +150,8 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
                        r"(?:index_select|index|gather|unsafe_view|view|reshape|transpose|permute"
                        r"|t|expand|unsqueeze|squeeze|select|slice)_)++\d+$"),
     ("elementwise", r"^(triton_(poi|for|unk)|graph_\d+_cpp)_"),
-    ("comm", r"nccl|rccl|all_?reduce|all_?gather|reduce_?scatter|all_?to_?all|all2all|multimem"
+    ("comm", r"nccl|rccl|^(?:gloo|mpi|ucc|hccl|xccl):|hcom_|all_?reduce|all_?gather"
+             r"|reduce_?scatter|all_?to_?all|all2all|multimem"
              r"|cross_device|nvshmem|oneshot|twoshot"),
     ("rope", r"rotary|(?<![a-z])m?rope(?![a-z])"),
     ("gather_scatter", r"kv_?cache_kernel|reshape_and_cache|concat_and_cache|store_kv_?cache"
@@ -207,8 +208,8 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     ("gather_scatter", r"index_?(select|put|copy|add|fill|elementwise|kernel)|indexSelect|indexFunc"
                        r"|gather|scatter|masked_(select|scatter)|take_kernel|permutation"
                        r"|resolve_future_token|recat_copy"),
-    ("layout", r"CatArray|copy_kernel|transpose|nchwToNhwc|nhwcToNchw|permute|_cast|convert"
-               r"|constant_?pad|reflection_pad|flip_kernel|roll_|Copy<|copy_page|UnaryOpFunctor"),
+    ("layout", r"CatArray|copy_kernel|transpose|trans_?data|nchwToNhwc|nhwcToNchw|permute|_cast"
+               r"|convert|constant_?pad|reflection_pad|flip_kernel|roll_|Copy<|copy_page|UnaryOpFunctor"),
     ("reduction", r"reduce|argm(ax|in)|pool|row_?sum|ReduceOp|_mean_|norm_kernel"),
     ("elementwise", r"elementwise|pointwise|multi_tensor_apply|Functor|SubTensorOp|OpTensor|fill"
                     r"|vectorized|clamp|arange|where_kernel|compute_position|_add_kernel"
@@ -221,6 +222,12 @@ _ROPE = re.compile(r"RoPE|(?<=[a-z])Rope|Rope(?=[A-Z])")
 _EPILOGUES = ("norm", "quantise", "routing", "activation", "softmax", "rope", "comm", "layout",
           "gather_scatter")  # fmt: skip
 # Libraries whose own name matches a pattern.
+_VERSION = re.compile(r"(?:V?\d+)+$")
+_BEFORE_CAPITAL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+# What NPUs call ops of torch by another name.
+_SYNONYMS = {"real_div": "div", "axpy": "add", "zeros_like": "fill_", "ones_like": "fill_",
+             "nllloss": "nll_loss_forward", "nlllossgrad": "nll_loss_forward",
+             "nllloss_grad": "nll_loss_forward"}  # fmt: skip
 _LIBRARY = re.compile(r"fbgemm(_gpu)?(::)?")
 _CUSTOM = re.compile(r"(?!aten::|prim::|torch::|autograd::)\w+::")
 # Beyond this length a name is template arguments, and a limit keeps hostile names cheap.
@@ -297,7 +304,19 @@ def kernel_kind(kernel: str) -> str:
     matches wins.
     """
     name = _LIBRARY.sub("", _searched_text(kernel))
-    return next((kind for kind, pattern in _TABLE if pattern.search(name)), "unknown")
+    kind = next((kind for kind, pattern in _TABLE if pattern.search(name)), None)
+    return kind or _kind_of_last_word(kernel[:_NAME_LIMIT])
+
+
+def _kind_of_last_word(kernel: str) -> str:
+    """Return the kind of the op that the last word of a name repeats, "unknown" where none does.
+
+    Kernels of an NPU are called so: `aclnnAddcmul_AddcmulAiCore_Addcmul`, `ReduceSum7`.
+    """
+    word = next((word for word in reversed(kernel.split("_")) if not word.isdigit()), "")
+    op = _BEFORE_CAPITAL.sub("_", _VERSION.sub("", word)).lower()
+    op = _SYNONYMS.get(op, op)
+    return OP_KINDS.get(f"aten::{op}") or USUAL_KINDS.get(f"aten::{op}", "unknown")
 
 
 def is_work_op(name: str) -> bool:

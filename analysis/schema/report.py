@@ -16,6 +16,7 @@ from prunescope.analysis.schema.anatomy import Anatomy, Communication
 from prunescope.analysis.schema.categories import CategoryTime
 from prunescope.analysis.schema.encode import json_bytes
 from prunescope.analysis.schema.fields import meaning
+from prunescope.analysis.schema.moved import MovedShapes
 from prunescope.analysis.schema.notice import Notice
 from prunescope.analysis.schema.pair_comparison import PairComparison
 from prunescope.analysis.schema.replay import Replay
@@ -230,8 +231,9 @@ class Row(msgspec.Struct, kw_only=True):
 
     @property
     def largest_part(self) -> LedgerPart | None:
-        """The part that moved the row most; None of a row without parts."""
-        return max(self.parts, key=lambda part: abs(part.ns), default=None)
+        """The part that moved the row most, in its direction; None of a row without such parts."""
+        along = [part for part in self.parts if part.ns * self.moves_ns > 0]
+        return max(along, key=lambda part: abs(part.ns), default=None)
 
 
 # How many times a profiler may slow a step, or one side more than the other. In 57 captures on CPUs
@@ -268,6 +270,9 @@ class Finding(msgspec.Struct, kw_only=True):
     evidence: list[str]
     change: str | None
     predicted_ns: Annotated[float | None, meaning("gain of the change, ns a step")]
+    about_ns: Annotated[
+        float | None, meaning("the time that it is about, ns a step; null: about no time")
+    ] = None
     accounts_for: Annotated[
         dict[str, float] | msgspec.UnsetType,
         meaning("what it accounts for of rows of the ledger, ns a step; absent: of none"),
@@ -276,6 +281,19 @@ class Finding(msgspec.Struct, kw_only=True):
         list[str] | msgspec.UnsetType,
         meaning("rows of the ledger that hold a difference of unknown cause; absent: not of one"),
     ] = msgspec.UNSET
+
+    @property
+    def order(self) -> tuple[int, float, int]:
+        """Where the finding stands among others, the least first.
+
+        First come those that leave the times or the sides no evidence and critical ones without a
+        gain, which say that the pruning has none; then all that have a gain, the largest first,
+        whatever their severity; then the others, the most severe first.
+        """
+        severity = ("critical", "warning", "info").index(self.severity)
+        if self.id in INVALID_TIMES | SIDE_CAVEATS or (severity == 0 and not self.predicted_ns):
+            return 0, self.id not in SIDE_CAVEATS, severity
+        return 1 if self.predicted_ns else 2, -(self.predicted_ns or 0.0), severity
 
 
 class FamilyPart(TypedDict, total=False):
@@ -631,6 +649,10 @@ class Phase(msgspec.Struct, kw_only=True):
         list[CategoryTime],
         meaning("time of both sides by the categories of arXiv 2606.09080; empty: no baseline"),
     ] = []
+    moved: Annotated[
+        list[MovedShapes],
+        meaning("convolutions whose shapes moved, by axis; the GEMMs that did are in `gemms`"),
+    ] = []
 
     def contradictions(self) -> Iterator[str]:
         """Yield which of its times, rates and findings do not follow from its other fields."""
@@ -757,7 +779,7 @@ class Phase(msgspec.Struct, kw_only=True):
             return verdict is not None and verdict.id == "dense"
         unmoved = bool(self.gemms) and all(gemm.axis == "none" for gemm in self.gemms)
         unmoved = unmoved and "dense" in verdict.alternatives  # else not all GEMMs are known
-        return unmoved and not pairs.added and not pairs.removed
+        return unmoved and not pairs.added and not pairs.removed and not self.moved
 
     def __repr__(self) -> str:
         """Return the number of steps and the start of the summary."""

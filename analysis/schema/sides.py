@@ -78,10 +78,12 @@ class DeviceUsed(TypedDict, total=False):
     """The device whose peaks the bounds use.
 
     `measured`: whether they were measured on the device itself; `sheet`: what its data sheet says.
-    All are null if nothing is known.
+    All are null if nothing is known. `named`: what the trace calls it, where the table of devices
+    has another name.
     """
 
     name: str | None
+    named: NotRequired[str]
     peaks: PeakRates | None
     source: str | None
     measured: bool

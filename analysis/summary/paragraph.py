@@ -145,11 +145,13 @@ def _sentence(text: str) -> str:
 
 def _reasons(phase: Phase, late: Finding | None) -> Iterator[str]:
     """Yield the sentences below the headline, without their capitals and full stops."""
+    yield from _unread_work(phase)
     if phase.ladder is None:
         yield from _largest_kinds(phase)
     elif phase.is_speedup:
         yield from refused_configs(phase)
         yield from _family(phase)  # read from shapes, whatever the times are
+        yield from _moved_convolutions(phase)
         if not phase.invalid_times:
             yield from _spread(phase)
         if phase.ledger and not phase.invalid_times and not side_caveats(phase):
@@ -213,6 +215,29 @@ def _family(phase: Phase) -> Iterator[str]:
     signs = "the shapes are those" if has_sizes else "the calls that were removed are those"
     text = f"{signs} of {verdict.id} (confidence {confidence})"
     yield f"{text}: {verdict.evidence[0]}" if verdict.evidence else text
+
+
+def _unread_work(phase: Phase) -> Iterator[str]:
+    """Yield how much work of the device is not read, where any is not: no time holds it."""
+    for notice in phase.notices:
+        if notice.kind == "unread-device-work":
+            count, ns = notice.numbers["count"], notice.numbers["ns"]
+            yield (
+                f"{count:,} events of the device ({numbers.time(ns)} in all) are not read, and in "
+                "none of these times"
+            )
+
+
+def _moved_convolutions(phase: Phase) -> Iterator[str]:
+    """Yield how many convolutions have other shapes, along which axes, and the largest change."""
+    if not phase.moved:
+        return
+    count, whole = sum(moved.count for moved in phase.moved), phase.moved[0].of
+    largest = phase.moved[0]
+    axes = " or ".join(dict.fromkeys(moved.axis for moved in phase.moved))
+    before, after = ("×".join(map(str, side[1])) for side in (largest.dense, largest.pruned))
+    text = f"{count} of {whole} convolutions have other shapes ({axes}"
+    yield f"{text}: {'a weight of ' + before + ' → ' + after if before != after else 'inputs'})"
 
 
 def _few_shapes(phase: Phase) -> Iterator[str]:
@@ -405,15 +430,15 @@ def _largest_kinds(phase: Phase) -> Iterator[str]:
 def recommended_changes(phase: Phase) -> list[Finding]:
     """Return the findings whose changes end the paragraph; none where none has a change.
 
-    It is a critical one, else the one that would gain most, else a warning. One that leaves the
-    times no evidence comes first, and behind it the first that is critical whatever the times are.
+    It is the first in the order of findings: a critical one without a gain, else the one that would
+    gain most, whatever its severity, else a warning. One that leaves the times no evidence comes
+    first, and behind it the first that is critical whatever the times are.
     Where a finding says that the sides are uncertain, it stands alone: other advice would be of
     another comparison.
     """
     if (caveats := side_caveats(phase)) and not phase.invalid_times:
         return caveats[:1]
     advice = [finding for finding in phase.findings if finding.change]
-    gains = sorted((finding for finding in advice if finding.predicted_ns), key=_gain, reverse=True)
     invalid = [finding for finding in phase.invalid_times if finding.change][:1]
     # Where times are not valid, what is critical by a measured time alone is a warning.
     critical = [
@@ -423,10 +448,9 @@ def recommended_changes(phase: Phase) -> list[Finding]:
     ]
     if invalid:
         return invalid + critical[:1]
+    worth = [finding for finding in advice if finding.predicted_ns or finding.severity != "info"]
     # Nothing is known of a gain before the two runs compare.
-    critical.sort(key=lambda finding: finding.id != NOT_COMPARABLE)
-    warnings = (finding for finding in advice if finding.severity == "warning")
-    return [*critical, *gains, *warnings][:1]
+    return sorted(worth, key=lambda f: (f.id != NOT_COMPARABLE, f.order))[:1]
 
 
 def side_caveats(phase: Phase) -> list[Finding]:
@@ -469,7 +493,7 @@ def keeps_shapes(phase: Phase) -> bool:
     """
     if not _is_whole_step(phase) or not phase.is_speedup or phase.has_two_formats:
         return False
-    if phase.pairing is None or phase.pairing.removed:
+    if phase.pairing is None or phase.pairing.removed or phase.moved:
         return False
     seen = known(phase.family.ids) if phase.family is not None else []
     axes = {gemm.axis for gemm in phase.gemms if gemm.role != "adapter"}
@@ -512,6 +536,7 @@ def _kept_shares(phase: Phase) -> Iterator[str]:
         f"{numbers.percent(1 - share)} of the dense {name}" for name, share in kept
     )
     is_unchanged = len(kept) == len(shares_removed) and all(abs(share) < _SAME for _, share in kept)
+    is_unchanged = is_unchanged and not phase.moved
     has_no_gain = is_unchanged and not _choose_at_run_time(known(phase.family.ids))
     yield f"by its shapes a step keeps {shares}" + when(
         has_no_gain, ", so no gain is to be expected"
@@ -530,10 +555,6 @@ def _with_gain(finding: Finding) -> str:
     if finding.id in SIDE_CAVEATS:
         return f"first: {finding.change}"
     if finding.severity != "critical" and finding.predicted_ns:
-        gain = numbers.time(_gain(finding))
+        gain = numbers.time(finding.predicted_ns)
         return f"what would gain most: {finding.change} (at most {gain} a step)"
     return f"what to change: {finding.change}"
-
-
-def _gain(finding: Finding) -> float:
-    return finding.predicted_ns or 0.0

@@ -30,8 +30,8 @@ class Windows:
 
     `source` is "prunescope", "pattern", "engine", "ProfilerStep", "numbered", or one of the
     constants above. `picked` are the indices of the steps that --phase-pattern keeps; None without
-    a pattern that names some of the steps. `ignored` is an annotation that is named like a step,
-    but in none of which work was launched. `are_ranges` is set if a user put a range around each
+    a pattern that names some of the steps. `without_work` are the annotations that are named like
+    steps, but in which no work was launched. `are_ranges` is set if a user put a range around each
     step, so that time between two of them may belong to none.
     """
 
@@ -40,7 +40,7 @@ class Windows:
     source: str
     names: list[str]
     picked: Ints | None = None
-    ignored: str | None = None
+    without_work: tuple[str, ...] = ()
     are_ranges: bool = False
 
     def __len__(self) -> int:

@@ -29,20 +29,25 @@ def count_lost_launches(trace: Trace, windows: Windows) -> dict[str, int]:
 
     Returns:
         `events`: kernels that were launched to run in the steps; `lost`: those of them that are not
-            in the trace; `captured`: launches that a stream captured into a graph, which are not
-            among `events`.
+            in the trace; `at_end`: the lost ones after the last launch whose kernel is there, as
+            where a profiler stops before the device has run them; `captured`: launches that a
+            stream captured into a graph, which are not among `events`.
     """
     launches = trace.launches
     if not len(launches["ts"]):
-        return {"events": 0, "lost": 0, "captured": 0}
+        return {"events": 0, "lost": 0, "at_end": 0, "captured": 0}
     wanted = _is_kernel_launch(trace)
     wanted &= windows.step_of(launches["ts"]) >= 0
     absent = wanted & ~trace.launches_named
     captured = absent & _is_in_capture(trace, launches["ts"])
     recorded = int(captured.sum())
+    lost = max(0, int(absent.sum()) - recorded - _count_nameless_kernels(trace))
+    ran = launches["ts"][wanted & ~absent]
+    late = absent & ~captured & (launches["ts"] > (ran.max() if len(ran) else _EVER.min))
     return {
         "events": int(wanted.sum()) - recorded,
-        "lost": max(0, int(absent.sum()) - recorded - _count_nameless_kernels(trace)),
+        "lost": lost,
+        "at_end": min(lost, int(late.sum())),
         "captured": recorded,
     }
 

@@ -71,10 +71,10 @@ class Linked:
     carry_over: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
     late: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
     left_out: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
-    # Launches of kernels for the steps; those of them whose kernel is not in the trace; and, not
-    # among them, launches that were captured into a graph.
+    # Launches of kernels for the steps; those whose kernel is not in the trace, and the last
+    # ones of these; and, not among them, launches that were captured into a graph.
     launches: dict[str, int] = field(
-        default_factory=lambda: {"events": 0, "lost": 0, "captured": 0}
+        default_factory=lambda: {"events": 0, "lost": 0, "at_end": 0, "captured": 0}
     )
     cut: bool = False  # whether the file ends before the trace does
 

@@ -63,7 +63,7 @@ def find_windows(trace: Trace, *, phase_pattern: str | None = None) -> Windows:
     notes = np.flatnonzero(annotations["module"] == 0)
     ids = annotations["name"][notes]
     distinct = {int(i): trace.names[i] for i in unique_ids(ids)}
-    ignored: str | None = None
+    without_work: list[str] = []
     for source, is_step in _step_sources(phase_pattern, [*distinct.values()]):
         steps = [i for i, name in distinct.items() if is_step(name)]
         hits = notes[np.isin(ids, steps)]
@@ -73,14 +73,36 @@ def find_windows(trace: Trace, *, phase_pattern: str | None = None) -> Windows:
         if len(hits) and source == "pattern":
             return _pick(trace, notes, hits, distinct)
         if len(hits):
-            marked = _make_windows(trace, hits, source)
-            if (marked.step_of(_work_times(trace)) >= 0).any():
-                return _name_by_phase(trace, notes, distinct, marked)
-            ignored = marked.names[0]
+            marked, empty = _with_work(trace, _make_windows(trace, hits, source))
+            if len(marked):
+                return replace(
+                    _name_by_phase(trace, notes, distinct, marked), without_work=tuple(empty)
+                )
+            without_work = empty
         if source == "pattern":
             raise _explain_no_match(trace, str(phase_pattern), set(distinct.values()))
     unmarked = _name_by_phase(trace, notes, distinct, _find_unmarked(trace))
-    return replace(unmarked, ignored=ignored)
+    return replace(unmarked, without_work=tuple(without_work))
+
+
+def _with_work(trace: Trace, windows: Windows) -> tuple[Windows, list[str]]:
+    """Keep the windows in which work was launched, and return the names of the others.
+
+    A step is work: a loop that ends before its profiler does leaves a window without any, and
+    counts and means over it would be of no step.
+    """
+    worked = unique_ids(windows.step_of(_work_times(trace)))
+    worked = worked[worked >= 0]
+    if len(worked) == len(windows):
+        return windows, []
+    empty = sorted({*range(len(windows))} - {*worked.tolist()})
+    kept = replace(
+        windows,
+        start=windows.start[worked],
+        end=windows.end[worked],
+        names=[windows.names[i] for i in worked.tolist()],
+    )
+    return kept, [windows.names[i] for i in empty]
 
 
 def _name_by_phase(trace: Trace, notes: Ints, names: dict[int, str], windows: Windows) -> Windows:

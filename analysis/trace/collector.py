@@ -31,6 +31,7 @@ from prunescope.analysis.trace.event import (
     Args,
     Event,
     decode_json,
+    is_unread,
 )
 from prunescope.analysis.trace.uncategorised import category_of, table_of
 from prunescope.taxonomy.errors import PrunescopeError
@@ -59,6 +60,7 @@ _MEMORY, _HOST = "memory", msgspec.Raw(b"0")  # the table, a type of device
 _LONG_FRAME = 100  # µs: shorter frames of Python are of no use, and are most of them
 # CUPTI's range profiler: kineto spreads its kernels evenly over the span of the capture.
 _COUNTERS = "cuda_profiler_range"
+_CATEGORIES, _SHOWN = 100, 60  # of events that are not read: how many are counted, characters
 _GROUPS = {
     **dict.fromkeys(OP_CATEGORIES, _OP),
     "user_annotation": _ANNOTATION, "python_function": _ANNOTATION, OVERHEAD: OVERHEAD,
@@ -168,6 +170,8 @@ class Collector:
         self.unplaced = 0
         self.stacks = 0  # calls of Python functions
         self.uncategorised = 0  # ops and device events without a category
+        # Number and ns of the events of a device whose category is not known, by category.
+        self.unread: dict[str, list[int]] = {}
         self.untimed = 0  # kernels with hardware counters and without times of their own
 
     def add(self, events: list[Event]) -> None:
@@ -223,7 +227,17 @@ class Collector:
             if group is not None and (event.ph == "X" or group == _MEMORY):
                 groups[group].append(event)
                 self.uncategorised += event.cat is None
+            elif group is None and is_unread(event):
+                self._count_unread(event)
         self.untimed += sum(event.cat == _COUNTERS for event in events)
+
+    def _count_unread(self, event: Event) -> None:
+        """Count an event of a device that is not read, and its time."""
+        [ns] = nanoseconds([event.dur]).tolist()
+        counts = self.unread.setdefault(str(event.cat)[:_SHOWN], [0, 0])
+        if len(self.unread) <= _CATEGORIES and 0 <= ns <= MAX_EVENT_NS:
+            counts[0] += 1
+            counts[1] += ns
 
     def _memory(self, events: list[Event]) -> None:
         """Take snapshots of the memory that is allocated and reserved on a device."""

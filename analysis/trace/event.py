@@ -92,6 +92,20 @@ WHOLE_GRAPH = "CUDA graph "
 SKIPPED = ("ac2g", "fwdbwd", "gpu_user_annotation", "Trace")
 
 
+# Events on the streams of a device that are no work: they wait, mark or sample.
+_NO_WORK = (*SKIPPED, "cuda_sync", "cuda_event", "gpu_pm_counter", "cuda_profiler_range")
+
+
+def is_unread(event: Event) -> bool:
+    """Return whether an event of an unknown category runs on a stream of a device.
+
+    It may be work that is not read, and is counted.
+    """
+    if event.ph != "X" or event.cat is None or event.cat in _NO_WORK or event.args is None:
+        return False
+    return event.args.stream is not None and event.args.device is not None
+
+
 def decode_json(raw: bytes | str) -> Any:
     """Decode JSON; None where it is empty or invalid."""
     try:

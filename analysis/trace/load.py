@@ -29,6 +29,7 @@ from prunescope.analysis.trace.nsys_file import exported, is_nsys, is_report
 from prunescope.analysis.trace.reader import Source
 from prunescope.analysis.trace.repair import (
     add_launches_from_arrows,
+    close_open_annotations,
     drop_invalid_events,
     move_uncorrelated_launches,
     move_waits,
@@ -102,6 +103,7 @@ def load(path: Path, member: str | None = None) -> Trace:
     move_uncorrelated_launches(trace)
     drop_invalid_events(trace)
     move_waits(trace)
+    close_open_annotations(trace)
     _refuse_unusable(trace)
     return add_results(trace)
 
@@ -189,6 +191,7 @@ def _build_trace(source: Source, collected: Collector) -> Trace:
         unplaced=collected.unplaced,
         stacks=collected.stacks + stacks_left_out(source.meta),
         untimed=collected.untimed,
+        unread=collected.unread,
     )
 
 

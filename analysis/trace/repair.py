@@ -35,6 +35,7 @@ _LONGEST_PAUSE = 600 * 10**9  # ns; no capture waits longer between two kernels
 # At most this share of the events, or this many, beyond such a pause have wrong times.
 _FEW_SHARE, _FEW = 0.01, 3
 # Columns that distinguish two events with the same start.
+_NUMBER = re.compile(r"\d+")
 _DEVICE = ("dur", "name", "stream", "device", "correlation", "node", "grid")
 _OPS = ("dur", "name", "thread", "external", "call")
 _LAUNCHES = ("dur", "name", "thread", "correlation")
@@ -136,6 +137,27 @@ def drop_invalid_events(trace: Trace) -> None:
         )
     if trace.on_device:
         _drop_distant(trace)
+
+
+def close_open_annotations(trace: Trace) -> None:
+    """Give the last annotation of its kind the median duration of its like, where it has none.
+
+    A profiler that stops within a range writes it without a duration, and what ran in it would be
+    in no range. Names that differ in their numbers alone are of one kind.
+    """
+    notes = trace.annotations
+    is_open = (notes["dur"] == 0) & (notes["module"] == 0)
+    if not is_open.any():
+        return
+    kinds = [_NUMBER.sub("#", trace.names[i]) for i in notes["name"].tolist()]
+    rows_of_kind: dict[tuple[str, int], list[int]] = {}
+    order = np.argsort(notes["ts"], kind="stable")
+    for row in order[notes["module"][order] == 0].tolist():
+        rows_of_kind.setdefault((kinds[row], int(notes["thread"][row])), []).append(row)
+    for rows in rows_of_kind.values():
+        *closed, last = rows
+        if is_open[last] and closed and not is_open[closed].any():
+            notes["dur"][last] = int(np.median(notes["dur"][closed]))
 
 
 def _select(table: dict[str, Ints], keep: NDArray[np.bool_]) -> dict[str, Ints]:

@@ -42,6 +42,7 @@ class ReadShare(msgspec.Struct, array_like=True):
     dropped: dict[str, int]
     stacks: int
     untimed: int
+    unread: dict[str, list[int]]
     uncategorised: int
     names: list[str]
     threads: list[tuple[Any, Any]]
@@ -82,6 +83,7 @@ def read_share(path: Path, member: str | None, *, index: int, count: int) -> byt
         dropped=collect.dropped,
         stacks=collect.stacks,
         untimed=collect.untimed,
+        unread=collect.unread,
         uncategorised=collect.uncategorised,
         names=list(collect.names),
         threads=list(collect.threads),
@@ -114,6 +116,10 @@ def join_shares(
     source.repaired = any(share.repaired for share in shares)
     collect.stacks = sum(share.stacks for share in shares)
     collect.untimed = sum(share.untimed for share in shares)
+    for share in shares:
+        for category, counts in share.unread.items():
+            before = collect.unread.get(category, [0, 0])
+            collect.unread[category] = [a + b for a, b in zip(before, counts, strict=True)]
     collect.uncategorised = sum(share.uncategorised for share in shares)
     for name in _TABLES:
         table = getattr(collect, name)

@@ -65,6 +65,7 @@ class Trace:
     - `twice`: device events (in a CPU trace: ops) that the file repeats.
     - `stacks`: recorded calls of Python functions, short ones included.
     - `untimed`: kernels with hardware counters and without times of their own.
+    - `unread`: events of a device whose category is not known, by category: number, and ns.
 
     `caveats` warnings about what times.
     """
@@ -86,6 +87,7 @@ class Trace:
     twice: int = 0
     stacks: int = 0
     untimed: int = 0
+    unread: dict[str, list[int]] = field(default_factory=dict)
     caveats: list[Notice] = field(default_factory=list)
     frames: dict[str, Ints] = field(default_factory=lambda: _empty("frame"))
     other_calls: dict[str, Ints] = field(default_factory=lambda: _empty("frame"))
@@ -99,6 +101,10 @@ class Trace:
             new = dict(zip(self.names, names, strict=True))
             self.names = names
             self.calls = [replace(call, name=new.get(call.name, call.name)) for call in self.calls]
+        # The first profilers on kineto wrote the same properties under another key.
+        older = self.source.meta.get("computeProperties")
+        if older and not self.source.meta.get("deviceProperties"):
+            self.source.meta["deviceProperties"] = older
         if properties := self.source.meta.get("deviceProperties"):
             self.source.meta["deviceProperties"] = scrub_values(properties)
 
@@ -201,10 +207,29 @@ def recorded_waits(trace: Trace) -> list[Notice]:
     return [note("stream-waits", count=count, ns=ns)] if count else []
 
 
+def unread_work(trace: Trace) -> list[Notice]:
+    """Note how many events of a device are of categories that are not read; empty if none are."""
+    if not trace.unread:
+        return []
+    count, ns = (sum(counts[i] for counts in trace.unread.values()) for i in (0, 1))
+    categories = sorted(trace.unread, key=lambda name: -trace.unread[name][1])[:3]
+    return [note("unread-device-work", count=count, ns=ns, categories=categories)]
+
+
 def lacks_device_events(trace: Trace) -> bool:
-    """Return whether a trace names a GPU, or launches on it, and holds no device events."""
+    """Return whether a trace names or uses a GPU (it launches, or calls NCCL) and holds no events.
+
+    The events that it lacks are those of the device.
+    """
+    if trace.on_device:
+        return False
     launched = len(trace.launches["ts"]) > 0
-    return not trace.on_device and bool(trace.device_name or launched)
+    return bool(trace.device_name or launched) or _calls_nccl(trace)
+
+
+def _calls_nccl(trace: Trace) -> bool:
+    """Return whether annotations name collectives of NCCL, which only GPUs carry out."""
+    return any(name.startswith(("nccl:", "rccl:")) for name in trace.names)
 
 
 def host_instead(trace: Trace) -> list[Notice]:

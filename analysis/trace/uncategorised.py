@@ -17,8 +17,13 @@ from numpy.typing import NDArray
 from prunescope.analysis.trace.event import DEVICE_CATEGORIES, Event
 
 OLD_OPS, _OLD_KERNELS = "CPU functions", "CUDA functions"
-# Tasks of an NPU that compute or move data; others wait, record events or maintain the queue.
-_COMPUTES = re.compile(r"(?:KERNEL_)?(?:AI_?C|AI_?V|AICPU|AIV|AIC|MIX|DSA|FFTS)", re.IGNORECASE)
+# Tasks of an NPU that wait, record events or maintain the queue; every other one is work, whether
+# its type is known to us or not (newer profilers call most tasks "Other").
+_IDLES = re.compile(
+    r"(?:\w*_)?(?:EVENT|NOTIFY|WAIT|RECORD|BARRIER|LABEL|SYNC|PROFILING|PROFILER|MAINTAIN?[A-Z]*|NOP"
+    r"|PLACE_?HOLDER|WRITE_VALUE|CMO|STREAM_\w+|MODEL_\w+|TIMEOUT\w*|FLIP)(?:_\w*)?",
+    re.IGNORECASE,
+)
 _MOVES = re.compile(r"\w*(?:SDMA|MEMCPY|PCIE_DMA)", re.IGNORECASE)
 
 
@@ -43,9 +48,11 @@ def _task_category(event: Event) -> int | None:
     task = event.args.task_type if event.args is not None else None
     if not isinstance(task, str):
         return None
-    if _COMPUTES.match(task):
-        return DEVICE_CATEGORIES["kernel"]
-    return DEVICE_CATEGORIES["gpu_memcpy"] if _MOVES.match(task) else None
+    if _MOVES.match(task) or _MOVES.match(event.name):
+        return DEVICE_CATEGORIES["gpu_memcpy"]
+    if _IDLES.fullmatch(task) or _IDLES.fullmatch(event.name):
+        return None
+    return DEVICE_CATEGORIES["kernel"]
 
 
 def is_timed_around_ops(threads: Iterable[tuple[Any, Any]]) -> bool:

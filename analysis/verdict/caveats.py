@@ -108,8 +108,9 @@ def apply_caveats(family: FamilyVerdict, notices: list[Notice]) -> FamilyVerdict
 
 def _lost_kernels(name: str, kernels: Kernels) -> Notice | None:
     """Return a caveat where launches have no kernel in the trace."""
-    count, lost = kernels.linked.launches["events"], kernels.linked.launches["lost"]
-    return caveat("lost-kernels", name, lost=lost, count=count) if kernels.lacks_kernels else None
+    launches = kernels.linked.launches
+    numbers = {"lost": launches["lost"], "count": launches["events"], "last": launches["at_end"]}
+    return caveat("lost-kernels", name, **numbers) if kernels.lacks_kernels else None
 
 
 def _captured(name: str, kernels: Kernels) -> Notice | None:

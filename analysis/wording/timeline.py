@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from prunescope.taxonomy.words import ms, percent, shortened, when
+from prunescope.taxonomy.words import ms, percent, plural, shortened, when
 
 _UNLINKED = {
     "no-ids": "they have no correlation id",
@@ -67,6 +67,11 @@ WORDS: dict[str, str | Callable[..., str]] = {
         "{name:short} and similar annotations: these annotations contain no launches, so they are "
         "not the steps"
     ),
+    "steps-without-work": lambda name, count: (
+        f"{shortened(name)}{when(count > 1, f' and {count - 1} more windows of steps')} "
+        f"contain{when(count == 1, 's')} no work: {'they are' if count > 1 else 'it is'} no "
+        f"step{plural(count)}, and in no mean or count"
+    ),
     "whole-microseconds": "all times of the trace are whole µs: each may be off by up to 1 µs",
     # -- how rows were linked --
     "linked-by-external-id": lambda count, events, cause: (
@@ -80,6 +85,10 @@ WORDS: dict[str, str | Callable[..., str]] = {
     "nameless-launches": (
         "{kernels:,} kernels have no correlation id and {launches:,} launches no kernel: they are "
         "taken for those of one another, and which is which is unknown"
+    ),
+    "unread-device-work": (
+        "{count:,} events of the device ({ns:ms} in all) are of categories that are not read "
+        "({categories:list}): they are in no time and no count"
     ),
     "stream-waits": (
         "{count:,} events in which a stream waits for another one ({ns:ms} in all) are no work, "

@@ -10,7 +10,7 @@ _RANKS = 8  # that are named
 
 
 def _host_instead(file: str, device: str | None, recorder: str) -> str:
-    named = f"names {device}" if device else "launches kernels"
+    named = f"names {device}" if device else "uses a GPU (its launches or NCCL say so)"
     return (
         f"{file} {named}, but holds no device events: host ops are shown in their place, with "
         f"times of the host and no peaks; capture with {recorder}"

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from prunescope.taxonomy.dtypes import QUANTISED
-from prunescope.taxonomy.words import percent
+from prunescope.taxonomy.words import percent, when
 
 _SHOWN = 4  # names that are counted in a sentence
 
@@ -45,7 +45,11 @@ _CAPTURED = (
 )
 WORDS: dict[str, str | Callable[..., str]] = {
     # -- caveats --
-    "lost-kernels": "{side}: {lost} of {count} kernel launches have no kernel in the trace",
+    "lost-kernels": lambda side, lost, count, last: (
+        f"{side}: {lost} of {count} kernel launches have no kernel in the trace"
+        + when(0 < last < lost, f", {last:,} of them the last ones")
+        + when(last == lost, ": the last ones, whose kernels had not run when the profiler stopped")
+    ),
     "cut-off": "{side}: the file is cut off, and what stood behind the cut is missing",
     "captured-step": _CAPTURED,
     "captured-launches": _CAPTURED,

@@ -40,7 +40,8 @@ def test_a_cold_step_is_no_launch_bound_one(tmp_path: Path) -> None:
         host.op("conv", name="aten::convolution")
     phase = phase_of(host.file(tmp_path))
     cold = finding(phase, "first-calls")
-    assert cold is not None and cold.severity == "warning" and cold.predicted_ns is None
+    assert cold is not None and cold.severity == "warning"
+    assert cold.predicted_ns == cold.about_ns == 600_001_000
     assert cold.text.startswith("the step is cold: the device waits 600.0")
     assert cold.evidence[0].startswith("600.0")
     assert finding(phase, "launch-bound") is None and gain_of_a_graph(phase) == 0
@@ -83,8 +84,21 @@ def test_an_allocator_that_frees_all_the_time_is_off_one_that_grows_is_not(tmp_p
     assert off is not None and off.predicted_ns == 100e6
     assert "caching allocator is off" in off.text and "NO_HIP_MEMORY_CACHING" in str(off.change)
     grows = finding(allocates(tmp_path, "cudaMalloc", 20), "allocator-calls")
-    assert grows is not None and grows.predicted_ns is None
+    assert grows is not None and grows.predicted_ns == 100e6  # in steps after the pool has grown
     assert "still grows" in grows.text
+
+
+def test_a_pool_that_grows_in_a_cold_step_is_not_off(tmp_path: Path) -> None:
+    """It gives memory back 20 times before the second half of the launches, and never after."""
+    host = Host()
+    for number in range(60):
+        host.op()
+        if number < 20:
+            host.span("cuda_runtime", "cudaFree", host.now, 5 * MS)
+            host.now += 5 * MS
+    grows = finding(phase_of(host.file(tmp_path)), "allocator-calls")
+    assert grows is not None and "still grows" in grows.text
+    assert "unset" not in str(grows.change)
 
 
 def test_a_thread_may_wait_for_another_one_that_allocates(tmp_path: Path) -> None:

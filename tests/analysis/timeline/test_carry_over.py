@@ -127,14 +127,14 @@ def test_carry_over_is_found_by_stream(tmp_path: Path) -> None:
 
 
 def test_carry_over_before_a_step_without_kernels_is_of_neither(tmp_path: Path) -> None:
-    """The first window holds none: step 1 begins behind the spill all the same, at 100."""
+    """The first window holds none and is no step; the next begins behind the spill, at 100."""
     empty = [(20.0, 30.0), *TWO]
     made = spilt(launch=46)
     made["traceEvents"] = [e for e in made["traceEvents"] if e["cat"] != "user_annotation"]
     made["traceEvents"] += trace(empty)["traceEvents"]
     analysed = phase(made, tmp_path)
-    assert analysed.kernels_per_step == [0, 3, 2]
-    assert analysed.wall_ns == 2 / 3 * 67_500
+    assert analysed.kernels_per_step == [3, 2]
+    assert analysed.wall_ns == 67_500
 
 
 def test_carry_over_does_not_vanish_behind_an_event_of_no_step(tmp_path: Path) -> None:
