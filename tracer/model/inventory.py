@@ -1,0 +1,241 @@
+"""The module tree of a model, without weights, as an Inventory.
+
+In: a config (a dict), or a model in memory. Out: its modules with the shapes of their weights, and
+how often a token passes each of them, which a forward on the meta device shows. Trees are built by
+the classes of transformers alone: no code of a checkpoint runs. An inventory is cached by the hash
+of its config and the versions of torch and transformers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
+
+from prunescope.taxonomy.atomic_write import write_file
+from prunescope.taxonomy.inventory import Inventory, StoredModule, StoredWeight, config_hash
+
+TOKENS = 64  # of the forward that is followed
+_MOST_BYTES = 64 << 20  # of a cached inventory
+# The heads that a config may stand for, in the order in which they are tried.
+_HEADS = (
+    "CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "MASKED_LM",
+    "IMAGE_CLASSIFICATION",
+)  # fmt: skip
+_SIZES = (
+    "head_dim", "num_heads", "num_attention_heads", "n_heads", "n_head", "num_key_value_heads",
+    "num_kv_heads", "num_key_value_groups", "qk_head_dim", "v_head_dim", "sliding_window",
+    "chunk_size", "ssm_state_size", "n_groups", "top_k", "num_experts_per_tok", "moe_top_k",
+    "num_experts", "nope_head_dim", "attention_head_size", "embed_dim",
+)  # fmt: skip
+
+
+def cached_inventory(config: Mapping[str, Any], folder: Path) -> Inventory | None:
+    """Return the inventory of a config from a folder of inventories, or build and keep it.
+
+    None if transformers does not know the model, or cannot build it.
+    """
+    key = config_hash({"config": config, "versions": _library(), "torch": torch.__version__})
+    file = folder / f"{key}.json"
+    with contextlib.suppress(OSError, msgspec.MsgspecError):
+        if file.stat().st_size <= _MOST_BYTES:
+            return msgspec.json.decode(file.read_bytes(), type=Inventory)
+    inventory = build_inventory(config)
+    if inventory is not None:
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_file(file, msgspec.json.encode(inventory))
+    return inventory
+
+
+def build_inventory(config: Mapping[str, Any]) -> Inventory | None:
+    """Build the tree that a config describes on the meta device, and list it.
+
+    None if transformers does not know the model, or cannot build it.
+    """
+    with _quiet():
+        model = _tree(config)
+        return None if model is None else read_tree(model)
+
+
+def read_tree(model: nn.Module) -> Inventory:
+    """List the modules of a model, and follow a forward through them if it is on the meta device."""
+    passes = _passes(model)
+    seen: set[int] = set()
+    modules = []
+    for path, module in model.named_modules():
+        weights = []
+        for name, parameter in module.named_parameters(recurse=False):
+            weights.append(
+                StoredWeight(
+                    name=name, shape=_axes(module, parameter), tied=id(parameter) in seen
+                )
+            )
+            seen.add(id(parameter))
+        if weights:
+            modules.append(
+                StoredModule(
+                    path=path,
+                    kind=type(module).__name__,
+                    weights=tuple(weights),
+                    passes=None if passes is None else passes.get(path, 0.0),
+                    sizes=_sizes(model, path),
+                )
+            )
+    return Inventory(
+        model_class=type(model).__name__,
+        library=_library(),
+        followed=passes is not None,
+        modules=tuple(modules),
+    )
+
+
+def _axes(module: nn.Module, parameter: torch.Tensor) -> tuple[int, ...]:
+    """Return the shape of a weight, of a matrix always as [N, K]."""
+    shape = tuple(parameter.shape)
+    return shape[::-1] if type(module).__name__ == "Conv1D" and len(shape) == 2 else shape
+
+
+def _library() -> str:
+    return f"transformers {transformers.__version__}"
+
+
+def _sizes(model: nn.Module, path: str) -> dict[str, int]:
+    """Return the whole numbers that a module and the module around it keep, by name."""
+    sizes: dict[str, int] = {}
+    for owner in (path, path.rpartition(".")[0]):
+        module = model.get_submodule(owner)
+        for name in _SIZES:
+            value = getattr(module, name, None)
+            if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+                sizes.setdefault(name, value)
+    return sizes
+
+
+def _tree(config: Mapping[str, Any]) -> Any:
+    """Return the model of a config on the meta device; None if transformers cannot build it."""
+    plain = {key: value for key, value in config.items() if key not in ("auto_map", "dtype")}
+    kind = str(plain.pop("model_type", ""))
+    try:
+        known = AutoConfig.for_model(kind, **plain)
+        cls = model_class(kind, plain.get("architectures"))
+        if cls is None:
+            return None
+        known._attn_implementation = "sdpa"
+        with torch.device("meta"):
+            try:
+                return cls._from_config(known, dtype=torch.bfloat16).eval()
+            except ValueError:  # its attention is its own
+                known._attn_implementation = "eager"
+                return cls._from_config(known, dtype=torch.bfloat16).eval()
+    except Exception:
+        # A config is anybody's: its class may refuse it in any way.
+        return None
+
+
+def model_class(kind: str, architectures: object) -> Any:
+    """Return the class of transformers that a config names, or that its type has; None without.
+
+    Args:
+        kind: The `model_type` of the config.
+        architectures: Its list of class names, if it has one.
+    """
+    names = [str(name) for name in architectures] if isinstance(architectures, list) else []
+    for head in _HEADS:
+        mapping = getattr(modeling_auto, f"MODEL_FOR_{head}_MAPPING_NAMES", {})
+        if kind in mapping:
+            own = mapping[kind]
+            names += [own] if isinstance(own, str) else list(own)
+    for name in names:
+        cls = getattr(transformers, name, None)
+        if inspect.isclass(cls) and issubclass(cls, PreTrainedModel):
+            return cls
+    return None
+
+
+def _passes(model: Any) -> dict[str, float] | None:
+    """Return the rows per token that each module sees in a forward; None if none can be followed.
+
+    What the forward decides by values (which experts get a token, where a sequence ends) has no
+    answer without values: such a forward ends with an error.
+    """
+    if any(parameter.device.type != "meta" for parameter in model.parameters()):
+        return None
+    rows: dict[str, float] = {}
+    hooks = []
+    for path, module in model.named_modules():
+        if next(module.parameters(recurse=False), None) is not None:
+            hooks.append(module.register_forward_hook(_count_rows(rows, path)))
+    try:
+        with torch.device("meta"), torch.no_grad(), _unpacked():
+            model(**_inputs(model))
+    except Exception:
+        return None  # see above
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return rows
+
+
+def _count_rows(rows: dict[str, float], path: str) -> Any:
+    """Return a hook that adds the rows of a call to those of a path."""
+
+    def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        given = next((x for x in (*inputs, output) if isinstance(x, torch.Tensor)), None)
+        if given is not None and given.dim():
+            tokens = given.numel() / max(1, given.shape[-1])
+            rows[path] = rows.get(path, 0.0) + tokens / TOKENS
+
+    return hook
+
+
+def _inputs(model: Any) -> dict[str, Any]:
+    """Return the inputs of a forward of TOKENS tokens, or of one image."""
+    if getattr(model, "main_input_name", "input_ids") == "pixel_values":
+        size = getattr(model.config, "image_size", 224)
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        channels = getattr(model.config, "num_channels", 3)
+        return {"pixel_values": torch.zeros(1, channels, height, width, dtype=torch.bfloat16)}
+    ids = torch.zeros(1, TOKENS, dtype=torch.long)
+    given: dict[str, Any] = {"input_ids": ids}
+    if model.config.is_encoder_decoder:
+        return {**given, "decoder_input_ids": ids}
+    if "use_cache" in inspect.signature(model.forward).parameters:
+        given["use_cache"] = False
+    return given
+
+
+@contextlib.contextmanager
+def _unpacked() -> Iterator[None]:
+    """Tell masks that no sequences are packed: finding them reads values."""
+    masks = transformers.masking_utils
+    usual = masks.find_packed_sequence_indices
+    masks.find_packed_sequence_indices = lambda *_args, **_kwargs: None
+    try:
+        yield
+    finally:
+        masks.find_packed_sequence_indices = usual
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what transformers says of a config from the terminal."""
+    import warnings
+
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers.logging.set_verbosity(before)
