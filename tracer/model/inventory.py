@@ -13,12 +13,13 @@ import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import msgspec
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedModel, masking_utils
 from transformers.models.auto import modeling_auto
 
 from prunescope.taxonomy.atomic_write import write_file
@@ -123,13 +124,18 @@ def _sizes(model: nn.Module, path: str) -> dict[str, int]:
 
 def _tree(config: Mapping[str, Any]) -> Any:
     """Return the model of a config on the meta device; None if transformers cannot build it."""
-    plain = {key: value for key, value in config.items() if key not in ("auto_map", "dtype")}
-    kind = str(plain.pop("model_type", ""))
+    plain = {
+        key: _decoded(value) for key, value in config.items() if key not in ("auto_map", "dtype")
+    }
+    kind = str(plain.get("model_type", ""))
     try:
-        known = AutoConfig.for_model(kind, **plain)
+        known = CONFIG_MAPPING[kind].from_dict(plain)
         cls = model_class(kind, plain.get("architectures"))
         if cls is None:
             return None
+        part = known.get_text_config()
+        if not isinstance(known, cls.config_class) and isinstance(part, cls.config_class):
+            known = part
         known._attn_implementation = "sdpa"
         with torch.device("meta"):
             try:
@@ -140,6 +146,15 @@ def _tree(config: Mapping[str, Any]) -> Any:
     except Exception:
         # A config is anybody's: its class may refuse it in any way.
         return None
+
+
+def _decoded(value: Any) -> Any:
+    """Return a value of a config with the numbers that JSON lacks, as transformers writes them."""
+    if isinstance(value, dict):
+        if value.keys() == {"__float__"}:
+            return float(str(value["__float__"]))
+        return {key: _decoded(item) for key, item in value.items()}
+    return [_decoded(item) for item in value] if isinstance(value, list) else value
 
 
 def model_class(kind: str, architectures: object) -> Any:
@@ -216,14 +231,12 @@ def _inputs(model: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _unpacked() -> Iterator[None]:
-    """Tell masks that no sequences are packed: finding them reads values."""
-    masks = transformers.masking_utils
-    usual = masks.find_packed_sequence_indices
-    masks.find_packed_sequence_indices = lambda *_args, **_kwargs: None
-    try:
+    """Tell masks that no sequences are packed or padded: finding that reads values."""
+    with (
+        mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda *_, **__: None),
+        mock.patch.object(masking_utils, "fast_all", lambda *_: True, create=True),
+    ):
         yield
-    finally:
-        masks.find_packed_sequence_indices = usual
 
 
 @contextlib.contextmanager
