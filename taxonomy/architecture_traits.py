@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunescope.taxonomy.configs.architecture_table import BY_ID, Architecture
-from prunescope.taxonomy.configs.config import language_part, linears_alone
+from prunescope.taxonomy.configs.config import language_part
+from prunescope.taxonomy.configs.mixer_configs import linears_alone
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.shape import ModelShape
 
@@ -91,8 +92,7 @@ def traits_of(shape: ModelShape) -> Traits:
     architecture without an entry may have them unseen.
     """
     entry = BY_ID.get(shape.model_type)
-    usual = {"linear": "linear_attention", "ssm": "mamba", "conv": "conv"}.get(shape.mixer.kind, "")
-    mixer = (entry.mixer if entry else "") or _MIXER_NAMES.get(usual, "another mixer")
+    mixer = (entry.mixer if entry else "") or shape.mixer.work.title or "another mixer"
     has_mixer = bool(shape.mixer_layers or shape.other_layers)
     return Traits(
         model_type=shape.model_type,

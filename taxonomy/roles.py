@@ -43,8 +43,10 @@ GROUPS = {
 }  # fmt: skip
 
 # Roles whose matrix is a weight; attention and routers multiply activations too.
-WEIGHT_ROLES = (*GROUPS.keys() - {"router"}, "experts", "shared_expert", "mixer_in", "mixer_out", "indexer",
-                "extra")  # fmt: skip
+WEIGHT_ROLES = (
+    *GROUPS.keys() - {"router"}, "experts", "shared_expert", "mixer_in", "mixer_out", "indexer",
+    "extra",
+)  # fmt: skip
 
 # The name of a module's last path component, over the architectures of transformers.
 _LEAVES: tuple[tuple[str, str], ...] = (

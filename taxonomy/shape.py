@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from msgspec import Meta
 
-from prunescope.taxonomy.configs.config import language_part, read_config, read_layers, read_mixer
+from prunescope.taxonomy.configs.config import language_part, read_config, read_layers
+from prunescope.taxonomy.configs.mixer_configs import read_mixer
 from prunescope.taxonomy.formats import MAX_LAYERS, Count, Layer, Name, Size
 from prunescope.taxonomy.mixers import MixerShape
 from prunescope.taxonomy.mixers.sizes import Linears
@@ -89,11 +90,12 @@ class ModelShape:
     """The dimensions of a decoder: a record of each kind of sublayer, and how many layers have it.
 
     `shared_blocks`: the layers with attention and MLP are so many, used in turns, and stored once
-    (Zamba); 0: each is its own. `other_layers` counts the layers whose mixer is not attention; `mixer_layers` counts those with
-    a known mixer, also where it runs in parallel with attention. `layout` has a letter per layer,
-    first to last: f attends to all keys, s to those in a window, m is a mixer without attention; a
-    capital letter has experts. It is "" where the order is not known. Where layers differ in their
-    dimensions, the records hold the largest of each, and `layer_shapes` those of every layer.
+    (Zamba); 0: each is its own. `other_layers` counts the layers whose mixer is not attention;
+    `mixer_layers` counts those with a known mixer, also where it runs in parallel with attention.
+    `layout` has a letter per layer, first to last: f attends to all keys, s to those in a window, m
+    is a mixer without attention; a capital letter has experts. It is "" where the order is not
+    known. Where layers differ in their dimensions, the records hold the largest of each, and
+    `layer_shapes` those of every layer.
 
     In run.json all dimensions are in one flat object, by the keys that `from_fields` takes.
     """

@@ -3,19 +3,18 @@
 In: a config dict. Out: a dict of ModelShape's fields, by their keys in run.json; of a config whose
 layers differ, also the fields of LayerShape that are each layer's own. What a config leaves to the
 model's code (gates, biases, norms) is in the row of `architecture_table`; everything else comes
-from its own keys, which are listed here, and which a run keeps. Of hybrids only the mixers of
-`mixer_code` in the table are known. `linears_alone` is for models that have a mixer and no
-attention.
+from its own keys, which are listed here, and which a run keeps. Configs of hybrids are rewritten
+first (`hybrid_configs`); their mixers are read by `mixer_configs`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from prunescope.taxonomy.configs.architecture_table import Unwritten, unwritten
 from prunescope.taxonomy.configs.block_configs import ATTENTION_KINDS, MLP_KINDS, as_lists
+from prunescope.taxonomy.configs.hybrid_configs import own_fields, own_layers, rewritten
 from prunescope.taxonomy.configs.vision_config import vision_fields
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import MAX_LAYERS
@@ -48,6 +47,16 @@ READ = frozenset(
     num_key_value_heads_per_layer num_kv_heads num_layers num_local_experts num_query_heads
     image_size is_decoder
     mlp_ratio num_labels num_register_tokens patch_size projection_dim use_swiglu_ffn
+    adapter_rank add_bias_linear altup_num_inputs attention_k_eq_v attention_window_size
+    attn_layer_offset attn_type_list block_size block_types chunk_size conv1d_width conv_kernel
+    enable_moe_block expert_layer_offset expert_layer_period full_attn_layers global_head_dim
+    hidden_size_per_layer_input hybrid_override_pattern index_head_dim index_n_heads index_topk
+    index_topk_freq index_topk_pattern indexer_types laurel_rank linear_attn_config linear_head_dim
+    linear_num_heads lru_width mamba_chunk_size mamba_dt_rank mamba_head_dim mamba_ngroups
+    mamba_num_heads mlp_layer_types moe_latent_size moe_shared_expert_intermediate_size
+    n_mamba_heads num_expert_group num_global_key_value_heads num_kv_shared_layers num_mem_blocks
+    num_shared_experts per_layer_config short_conv_kernel_size ssm_state_size top_k_experts
+    use_conv_bias use_double_wide_mlp use_shared_attention_adapter vocab_size_per_layer_input
     num_transformer_layers padded_vocab_size parallel_attn projectors_bias
     q_lora_rank qk_layernorm qk_nope_head_dim qk_rope_head_dim qkv_bias
     shared_expert_intermediate_size shared_intermediate_size sliding_window sliding_window_pattern
@@ -80,6 +89,7 @@ EXPERT_WIDTHS = ("moe_intermediate_size", "intermediate_size_moe")
 _LAYER_SIZES = {
     "heads": HEADS,
     "kv_heads": KV_HEADS,
+    "head_dim": _HEAD_DIM,
     "intermediate": MLP,
     "experts": EXPERTS,
     "experts_per_token": TOP_K,
@@ -131,6 +141,7 @@ def read_config(config: Mapping[str, Any]) -> Fields:
     fields |= layer_kinds(cfg, kind, known["layers"])
     fields |= _experts(cfg, own, fields)
     fields |= _norms(cfg, own, fields)
+    fields |= own_fields(cfg)
     if own.encoder and not cfg.get("is_decoder"):
         fields["encoder"] = True
     return fields
@@ -143,11 +154,12 @@ def language_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
     for name in NESTED:
         inner = config.get(name)
         if isinstance(inner, Mapping) and size_in(inner, HIDDEN) is not None:
-            return as_lists({"tie_word_embeddings": config.get("tie_word_embeddings"), **inner})
+            whole = {"tie_word_embeddings": config.get("tie_word_embeddings"), **inner}
+            return rewritten(as_lists(whole))
     attention = config.get("attn_config")
     if isinstance(attention, Mapping) and "kv_n_heads" in attention:
         return {**config, "kv_n_heads": attention["kv_n_heads"]}
-    return as_lists(config) if _EACH_BLOCK & config.keys() else config
+    return as_lists(config) if _EACH_BLOCK & config.keys() else rewritten(config)
 
 
 def size_in(cfg: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
@@ -467,7 +479,8 @@ def read_layers(cfg: Mapping[str, Any], known: Mapping[str, Any]) -> list[dict[s
                 f"the config lists {len(entries)} sizes of {name} for {layers} layers",
                 hint="check the lists of its config.json: one entry per layer",
             )
-    if not (sizes or kinds) or len(layout) != layers:
+    added = own_layers(cfg)
+    if not (sizes or kinds or added) or len(layout) != layers:
         return []
     usual = ["usual"] * layers
     attention_kinds, mlp_kinds = kinds.get(ATTENTION_KINDS, usual), kinds.get(MLP_KINDS, usual)
@@ -476,7 +489,7 @@ def read_layers(cfg: Mapping[str, Any], known: Mapping[str, Any]) -> list[dict[s
         own: Fields = {name: numbers[number] for name, numbers in sizes.items()}
         own |= _own_attention(own, known, attention_kinds[number])
         own |= _own_mlp(own, mlp_kinds[number], layout[number])
-        rows.append(own)
+        rows.append(own | (dict(added[number]) if added else {}))
     return rows
 
 
@@ -510,130 +523,3 @@ def _own_mlp(own: dict[str, Any], kind: str, letter: str) -> dict[str, Any]:
                 "shared_intermediate")  # fmt: skip
         return {**dict.fromkeys(absent, 0), "mlp_kind": kind}
     return {}
-
-
-def read_mixer(cfg: Mapping[str, Any], known: Fields) -> Fields:
-    """Read the fields of the mixer; none if its sizes or its model type's code are not known."""
-    own, hidden = unwritten(known["model_type"]), known["hidden"]
-    layers = known["layers"] if own.parallel_mixer else known.get("other_layers", 0)
-    sizes: Fields | None = None
-    if own.mixer_code == "delta net":
-        sizes = _linear(cfg)
-    elif own.mixer_code == "mamba-2":
-        sizes = _state_space(cfg, hidden, parallel=own.parallel_mixer)
-    elif own.mixer_code == "short convolution":
-        sizes = _convolution(cfg, hidden)
-    return {"mixer_layers": layers, **sizes} if sizes and layers else {}
-
-
-def linears_alone(cfg: Mapping[str, Any], hidden: int) -> dict[str, tuple[int, int]]:
-    """Return (N, K) of the matrices of a mixer without attention, by role and part.
-
-    The roles are those of `MixerShape.linears`. There are none if the sizes or the code are not
-    known.
-    """
-    code = unwritten(str(cfg.get("model_type"))).mixer_code
-    width, state = _expanded(cfg.get("expand"), hidden), size_in(cfg, ("state_size",))
-    if width is None or state is None:
-        return {}
-    last = {"mixer_out": (hidden, width)}
-    if code == "mamba-1 alone":
-        auto = cfg.get("time_step_rank") in ("auto", None)
-        rank = math.ceil(hidden / 16) if auto else size_in(cfg, ("time_step_rank",))
-        assert rank is not None
-        step = {"mixer_in.x": (rank + 2 * state, width), "mixer_in.dt": (width, rank)}
-        return {"mixer_in": (2 * width, hidden), **step, **last}
-    sizes = _sizes(cfg, ("num_heads", "n_groups")) if code == "mamba-2 alone" else None
-    if sizes is None:
-        return {}
-    heads, groups = sizes
-    return {"mixer_in": (2 * width + 2 * groups * state + heads, hidden), **last}
-
-
-def _linear(cfg: Mapping[str, Any]) -> Fields | None:
-    """Read a gated delta net; None if a size is missing.
-
-    It stores, besides its matrices, a step and a decay per head, and the norm of one head.
-    """
-    sizes = _sizes(
-        cfg,
-        (
-            "linear_num_value_heads",
-            "linear_value_head_dim",
-            "linear_num_key_heads",
-            "linear_key_head_dim",
-            "linear_conv_kernel_dim",
-        ),
-    )
-    if sizes is None:
-        return None
-    heads, value_dim, key_heads, key_dim, taps = sizes
-    return {
-        "mixer": "linear",
-        "mixer_width": heads * value_dim,
-        "mixer_heads": heads,
-        "mixer_keys": key_heads * key_dim,
-        "mixer_state": key_dim,
-        "mixer_taps": taps,
-        "mixer_extras": 2 * heads + value_dim,
-    }
-
-
-def _state_space(cfg: Mapping[str, Any], hidden: int, *, parallel: bool) -> Fields | None:
-    """Read a Mamba-2 mixer; None if a size is missing.
-
-    It stores, besides its matrices, a step, a decay and a skip per head, biases and a norm.
-    `parallel` to attention it has its own key for the bias of its output, and no norm unless the
-    config says so.
-    """
-    sizes = _sizes(cfg, ("mamba_n_heads", "mamba_n_groups", "mamba_d_state", "mamba_d_conv"))
-    width = size_in(cfg, ("mamba_d_ssm",)) or _expanded(cfg.get("mamba_expand"), hidden)
-    if sizes is None or width is None:
-        return None
-    heads, groups, state, taps = sizes
-    channels = width + 2 * groups * state
-    bias_in, bias_out = bool(cfg.get("mamba_proj_bias")), bool(cfg.get("mamba_proj_bias"))
-    if parallel:
-        bias_out = bool(cfg.get("projectors_bias"))
-    extras = 3 * heads + (width + channels + heads) * bias_in + hidden * bias_out
-    extras += channels * bool(cfg.get("mamba_conv_bias", True))
-    extras += width * bool(cfg.get("mamba_rms_norm", not parallel))
-    return {
-        "mixer": "ssm",
-        "mixer_width": width,
-        "mixer_heads": heads,
-        "mixer_keys": groups * state,
-        "mixer_state": state,
-        "mixer_taps": taps,
-        "mixer_extras": extras,
-    }
-
-
-def _convolution(cfg: Mapping[str, Any], hidden: int) -> Fields | None:
-    """Read a short convolution between two gates; None if a size is missing.
-
-    It has one switch for its biases: three in, one each for taps and out.
-    """
-    sizes = _sizes(cfg, ("conv_L_cache",))
-    if sizes is None:
-        return None
-    return {
-        "mixer": "conv",
-        "mixer_width": hidden,
-        "mixer_taps": sizes[0],
-        "mixer_extras": 5 * hidden * bool(cfg.get("conv_bias")),
-    }
-
-
-def _sizes(cfg: Mapping[str, Any], names: tuple[str, ...]) -> list[int] | None:
-    """Return the sizes under all of `names`, or None if one is missing."""
-    sizes = [size_in(cfg, (name,)) for name in names]
-    known = [size for size in sizes if size is not None]
-    return known if len(known) == len(names) else None
-
-
-def _expanded(factor: object, hidden: int) -> int | None:
-    """Return the inner width of a config that gives it as a multiple of the hidden size."""
-    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < 1024:
-        return None
-    return int(factor * hidden)

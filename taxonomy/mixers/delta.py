@@ -11,7 +11,7 @@ from prunescope.taxonomy.mixers.sizes import Linears, MixerKind, MixerSizes, inp
 
 
 def _gated(mixer: MixerSizes, hidden: int) -> Linears:
-    """Return the matrices: values and their gate, keys, queries; steps and decays have their own."""
+    """Return the matrices: values, their gate, keys and queries; steps and decays apart."""
     rows = 2 * mixer.width + 2 * mixer.keys
     return {
         "mixer_in": (rows, hidden),

@@ -85,11 +85,12 @@ def inputs_of_taps(mixer: MixerSizes) -> int:
 
 
 def scan_in_chunks(mixer: MixerSizes, keys: int) -> float:
-    """Return the FLOPs per token of a linear recurrence in chunks of Q tokens (arXiv 2405.21060, 6).
+    """Return the FLOPs per token of a linear recurrence in chunks (arXiv 2405.21060, 6).
 
-    In a chunk every query meets every key, 2·Q·keys, and the scores every value, 2·Q·width, as
-    matrix units compute both halves of the square. Each value is added to the state and the state
-    is read, 2·width·state each; the state decays and is carried on once a chunk, 2·width·state/Q.
+    In a chunk of Q tokens every query meets every key, 2·Q·keys, and the scores every value,
+    2·Q·width, as matrix units compute both halves of the square. Each value is added to the state
+    and the state is read, 2·width·state each; the state decays and is carried on once a chunk,
+    2·width·state/Q.
     """
     q, numbers = mixer.chunk, mixer.width * mixer.state
     return 2 * q * (keys + mixer.width) + 4 * numbers + 2 * numbers / q

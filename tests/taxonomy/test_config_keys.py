@@ -12,7 +12,14 @@ from prunescope.taxonomy.configs.architecture_table import ARCHITECTURES, OTHERS
 from prunescope.taxonomy.configs.config import READ
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = ("config", "block_configs", "architecture_traits", "vision_config")
+MODULES = (
+    "config",
+    "block_configs",
+    "hybrid_configs",
+    "mixer_configs",
+    "architecture_traits",
+    "vision_config",
+)
 CONFIGS = {"cfg", "config", "inner", "attention"}
 TABLES = ("_HIDDEN", "_LAYERS", "HEADS", "KV_HEADS", "_HEAD_DIM", "MLP", "_VOCAB", "EXPERTS",
           "TOP_K", "EXPERT_WIDTHS", "DENSE_FIRST", "GROUPS")  # fmt: skip
