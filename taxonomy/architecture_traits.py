@@ -14,6 +14,7 @@ from prunescope.taxonomy.configs.config import language_part
 from prunescope.taxonomy.configs.mixer_configs import linears_alone
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.witnesses import read_shape
 
 # Layer types that are attention and nothing else, whatever window they see.
 WINDOW_TYPES = ("sliding_attention", "chunked_attention", "full_attention", "attention")
@@ -55,7 +56,7 @@ def read_traits(config: Mapping[str, Any]) -> Traits:
     entry = BY_ID.get(model_type)
     mixer = entry.mixer if entry else ""
     try:
-        shape = ModelShape.from_config(config)
+        shape = _with_attention(read_shape(config))
     except PrunescopeError:
         if not mixer or cfg.get("num_attention_heads") is not None:
             raise
@@ -83,6 +84,11 @@ def read_traits(config: Mapping[str, Any]) -> Traits:
         alibi=bool(cfg.get("alibi")),
         outside=_outside(cfg, hidden),
     )
+
+
+def _with_attention(shape: ModelShape) -> ModelShape | None:
+    """Return a shape; None for a model of mixers alone, whose families ask for its mixers."""
+    return shape if shape.attention_layers else None
 
 
 def traits_of(shape: ModelShape) -> Traits:

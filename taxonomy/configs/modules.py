@@ -1,13 +1,13 @@
 """The dimensions of a model by its module tree, with the config for what no tree shows.
 
-In: an Inventory and the config. Out: a ModelShape with exactly the numbers that the tree stores, and
-a GEMM for every matrix that tokens pass. A tree with parts that are not understood is refused by
-their names: a shape is whole or it is not there.
+In: an Inventory and the config. Out: a ModelShape with exactly the numbers that the tree stores,
+and a GEMM for every matrix that tokens pass. A tree with parts that are not understood is refused
+by their names: a shape is whole or it is not there.
 
-A layer is read by roles (`taxonomy.roles`): the part that mixes tokens (attention, latent attention
-or a mixer), the part that mixes channels (a plain MLP, experts), further matrices, and small numbers
-(norms, biases), which are counted. Layers that a token passes several times are as many layers,
-stored once.
+A layer is read by roles (`taxonomy.roles`): the part that mixes tokens (attention, latent
+attention or a mixer), the part that mixes channels (a plain MLP, experts), further matrices, and
+small numbers (norms, biases), which are counted. Layers that a token passes several times are as
+many layers, stored once.
 """
 
 from __future__ import annotations
@@ -36,12 +36,14 @@ from prunescope.taxonomy.shape import LayerShape, ModelShape
 
 _LIST = re.compile(r"(.*?)(?:^|\.)(\w+)\.(\d+)(?:\.(.*))?$")
 _TOWER = re.compile(r"vision|visual|image|audio|speech")
-_LEAST_UNREAD = 0.005  # of the matrices of a layer: parts below this share are counted, not modelled
+_LEAST_UNREAD = 0.005  # of a layer: parts below this share are counted, not modelled
 _HEAD_SIZES = ("head_dim", "attention_head_size", "qk_head_dim")
 _HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
 _ATTENTION = ("q", "k", "v", "qkv", "q_a", "q_b", "kv_a", "kv_b", "o")
 _MLP = ("gate", "up", "gate_up", "down")
-_CROSS = re.compile(r"(^|\.)(encoder_attn|cross_attn|cross_attention|crossattention|EncDecAttention)")
+_CROSS = re.compile(
+    r"(^|\.)(encoder_attn|cross_attn|cross_attention|crossattention|EncDecAttention)"
+)
 _INDEXER = re.compile(r"(^|\.)indexer\.(wq_b|wk|weights_proj)$")
 _PRODUCT = re.compile(r"Linear|Conv1D|Dense")
 
@@ -58,7 +60,6 @@ class TreeLayer:
     fields: dict[str, Any] = field(default_factory=dict)  # of LayerShape
     mixer: dict[str, Any] = field(default_factory=dict)  # of MixerShape, by their keys
     indexer: dict[str, tuple[int, int]] = field(default_factory=dict)  # matrices by their names
-    crosses: bool = False  # it has attention to another stack, which a text alone does not reach
     unread: list[StoredModule] = field(default_factory=list)
     times: int = 1
 
@@ -204,16 +205,19 @@ def _sort(layer: TreeLayer, path: str, module: StoredModule) -> None:
             layer.matrices.setdefault(place.role, []).append(module)
         return
     if _CROSS.search(path) and not module.passes:
-        layer.crosses = True
-        return
-    indexed = _INDEXER.search(path)
-    if indexed and size:
-        layer.indexer[indexed.group(2)] = size
-        return
+        return  # attention to another stack, which a text alone does not reach
     if size is None:
         if any(len(w.shape) > 1 and w.numbers > 4096 for w in module.weights):
             layer.unread.append(module)
-        return
+    elif indexed := _INDEXER.search(path):
+        layer.indexer[indexed.group(2)] = size
+    else:
+        _sort_matrix(layer, path, module)
+
+
+def _sort_matrix(layer: TreeLayer, path: str, module: StoredModule) -> None:
+    """Put a matrix into its role, or among the further matrices or the unread parts."""
+    place, size = locate(f"layers.0.{_usual_path(path, layer.modules)}"), _size(module)
     is_usual = module.passes is None or round(module.passes, 3) == layer.times
     scopes = {"attention": _ATTENTION, "mlp": _MLP, "layer": (*_ATTENTION, *_MLP)}
     if is_usual and place.role in scopes.get(place.scope, ()):
@@ -318,9 +322,7 @@ def _usual_attention(
     return own if own["heads"] % kv_heads == 0 else None
 
 
-def _read_mlp(
-    layer: TreeLayer, hidden: int, cfg: Mapping[str, Any], inventory: Inventory
-) -> None:
+def _read_mlp(layer: TreeLayer, hidden: int, cfg: Mapping[str, Any], inventory: Inventory) -> None:
     """Read the channels of a layer's MLP and experts into its fields; kind "none" without any."""
     if not layer.matrices.keys() & {*_MLP, "experts"}:
         _find_pair(layer, hidden)
@@ -349,7 +351,7 @@ def _read_mlp(
 
 
 def _find_pair(layer: TreeLayer, hidden: int) -> None:
-    """Take two further matrices that stand for up and down, whatever their names are, for an MLP."""
+    """Take two further matrices of the sides of up and down for an MLP, whatever their names."""
     beside = [each for each in layer.more if each[0] not in layer.in_attention]
     if len(beside) == 2 and beside[0][1:] == beside[1][:0:-1] and beside[0][2] == hidden:
         layer.more = [each for each in layer.more if each not in beside]
@@ -366,9 +368,7 @@ def _by_matrix(modules: Iterable[StoredModule]) -> dict[str, list[StoredModule]]
     return roles
 
 
-def _gated(
-    roles: Mapping[str, Sequence[StoredModule]], hidden: int
-) -> tuple[int, bool] | None:
+def _gated(roles: Mapping[str, Sequence[StoredModule]], hidden: int) -> tuple[int, bool] | None:
     """Return the channels of an MLP and whether it is gated; 0 without one, None if unclear."""
     sizes = {role: [_size(m) for m in roles[role]] for role in _MLP if role in roles}
     if not sizes:
@@ -425,7 +425,9 @@ def _list(modules: Mapping[str, StoredModule]) -> str:
 def _list_roles(roles: Mapping[str, Sequence[StoredModule]]) -> str:
     """Name matrices by their roles, at most six."""
     names = [
-        f"{m.path.rpartition('.')[2]} {[*m.weights[0].shape]}" for each in roles.values() for m in each
+        f"{m.path.rpartition('.')[2]} {[*m.weights[0].shape]}"
+        for each in roles.values()
+        for m in each
     ]
     return ", ".join(names[:6])
 
@@ -484,7 +486,9 @@ def _whole_shape(
     if mixers:
         values |= mixers[0] | {"mixer_layers": len(mixers)}
         values["mixer_extras"] = min(mixer["mixer_extras"] for mixer in mixers)
-        if any({**mixer, "mixer_extras": 0} != {**mixers[0], "mixer_extras": 0} for mixer in mixers):
+        if any(
+            {**mixer, "mixer_extras": 0} != {**mixers[0], "mixer_extras": 0} for mixer in mixers
+        ):
             raise _not_read(inventory, "its mixers differ in size from layer to layer")
     shape = ModelShape.from_fields(**values)
     shape = shape.with_layers([LayerShape(**record) for record in records])
@@ -629,7 +633,7 @@ def _with_extras(
     layers: Sequence[TreeLayer],
     outside: Sequence[StoredModule],
 ) -> ModelShape:
-    """Return the shape with the numbers that no field explains, of each layer and outside of all."""
+    """Return the shape with the numbers that no field explains, of each layer and outside."""
     records = []
     for number, layer in enumerate(layers):
         part = shape.select_layers([number])
@@ -637,7 +641,9 @@ def _with_extras(
         counted = part.parameters() - part.outside_parameters()
         left = layer.numbers - counted
         if left < 0:
-            raise _not_read(inventory, f"layer {number} stores {-left} numbers fewer than its parts")
+            raise _not_read(
+                inventory, f"layer {number} stores {-left} numbers fewer than its parts"
+            )
         record = shape.layer(number)
         small = min(left, _small_in_attention(layer))
         if shape.shared_blocks:

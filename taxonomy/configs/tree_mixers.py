@@ -49,9 +49,7 @@ def read_tree_mixer(modules: _Modules, hidden: int, cfg: Mapping[str, Any]) -> d
         for weight in module.weights
         if len(weight.shape) > 1
     }
-    decay = next(
-        (w.shape for m in modules.values() for w in m.weights if w.name == "A_log"), ()
-    )
+    decay = next((w.shape for m in modules.values() for w in m.weights if w.name == "A_log"), ())
     stored = sum(module.numbers for module in modules.values())
     matrices = sum(_numbers(s) for name, s in sides.items() if not _is_small(name, s))
     chunk = size_in(cfg, ("mamba_chunk_size", "chunk_size")) or 0

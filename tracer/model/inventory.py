@@ -2,8 +2,7 @@
 
 In: a config (a dict), or a model in memory. Out: its modules with the shapes of their weights, and
 how often a token passes each of them, which a forward on the meta device shows. Trees are built by
-the classes of transformers alone: no code of a checkpoint runs. An inventory is cached by the hash
-of its config and the versions of torch and transformers.
+the classes of transformers alone: no code of a checkpoint runs.
 """
 
 from __future__ import annotations
@@ -11,23 +10,20 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import msgspec
 import torch
 import transformers
 from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedModel, masking_utils
 from transformers.models.auto import modeling_auto
 
-from prunescope.taxonomy.atomic_write import write_file
-from prunescope.taxonomy.inventory import Inventory, StoredModule, StoredWeight, config_hash
+from prunescope.taxonomy.inventory import Inventory, StoredModule, StoredWeight
 
 TOKENS = 64  # of the forward that is followed
-_MOST_BYTES = 64 << 20  # of a cached inventory
 # The heads that a config may stand for, in the order in which they are tried.
+_NOT_SHAPES = ("auto_map", "dtype", "quantization_config")  # keys that change no shape
 _HEADS = (
     "CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "MASKED_LM",
     "IMAGE_CLASSIFICATION",
@@ -38,24 +34,6 @@ _SIZES = (
     "chunk_size", "ssm_state_size", "n_groups", "top_k", "num_experts_per_tok", "moe_top_k",
     "num_experts", "nope_head_dim", "attention_head_size", "embed_dim",
 )  # fmt: skip
-
-
-def cached_inventory(config: Mapping[str, Any], folder: Path) -> Inventory | None:
-    """Return the inventory of a config from a folder of inventories, or build and keep it.
-
-    None if transformers does not know the model, or cannot build it.
-    """
-    key = config_hash({"config": config, "versions": _library(), "torch": torch.__version__})
-    file = folder / f"{key}.json"
-    with contextlib.suppress(OSError, msgspec.MsgspecError):
-        if file.stat().st_size <= _MOST_BYTES:
-            return msgspec.json.decode(file.read_bytes(), type=Inventory)
-    inventory = build_inventory(config)
-    if inventory is not None:
-        with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            write_file(file, msgspec.json.encode(inventory))
-    return inventory
 
 
 def build_inventory(config: Mapping[str, Any]) -> Inventory | None:
@@ -69,7 +47,7 @@ def build_inventory(config: Mapping[str, Any]) -> Inventory | None:
 
 
 def read_tree(model: nn.Module) -> Inventory:
-    """List the modules of a model, and follow a forward through them if it is on the meta device."""
+    """List the modules of a model; of one on the meta device, follow a forward through them."""
     passes = _passes(model)
     seen: set[int] = set()
     modules = []
@@ -77,9 +55,7 @@ def read_tree(model: nn.Module) -> Inventory:
         weights = []
         for name, parameter in module.named_parameters(recurse=False):
             weights.append(
-                StoredWeight(
-                    name=name, shape=_axes(module, parameter), tied=id(parameter) in seen
-                )
+                StoredWeight(name=name, shape=_axes(module, parameter), tied=id(parameter) in seen)
             )
             seen.add(id(parameter))
         if weights:
@@ -125,7 +101,9 @@ def _sizes(model: nn.Module, path: str) -> dict[str, int]:
 def _tree(config: Mapping[str, Any]) -> Any:
     """Return the model of a config on the meta device; None if transformers cannot build it."""
     plain = {
-        key: _decoded(value) for key, value in config.items() if key not in ("auto_map", "dtype")
+        key: _decoded(value)
+        for key, value in config.items()
+        if key not in ("auto_map", "dtype", "quantization_config")
     }
     kind = str(plain.get("model_type", ""))
     try:
@@ -143,8 +121,7 @@ def _tree(config: Mapping[str, Any]) -> Any:
             except ValueError:  # its attention is its own
                 known._attn_implementation = "eager"
                 return cls._from_config(known, dtype=torch.bfloat16).eval()
-    except Exception:
-        # A config is anybody's: its class may refuse it in any way.
+    except Exception:  # noqa: BLE001 - a config is anybody's: its class may refuse it in any way
         return None
 
 
@@ -193,8 +170,8 @@ def _passes(model: Any) -> dict[str, float] | None:
     try:
         with torch.device("meta"), torch.no_grad(), _unpacked():
             model(**_inputs(model))
-    except Exception:
-        return None  # see above
+    except Exception:  # noqa: BLE001 - any op may ask for values
+        return None
     finally:
         for hook in hooks:
             hook.remove()
