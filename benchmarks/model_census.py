@@ -82,9 +82,9 @@ def main() -> int:
     rows = {head: list(_rows(head, {})) for head in heads}
     sizes = [list(_rows("CAUSAL_LM", size)) for size in SIZES[1:]]
     for head in heads:
-        print(head, _counts(rows[head]))
+        sys.stdout.write(f"{head} {_counts(rows[head])}\n")
     for size, measured in zip(SIZES[1:], sizes, strict=True):
-        print(size, _counts(measured))
+        sys.stdout.write(f"{size} {_counts(measured)}\n")
     if options.write:
         table = _agreed([rows["CAUSAL_LM"], *sizes])
         path = ROOT / "taxonomy/configs/agreed.json"
@@ -93,7 +93,7 @@ def main() -> int:
     off = [
         row for each in (*rows.values(), *sizes) for row in each if row.read and not row.is_exact
     ]
-    print("silently off:", [row.kind for row in off])
+    sys.stdout.write(f"silently off: {[row.kind for row in off]}\n")
     return 1 if off else 0
 
 

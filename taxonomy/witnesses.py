@@ -18,7 +18,7 @@ import msgspec
 
 from prunescope.taxonomy.configs.config import language_part
 from prunescope.taxonomy.configs.hybrid_configs import REWRITES
-from prunescope.taxonomy.configs.modules import shape_of_tree
+from prunescope.taxonomy.trees.tree_shape import shape_of_tree
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.inventory import config_hash, inventory_of
 from prunescope.taxonomy.shape import ModelShape

@@ -93,7 +93,7 @@ def _with_sizes_of_weights(model: NamedModel, file: Path) -> NamedModel:
         return model
     shape, notes = shape_of_weights(model.shape, stored)
     return model._replace(
-        shape=shape, traits=replace(model.traits, shape=shape), notes=(*model.notes, *notes)
+        shape=shape, traits=replace(model.traits, shape=shape), notes=(*notes, *model.notes)
     )
 
 

@@ -21,7 +21,7 @@ MODULES = (
     "vision_config",
 )
 CONFIGS = {"cfg", "config", "inner", "attention"}
-TABLES = ("_HIDDEN", "_LAYERS", "HEADS", "KV_HEADS", "_HEAD_DIM", "MLP", "_VOCAB", "EXPERTS",
+TABLES = ("HIDDEN", "_LAYERS", "HEADS", "KV_HEADS", "_HEAD_DIM", "MLP", "_VOCAB", "EXPERTS",
           "TOP_K", "EXPERT_WIDTHS", "DENSE_FIRST", "GROUPS")  # fmt: skip
 
 

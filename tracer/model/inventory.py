@@ -32,7 +32,7 @@ _SIZES = (
     "head_dim", "num_heads", "num_attention_heads", "n_heads", "n_head", "num_key_value_heads",
     "num_kv_heads", "num_key_value_groups", "qk_head_dim", "v_head_dim", "sliding_window",
     "chunk_size", "ssm_state_size", "n_groups", "top_k", "num_experts_per_tok", "moe_top_k",
-    "num_experts", "nope_head_dim", "attention_head_size", "embed_dim",
+    "num_experts", "index_topk", "nope_head_dim", "attention_head_size", "embed_dim",
 )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from prunescope.taxonomy.configs.config import (
     read_config,
     size_in,
 )
-from prunescope.taxonomy.configs.tree_mixers import mixer_root, read_tree_mixer
+from prunescope.taxonomy.trees.tree_mixers import mixer_root, read_tree_mixer
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.inventory import Inventory, StoredModule
 from prunescope.taxonomy.roles import locate, matrix_role
@@ -59,6 +59,7 @@ class TreeLayer:
     in_attention: set[str] = field(default_factory=set)  # names of `more` that belong to attention
     fields: dict[str, Any] = field(default_factory=dict)  # of LayerShape
     mixer: dict[str, Any] = field(default_factory=dict)  # of MixerShape, by their keys
+    index_keys: int = 0  # that its indexer leaves to a query
     indexer: dict[str, tuple[int, int]] = field(default_factory=dict)  # matrices by their names
     unread: list[StoredModule] = field(default_factory=list)
     times: int = 1
@@ -211,6 +212,7 @@ def _sort(layer: TreeLayer, path: str, module: StoredModule) -> None:
             layer.unread.append(module)
     elif indexed := _INDEXER.search(path):
         layer.indexer[indexed.group(2)] = size
+        layer.index_keys = module.sizes.get("index_topk", layer.index_keys)
     else:
         _sort_matrix(layer, path, module)
 
@@ -535,8 +537,8 @@ def _indexer(
     kinds = {tuple(sorted(layer.indexer.items())) for layer in layers}
     if kinds == {()}:
         return {}
-    keys, sizes = size_in(cfg, ("index_topk",)), layers[0].indexer
-    if len(kinds) > 1 or keys is None or len(sizes) < 3:
+    keys, sizes = size_in(cfg, ("index_topk",)) or layers[0].index_keys, layers[0].indexer
+    if len(kinds) > 1 or not keys or len(sizes) < 3:
         raise _not_read(inventory, "not all of its layers have the indexer of DeepSeek-V3.2")
     (heads, _), (dim, _) = sizes["weights_proj"], sizes["wk"]
     if sizes["wq_b"][0] != heads * dim:

@@ -58,7 +58,7 @@ def read_tree_mixer(modules: _Modules, hidden: int, cfg: Mapping[str, Any]) -> d
         if not fields:
             continue
         mixer = MixerShape(**{key.removeprefix("mixer_"): v for key, v in fields.items() if
-                              key != "mixer"}, kind=fields["mixer"])  # fmt: skip
+                              key != "mixer"}, kind=fields["mixer"])
         counted = mixer.parameters(hidden)
         taps = mixer.channels * mixer.taps
         if counted - taps == matrices and stored >= counted:
@@ -106,7 +106,7 @@ def _mamba(
     step = _named(sides, "dt_proj(_weight)?")
     rank = step[-1] if step else 0
     return {"mixer": "mamba", "mixer_width": width, "mixer_state": decay[-1], "mixer_rank": rank,
-            "mixer_taps": _taps(sides)}  # fmt: skip
+            "mixer_taps": _taps(sides)}
 
 
 def _mamba_2(
@@ -122,7 +122,7 @@ def _mamba_2(
     if left or keys < 1 or keys % state:
         return {}
     return {"mixer": "ssm", "mixer_width": width, "mixer_heads": heads, "mixer_keys": keys,
-            "mixer_state": state, "mixer_taps": _taps(sides)}  # fmt: skip
+            "mixer_state": state, "mixer_taps": _taps(sides)}
 
 
 def _delta(
@@ -133,13 +133,13 @@ def _delta(
     if len(decay) != 1 or width is None:
         return {}
     rows = sum(s[0] for name, s in sides.items() if len(s) == 2 and s[1] == hidden
-               and not re.search("out_proj|o_proj", name))  # fmt: skip
+               and not re.search("out_proj|o_proj", name))
     keys, left = divmod(rows - 2 * width - 2 * decay[0], 2)
     state = size_in(cfg, ("linear_key_head_dim",)) or keys // decay[0]
     if left or keys < 1 or state < 1:
         return {}
     return {"mixer": "linear", "mixer_width": width, "mixer_heads": decay[0], "mixer_keys": keys,
-            "mixer_state": state, "mixer_taps": _taps(sides)}  # fmt: skip
+            "mixer_state": state, "mixer_taps": _taps(sides)}
 
 
 def _kimi_delta(
@@ -152,7 +152,7 @@ def _kimi_delta(
     heads = _numbers(decay)
     return {"mixer": "kda", "mixer_width": width, "mixer_heads": heads, "mixer_keys": keys[0],
             "mixer_state": keys[0] // heads, "mixer_rank": low[0],
-            "mixer_taps": _taps(sides)}  # fmt: skip
+            "mixer_taps": _taps(sides)}
 
 
 def _convolution(
@@ -172,7 +172,7 @@ def _rg_lru(
     if gate is None or width is None:
         return {}
     return {"mixer": "rg-lru", "mixer_width": width, "mixer_heads": gate[0], "mixer_state": 1,
-            "mixer_taps": _taps(sides)}  # fmt: skip
+            "mixer_taps": _taps(sides)}
 
 
 def _rwkv(
@@ -193,7 +193,7 @@ def _mlstm(
     if width is None or gate is None or keys is None:
         return {}
     return {"mixer": "mlstm", "mixer_width": width, "mixer_heads": gate[0], "mixer_keys": keys[0],
-            "mixer_state": keys[0] // gate[0]}  # fmt: skip
+            "mixer_state": keys[0] // gate[0]}
 
 
 def _lightning(
@@ -206,7 +206,7 @@ def _lightning(
         return {}
     keys = (rows[0] - width) // 2
     return {"mixer": "lightning", "mixer_width": width, "mixer_heads": heads, "mixer_keys": keys,
-            "mixer_state": keys // heads}  # fmt: skip
+            "mixer_state": keys // heads}
 
 
 _READERS: tuple[
