@@ -77,16 +77,22 @@ _LEAVES: tuple[tuple[str, str], ...] = (
     (r"experts", "experts"),
     (r"(attn|mlp)_(residual|shortcut_Q)", "residual"),  # SliceGPT's maps between two bases
     (r"shared_experts?|shared_mlp", "shared_expert"),
-    (r"in_proj|in_proj_qkvz|in_proj_ba|x_proj|dt_proj", "mixer_in"),
-    (r"conv1d|conv|[qkv]_conv1?d?|([kv]|attn|mlp)_sconv", "conv"),
+    (r"in_proj|in_proj_qkvz|in_proj_ba|x_proj|dt_proj|linear_[xy]", "mixer_in"),
+    (r"linear_out", "mixer_out"),
+    (r"rg_lru", "scan"),
+    (r"indexer", "indexer"),
+    (r"laurel|altup|per_layer_(input_gate|projection|model_projection)|altup_(un)?embed_projections"
+     r"|altup_projections", "extra"),
+    (r"conv1d|conv_1d|conv|[qkv]_conv1?d?|([kv]|attn|mlp)_sconv", "conv"),
     (r"lm_head|embed_out|output_layer|output_projection|predictions|lm_loss"
      r"|generator_lm_head", "lm_head"),
     (r"final_layernorm|final_layer_norm|ln_f|norm_f|final_norm|embedding_norm|layernorm_f",
      "final_norm"),
-    (r"input_layernorm|ln_1|ln_attn|attn_norm|operator_norm|pre_self_attn_layernorm"
+    (r"input_layernorm|ln_1|ln_attn|attn_norm|operator_norm|temporal_pre_norm|pre_self_attn_layernorm"
      r"|post_self_attn_layernorm|self_attn_layer_norm|norm_1|layernorm1|post_operator_norm"
      r"|input_norm|self_attn_norm", "attn_norm"),
     (r"post_attention_layernorm|ln_2|ln_mlp|mlp_norm|norm_2|layernorm2|ffn_norm|post_ffn_norm"
+     r"|channel_pre_norm"
      r"|pre_feedforward_layernorm|pre_ff_layernorm|post_feedforward_layernorm|pre_mlp_layernorm|post_mlp_layernorm",
      "mlp_norm"),
 )  # fmt: skip
@@ -96,6 +102,11 @@ _ATTENTION = re.compile(r"attn|attention|(^|\.)att$")
 _MLP = re.compile(r"mlp|feed_forward|ffn|(^|\.)ff$|moe|experts?(\.|$)")
 _MIXER = re.compile(
     r"mamba|mixer|ssm|linear_attn|short_conv|(^|\.)conv(\.|$)|recurrent|delta|temporal_block|mlstm"
+)
+# A module of such a name may be an attention or an MLP, as its matrices say (Nemotron-H,
+# RecurrentGemma).
+_ANY_MIXER = re.compile(
+    r"^(?:mixer|temporal_block)\.([qkvo]_([uv]_)?proj|(gate|up|down)_([uv]_)?proj)(\.|$)"
 )
 _EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
 _SHARED = re.compile(r"(^|\.)(shared_experts?|shared_mlp)(\.|$)")
@@ -195,6 +206,8 @@ def _scope(inner: str, *, inside_layer: bool) -> str:
         return "layer"
     if _EXPERTS.search(inner) or _SHARED.search(inner):
         return "mlp"
+    if any_mixer := _ANY_MIXER.match(inner):
+        return "attention" if any_mixer[1][0] in "qkvo" else "mlp"
     if _MIXER.search(inner):
         return "mixer"
     if _ATTENTION.search(inner):

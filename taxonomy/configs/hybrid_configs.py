@@ -131,7 +131,7 @@ def _nemotron_h(cfg: Config) -> Config:
     kinds = _layer_list(cfg, "layers_block_type", "layer_types")
     if not kinds:
         pattern = str(cfg.get("hybrid_override_pattern", ""))
-        kinds = [_NEMOTRON.get(letter, letter) for letter in pattern]
+        kinds = [_NEMOTRON.get(letter, letter) for letter in pattern or "ME*-"]
     if cfg.get("moe_latent_size") and "moe" in kinds:
         raise PrunescopeError(
             "moe_latent_size of the config gives its experts an input of their own",
@@ -140,7 +140,7 @@ def _nemotron_h(cfg: Config) -> Config:
     attends = [kind not in ("mlp", "moe") for kind in kinds]
     channels = [kind in ("mlp", "moe") for kind in kinds]
     experts = "moe" in kinds
-    heads = _size(cfg, "mamba_num_heads")
+    heads = _size(cfg, "mamba_num_heads", 128)
     return {
         **cfg,
         "num_hidden_layers": len(kinds),
@@ -154,7 +154,7 @@ def _nemotron_h(cfg: Config) -> Config:
         if _size(cfg, "n_shared_experts", 1)
         else None,
         "mamba_n_heads": heads,
-        "mamba_d_ssm": heads * _size(cfg, "mamba_head_dim"),
+        "mamba_d_ssm": heads * _size(cfg, "mamba_head_dim", 64),
         "mamba_n_groups": _size(cfg, "n_groups", 8),
         "mamba_d_state": _size(cfg, "ssm_state_size", 128),
         "mamba_d_conv": _size(cfg, "conv_kernel", 4),
@@ -181,13 +181,18 @@ def _jamba(cfg: Config) -> Config:
     }
 
 
+# The layers where a config does not list them: 54, of which every sixth or so has a shared block.
+_ZAMBA2 = ["mamba", *(["mamba"] * 5 + ["hybrid"]) * 7, *["mamba"] * 4, "hybrid", *["mamba"] * 3,
+           "hybrid", *["mamba"] * 2]  # fmt: skip
+
+
 def _zamba2(cfg: Config) -> Config:
     """Rewrite a Zamba2: before some mixers stands a block of attention and MLP that they share.
 
     Such a block is a layer of its own here, of which `num_mem_blocks` are stored. It reads the
     stream and the embedding side by side. A matrix behind it and the adapters are each layer's own.
     """
-    kinds = _layer_list(cfg, "layers_block_type", "layer_types")
+    kinds = _layer_list(cfg, "layers_block_type", "layer_types") or list(_ZAMBA2)
     hidden = _size(cfg, "hidden_size")
     heads = _size(cfg, "num_attention_heads", 32)
     width = _size(cfg, "intermediate_size") or 4 * hidden
@@ -212,6 +217,9 @@ def _zamba2(cfg: Config) -> Config:
         MLP_KINDS: ["usual" if has else "none" for has in attends],
         "mamba_n_heads": _size(cfg, "n_mamba_heads", 8),
         "mamba_n_groups": _size(cfg, "mamba_ngroups", 1),
+        "mamba_d_state": _size(cfg, "mamba_d_state", 64),
+        "mamba_d_conv": _size(cfg, "mamba_d_conv", 4),
+        "mamba_expand": cfg.get("mamba_expand", 2),
         "mamba_conv_bias": cfg.get("use_conv_bias", True),
         "mamba_proj_bias": bool(cfg.get("add_bias_linear")),
         "mamba_chunk_size": _size(cfg, "chunk_size", 256),
@@ -252,7 +260,7 @@ def _recurrent_gemma(cfg: Config) -> Config:
     """Rewrite a RecurrentGemma: blocks in turns, and an MLP of half the width that is written."""
     layers, blocks = (
         _size(cfg, "num_hidden_layers"),
-        _layer_list(cfg, "block_types", "_block_types"),
+        _layer_list(cfg, "block_types"),
     )
     blocks = blocks or ["recurrent", "recurrent", "attention"]
     kinds = [blocks[i % len(blocks)] for i in range(layers)]

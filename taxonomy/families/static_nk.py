@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from prunescope.taxonomy.applies import PARTLY, Applies, no_heads, to_heads
 from prunescope.taxonomy.architecture_traits import Traits
+from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.family import ALIGNMENT, Family, FamilyPoint, Knob, pattern
 from prunescope.taxonomy.keep import ROUNDINGS, kept_intermediate, kept_kv_heads
 from prunescope.taxonomy.plan import Plan, Workload
@@ -15,6 +18,13 @@ ROUNDING = Knob(
     "how the kept share of the KV heads becomes a whole number",
     ROUNDINGS,
     only_sizes=True,
+)
+MIXERS = Knob(
+    "whole",
+    "what is cut of mixers without keys (state space, linear attention): nothing, whole heads, "
+    "channels of each head, or numbers of state (Minitron-SSM)",
+    ("whole", "heads", "channels", "state"),
+    predicted_only=True,
 )
 LATENTS = ("q_a", "kv_a")  # they belong to no head
 
@@ -50,12 +60,32 @@ def with_channels(shape: ModelShape, point: FamilyPoint) -> ModelShape:
     )
 
 
+def with_mixers(shape: ModelShape, point: FamilyPoint) -> ModelShape:
+    """Return the model whose mixers keep the share p = 1 − s of what the knob says.
+
+    Raises:
+        PrunescopeError: The mixer has no such part, or the model has no mixer.
+    """
+    what = str(point.knobs.get("mixers", "whole"))
+    if what == "whole":
+        return shape
+    kind = shape.mixer.work
+    if what not in kind.cuts:
+        cuts = ", ".join(kind.cuts) or "nothing"
+        raise PrunescopeError(
+            f"{what} of a {kind.title or 'model without mixers'} cannot be cut",
+            hint=f"--set mixers= takes {cuts} here: everything else is shared or stands alone",
+        )
+    return replace(shape, mixer=shape.mixer.cut(what, 1 - point.sparsity))
+
+
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     """Return the narrow forward.
 
-    Attention and cache scale with the KV heads, the MLP with its channels.
+    Attention and cache scale with the KV heads, the MLP with its channels, mixers as the knob says.
     """
-    return [dense_plan(with_channels(with_heads(shape, point), point), work)]
+    narrow = with_channels(with_heads(shape, point), point)
+    return [dense_plan(with_mixers(narrow, point), work)]
 
 
 def applies(traits: Traits) -> Applies:
@@ -83,6 +113,6 @@ FAMILY = Family(
     leaves=LATENTS,
     methods=("LLM-Pruner", "FLAP", "Týr-the-Pruner"),
     plans=plans,
-    knobs={"rounding": ROUNDING, "align": ALIGNMENT},
+    knobs={"rounding": ROUNDING, "align": ALIGNMENT, "mixers": MIXERS},
     calibration="text",
 )

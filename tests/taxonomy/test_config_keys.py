@@ -42,7 +42,7 @@ def read_in(module: str) -> Iterator[str]:
                 yield from strings(node.args[0])
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             of_config = node.func.id == "_whole" and is_config(node.args[0])
-            if node.func.id in ("size_in", "_count", "_sizes", "_size") or of_config:
+            if node.func.id in ("size_in", "_count", "_sizes", "_size", "_layer_list") or of_config:
                 yield from (word for arg in node.args[1:] for word in strings(arg))
         elif isinstance(node, ast.Subscript) and is_config(node.value):
             yield from strings(node.slice)

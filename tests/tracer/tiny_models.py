@@ -169,6 +169,72 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ["conv", "full_attention"],
         },
     ),
+    "nemotron_h": (
+        "nemotron_h",
+        {
+            "num_hidden_layers": 3, "layers_block_type": ["mamba", "mlp", "attention"],
+            "mamba_num_heads": 8, "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 16,
+            "chunk_size": 16,
+        },
+    ),
+    "jamba": (
+        "jamba",
+        {
+            "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 4, "mamba_d_state": 8,
+            "mamba_dt_rank": 4, "head_dim": None,
+        },
+    ),
+    "zamba2": (
+        "zamba2",
+        {
+            "layers_block_type": ["linear_attention", "hybrid"], "mamba_d_state": 16,
+            "n_mamba_heads": 8, "mamba_ngroups": 1, "chunk_size": 16, "adapter_rank": 8,
+            "num_key_value_heads": 4, "head_dim": None,
+        },
+    ),
+    "kimi_linear": (
+        "kimi_linear",
+        {
+            **_LATENT, **_TWO, "n_routed_experts": None, "num_local_experts": 4,
+            "q_lora_rank": None, "n_group": 1, "topk_group": 1, "linear_head_dim": 16,
+            "linear_num_heads": 4, "head_dim": None,
+        },
+    ),
+    "minimax": ("minimax", {**_TWO, "num_local_experts": 4, "block_size": 16}),
+    "recurrent_gemma": (
+        "recurrent_gemma",
+        {
+            "num_hidden_layers": 3, "lru_width": 64, "attention_window_size": 8,
+            "num_key_value_heads": 1, "head_dim": None,
+        },
+    ),
+    "deepseek_v32": (
+        "deepseek_v32",
+        {**_LATENT, "index_n_heads": 4, "index_head_dim": 16, "index_topk": 8, "n_group": 1,
+         "topk_group": 1, "head_dim": None},
+    ),
+    "glm_moe_dsa": (
+        "glm_moe_dsa",
+        {**_LATENT, "index_n_heads": 4, "index_head_dim": 16, "index_topk": 8, "n_group": 1,
+         "topk_group": 1, "head_dim": None},
+    ),
+    "gemma3n": (
+        "gemma3n_text",
+        {
+            "num_hidden_layers": 4, "sliding_window": 8, "num_kv_shared_layers": 2,
+            "layer_types": ["sliding_attention", "full_attention"] * 2, "laurel_rank": 8,
+            "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 512,
+            "altup_num_inputs": 2,
+        },
+    ),
+    "gemma4": (
+        "gemma4_text",
+        {
+            "num_hidden_layers": 4, "sliding_window": 8, "num_kv_shared_layers": 2,
+            "layer_types": ["sliding_attention", "full_attention"] * 2, "global_head_dim": 32,
+            "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 512,
+        },
+    ),
     "mamba": ("mamba", {**_STATES_ALONE, "intermediate_size": 128, "state_size": 16}),
     "falcon_mamba": ("falcon_mamba", {**_STATES_ALONE, "intermediate_size": 128, "state_size": 16}),
     "mamba2": (

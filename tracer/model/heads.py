@@ -131,6 +131,8 @@ def find_heads(model: nn.Module, layer: nn.Module, path: str) -> Heads | None:
     """
     config = text_config(model)
     entry = BY_ID.get(str(config.model_type))
+    if _is_mixer(config, path):
+        return None
     weights, gates = _attention_weights(layer, path)
     if not weights:
         return None
@@ -167,6 +169,17 @@ def find_heads(model: nn.Module, layer: nn.Module, path: str) -> Heads | None:
     )
     _check_groups(attention)
     return attention
+
+
+def _is_mixer(config: Any, path: str) -> bool:
+    """Return whether the config says that a layer has a mixer, whatever its matrices are called.
+
+    The q, k and v of linear attention have the names of those of attention (Kimi Linear, MiniMax).
+    """
+    kinds, number = getattr(config, "layer_types", None), locate(f"{path}.self_attn").layer
+    if not isinstance(kinds, list) or number is None or number >= len(kinds):
+        return False
+    return kinds[number] == "linear_attention"
 
 
 def _spanned_role(
