@@ -18,10 +18,10 @@ import msgspec
 
 from prunescope.taxonomy.configs.config import language_part
 from prunescope.taxonomy.configs.hybrid_configs import REWRITES
-from prunescope.taxonomy.trees.tree_shape import shape_of_tree
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.inventory import config_hash, inventory_of
 from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.trees.tree_shape import shape_of_tree
 
 # Keys that change the shapes of some layers, or add matrices. A reader of configs that does not
 # know what they mean for a type reads another model.

@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prunescope.taxonomy.architecture_traits import Traits, read_traits, traits_of
+from prunescope.taxonomy.architecture_traits import Traits, traits_of
+from prunescope.taxonomy.config_traits import read_traits
 from prunescope.taxonomy.configs.gguf_header import gguf_config
 from prunescope.taxonomy.configs.stored_tensors import stored_tensors
 from prunescope.taxonomy.errors import PrunescopeError

@@ -57,8 +57,10 @@ def read_tree_mixer(modules: _Modules, hidden: int, cfg: Mapping[str, Any]) -> d
         fields = read(sides, decay, hidden, cfg)
         if not fields:
             continue
-        mixer = MixerShape(**{key.removeprefix("mixer_"): v for key, v in fields.items() if
-                              key != "mixer"}, kind=fields["mixer"])
+        mixer = MixerShape(
+            **{key.removeprefix("mixer_"): v for key, v in fields.items() if key != "mixer"},
+            kind=fields["mixer"],
+        )
         counted = mixer.parameters(hidden)
         taps = mixer.channels * mixer.taps
         if counted - taps == matrices and stored >= counted:
@@ -105,8 +107,13 @@ def _mamba(
         return {}
     step = _named(sides, "dt_proj(_weight)?")
     rank = step[-1] if step else 0
-    return {"mixer": "mamba", "mixer_width": width, "mixer_state": decay[-1], "mixer_rank": rank,
-            "mixer_taps": _taps(sides)}
+    return {
+        "mixer": "mamba",
+        "mixer_width": width,
+        "mixer_state": decay[-1],
+        "mixer_rank": rank,
+        "mixer_taps": _taps(sides),
+    }
 
 
 def _mamba_2(
@@ -121,8 +128,14 @@ def _mamba_2(
     state = size_in(cfg, _STATES) or keys
     if left or keys < 1 or keys % state:
         return {}
-    return {"mixer": "ssm", "mixer_width": width, "mixer_heads": heads, "mixer_keys": keys,
-            "mixer_state": state, "mixer_taps": _taps(sides)}
+    return {
+        "mixer": "ssm",
+        "mixer_width": width,
+        "mixer_heads": heads,
+        "mixer_keys": keys,
+        "mixer_state": state,
+        "mixer_taps": _taps(sides),
+    }
 
 
 def _delta(
@@ -132,14 +145,23 @@ def _delta(
     width = _out(sides)
     if len(decay) != 1 or width is None:
         return {}
-    rows = sum(s[0] for name, s in sides.items() if len(s) == 2 and s[1] == hidden
-               and not re.search("out_proj|o_proj", name))
+    rows = sum(
+        s[0]
+        for name, s in sides.items()
+        if len(s) == 2 and s[1] == hidden and not re.search("out_proj|o_proj", name)
+    )
     keys, left = divmod(rows - 2 * width - 2 * decay[0], 2)
     state = size_in(cfg, ("linear_key_head_dim",)) or keys // decay[0]
     if left or keys < 1 or state < 1:
         return {}
-    return {"mixer": "linear", "mixer_width": width, "mixer_heads": decay[0], "mixer_keys": keys,
-            "mixer_state": state, "mixer_taps": _taps(sides)}
+    return {
+        "mixer": "linear",
+        "mixer_width": width,
+        "mixer_heads": decay[0],
+        "mixer_keys": keys,
+        "mixer_state": state,
+        "mixer_taps": _taps(sides),
+    }
 
 
 def _kimi_delta(
@@ -150,9 +172,15 @@ def _kimi_delta(
     if not decay or width is None or low is None or keys is None:
         return {}
     heads = _numbers(decay)
-    return {"mixer": "kda", "mixer_width": width, "mixer_heads": heads, "mixer_keys": keys[0],
-            "mixer_state": keys[0] // heads, "mixer_rank": low[0],
-            "mixer_taps": _taps(sides)}
+    return {
+        "mixer": "kda",
+        "mixer_width": width,
+        "mixer_heads": heads,
+        "mixer_keys": keys[0],
+        "mixer_state": keys[0] // heads,
+        "mixer_rank": low[0],
+        "mixer_taps": _taps(sides),
+    }
 
 
 def _convolution(
@@ -171,8 +199,13 @@ def _rg_lru(
     gate, width = _named(sides, "input_gate_weight"), _out(sides)
     if gate is None or width is None:
         return {}
-    return {"mixer": "rg-lru", "mixer_width": width, "mixer_heads": gate[0], "mixer_state": 1,
-            "mixer_taps": _taps(sides)}
+    return {
+        "mixer": "rg-lru",
+        "mixer_width": width,
+        "mixer_heads": gate[0],
+        "mixer_state": 1,
+        "mixer_taps": _taps(sides),
+    }
 
 
 def _rwkv(
@@ -192,8 +225,13 @@ def _mlstm(
     width, gate, keys = _out(sides), _named(sides, "igate_preact"), _named(sides, "k")
     if width is None or gate is None or keys is None:
         return {}
-    return {"mixer": "mlstm", "mixer_width": width, "mixer_heads": gate[0], "mixer_keys": keys[0],
-            "mixer_state": keys[0] // gate[0]}
+    return {
+        "mixer": "mlstm",
+        "mixer_width": width,
+        "mixer_heads": gate[0],
+        "mixer_keys": keys[0],
+        "mixer_state": keys[0] // gate[0],
+    }
 
 
 def _lightning(
@@ -205,8 +243,13 @@ def _lightning(
     if width is None or gate is None or rows is None or heads is None:
         return {}
     keys = (rows[0] - width) // 2
-    return {"mixer": "lightning", "mixer_width": width, "mixer_heads": heads, "mixer_keys": keys,
-            "mixer_state": keys // heads}
+    return {
+        "mixer": "lightning",
+        "mixer_width": width,
+        "mixer_heads": heads,
+        "mixer_keys": keys,
+        "mixer_state": keys // heads,
+    }
 
 
 _READERS: tuple[

@@ -28,11 +28,11 @@ from prunescope.taxonomy.configs.config import (
     read_config,
     size_in,
 )
-from prunescope.taxonomy.trees.tree_mixers import mixer_root, read_tree_mixer
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.inventory import Inventory, StoredModule
 from prunescope.taxonomy.roles import locate, matrix_role
 from prunescope.taxonomy.shape import LayerShape, ModelShape
+from prunescope.taxonomy.trees.tree_mixers import mixer_root, read_tree_mixer
 
 _LIST = re.compile(r"(.*?)(?:^|\.)(\w+)\.(\d+)(?:\.(.*))?$")
 _TOWER = re.compile(r"vision|visual|image|audio|speech")

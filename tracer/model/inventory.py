@@ -15,6 +15,7 @@ from unittest import mock
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedModel, masking_utils
 from transformers.models.auto import modeling_auto
@@ -22,8 +23,13 @@ from transformers.models.auto import modeling_auto
 from prunescope.taxonomy.inventory import Inventory, StoredModule, StoredWeight
 
 TOKENS = 64  # of the forward that is followed
-# The heads that a config may stand for, in the order in which they are tried.
+# A config is anybody's: its class may refuse it in any of these ways, and an op may ask for values.
+_REFUSALS = (
+    ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, OSError,
+    RuntimeError, ImportError, StrictDataclassError,
+)  # fmt: skip
 _NOT_SHAPES = ("auto_map", "dtype", "quantization_config")  # keys that change no shape
+# The heads that a config may stand for, in the order in which they are tried.
 _HEADS = (
     "CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "MASKED_LM",
     "IMAGE_CLASSIFICATION",
@@ -121,7 +127,7 @@ def _tree(config: Mapping[str, Any]) -> Any:
             except ValueError:  # its attention is its own
                 known._attn_implementation = "eager"
                 return cls._from_config(known, dtype=torch.bfloat16).eval()
-    except Exception:  # noqa: BLE001 - a config is anybody's: its class may refuse it in any way
+    except _REFUSALS:
         return None
 
 
@@ -170,7 +176,7 @@ def _passes(model: Any) -> dict[str, float] | None:
     try:
         with torch.device("meta"), torch.no_grad(), _unpacked():
             model(**_inputs(model))
-    except Exception:  # noqa: BLE001 - any op may ask for values
+    except _REFUSALS:
         return None
     finally:
         for hook in hooks:
