@@ -120,7 +120,7 @@ def _config(kind: str, cls: str, sizes: dict[str, Any]) -> dict[str, Any] | None
 
 def _build(config: dict[str, Any], *, follow: bool) -> Inventory | None:
     """Build a tree, without a forward through it unless `follow`."""
-    unfollowed = mock.patch.object(trees, "_passes", lambda _model: None)
+    unfollowed = mock.patch.object(trees, "_rows", lambda _model: None)
     with contextlib.nullcontext() if follow else unfollowed:
         return trees.build_inventory(config)
 
@@ -168,9 +168,9 @@ def _page(rows: dict[str, list[Row]], sizes: list[list[Row]]) -> str:
         "",
         "The first witness of a model is its module tree, built without weights; the second is",
         "its config. Their parameters are compared, and where they differ the tree holds. *Config*",
-        "means that the config alone is known to agree, so that no tree is built; *both*, that both",
-        "agree at these sizes; *modules*, that the shape is that of the tree. A tree with parts that",
-        "are not understood is refused. No type has other parameters than its modules.",
+        "means that the config alone is known to agree, so that no tree is built; *both*, that",
+        "both agree at these sizes; *modules*, that the shape is that of the tree. A tree with",
+        "parts that are not understood is refused. No type has other parameters than its modules.",
         "",
         "| head | types | exact | refused |",
         "|---|---:|---:|---:|",

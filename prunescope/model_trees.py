@@ -16,7 +16,12 @@ from typing import Any
 import msgspec
 
 from prunescope.taxonomy.atomic_write import write_file
-from prunescope.taxonomy.inventory import Inventory, config_hash, read_inventories_by
+from prunescope.taxonomy.inventory import (
+    READER,
+    Inventory,
+    config_hash,
+    read_inventories_by,
+)
 
 _MOST_BYTES = 64 << 20  # of a cached inventory
 
@@ -35,7 +40,8 @@ def read_tree_of(config: Mapping[str, Any]) -> Inventory | None:
         versions = [importlib.metadata.version(name) for name in ("torch", "transformers")]
     except importlib.metadata.PackageNotFoundError:
         return None
-    file = _folder() / f"{config_hash({'config': config, 'versions': versions})}.json"
+    key = config_hash({"config": config, "versions": versions, "reader": READER})
+    file = _folder() / f"{key}.json"
     with contextlib.suppress(OSError, msgspec.MsgspecError):
         if file.stat().st_size <= _MOST_BYTES:
             return msgspec.json.decode(file.read_bytes(), type=Inventory)

@@ -17,6 +17,7 @@ from msgspec import Meta
 
 from prunescope.taxonomy.formats import Count, Name
 
+READER = 1  # counts up with what an inventory of the same tree says
 _Axes = Annotated[tuple[Annotated[int, Meta(ge=0, le=1 << 40)], ...], Meta(max_length=8)]
 
 
@@ -64,14 +65,18 @@ class StoredModule(msgspec.Struct, frozen=True, kw_only=True):
 class Inventory(msgspec.Struct, frozen=True, kw_only=True):
     """Every module of a model that stores numbers, as one version of a library builds it.
 
-    `classes` is the class of the whole model, `library` the name and version of what built it.
-    `followed`: whether a forward ran through all of it, so that `passes` are known.
+    `model_class` is the class of the whole model, `library` the name and version of what built it.
+    `followed`: whether a forward ran through all of it, so that `passes` are known; `image_tokens`:
+    how many tokens an image is where images are the input, 0 else; `is_seq2seq`: whether it has an
+    encoder and a decoder.
     """
 
     schema: Literal[1] = 1
     model_class: Name
     library: Name
     followed: bool
+    image_tokens: Count = 0
+    is_seq2seq: bool = False
     modules: Annotated[tuple[StoredModule, ...], Meta(max_length=1 << 20)]
 
     @property

@@ -19,7 +19,6 @@ _Modules = Mapping[str, StoredModule]
 _Sides = Mapping[str, tuple[int, ...]]  # of every weight with two axes or more, by path and name
 _DECAYS = ("A_log", "time_decay")
 _MARKS = re.compile(r"(^|\.)(rg_lru|igate_preact|output_gate)$")
-_STATES = ("mamba_d_state", "ssm_state_size", "state_size", "d_state")
 
 
 def mixer_root(modules: _Modules) -> str:
@@ -125,7 +124,7 @@ def _mamba_2(
         return {}
     heads = decay[0]
     keys, left = divmod(rows[0] - 2 * width - heads, 2)
-    state = size_in(cfg, _STATES) or keys
+    state = size_in(cfg, ("mamba_d_state", "ssm_state_size", "state_size")) or keys
     if left or keys < 1 or keys % state:
         return {}
     return {

@@ -41,9 +41,7 @@ _HEAD_SIZES = ("head_dim", "attention_head_size", "qk_head_dim")
 _HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
 _ATTENTION = ("q", "k", "v", "qkv", "q_a", "q_b", "kv_a", "kv_b", "o")
 _MLP = ("gate", "up", "gate_up", "down")
-_CROSS = re.compile(
-    r"(^|\.)(encoder_attn|cross_attn|cross_attention|crossattention|EncDecAttention)"
-)
+_CROSS = re.compile(r"(^|\.)(encoder_attn|cross_?attn|cross_?attention|EncDecAttention)")
 _INDEXER = re.compile(r"(^|\.)indexer\.(wq_b|wk|weights_proj)$")
 _PRODUCT = re.compile(r"Linear|Conv1D|Dense")
 
@@ -80,6 +78,9 @@ def shape_of_tree(inventory: Inventory, config: Mapping[str, Any]) -> ModelShape
     layers, outside = _stacks(inventory)
     if not layers:
         raise _not_read(inventory, "it has no list of layers that tokens pass")
+    passed = [m for layer in layers for m in layer.modules.values() if m.passes != 0]
+    if inventory.is_seq2seq and any(_CROSS.search(module.path) for module in passed):
+        raise _not_read(inventory, "its decoder attends to an encoder, which no shape holds")
     hidden = _hidden(layers, cfg)
     for layer in layers:
         _read_layer(layer, hidden, cfg, inventory)
@@ -449,7 +450,15 @@ _NEUTRAL = {
     "router_bias": False, "shared_gate": False, "qk_norm_parameters": 0, "positions": 0,
     "embedding_norm": False,
 }  # fmt: skip
-_KEPT = ("parallel", "centred_norms", "encoder", "expert_groups", "open_groups", "group_ranked_by")
+_KEPT = (
+    "parallel",
+    "centred_norms",
+    "encoder",
+    "expert_groups",
+    "open_groups",
+    "group_ranked_by",
+    "image_tokens",
+)
 _WHOLE = ("q_rank", "kv_rank", "rope_dim", "reads", "query_gate", "gated")  # of all layers alike
 
 
@@ -468,6 +477,8 @@ def _whole_shape(
         base = read_config(cfg)
     except PrunescopeError:  # the tree holds what the config says in other words
         base = {"model_type": str(cfg.get("model_type", "")), "window": None}
+    if inventory.image_tokens:
+        base |= {"image_tokens": inventory.image_tokens}
     values: dict[str, Any] = {key: base[key] for key in _KEPT if key in base}
     values |= {"model_type": base["model_type"], "hidden": hidden, "layers": len(repeated)}
     values |= _NEUTRAL | _norms(repeated, hidden) | _vocabulary(outside, inventory)
@@ -543,8 +554,8 @@ def _indexer(
     (heads, _), (dim, _) = sizes["weights_proj"], sizes["wk"]
     if sizes["wq_b"][0] != heads * dim:
         raise _not_read(inventory, "heads of its indexer do not follow from its matrices")
-    return {"index_heads": heads, "index_dim": dim, "index_keys": keys,
-            "index_rank": sizes["wq_b"][1]}  # fmt: skip
+    rank = sizes["wq_b"][1]
+    return {"index_heads": heads, "index_dim": dim, "index_keys": keys, "index_rank": rank}
 
 
 def _layout(
@@ -657,8 +668,12 @@ def _with_extras(
     more = []
     for module in outside:
         size = _matrix(module)
-        is_head = size is not None and size[0] == shape.embedding.vocab
-        if size and not is_head and module.passes == 1 and not module.weights[0].tied:
+        patches = module.weights[0].shape  # a convolution that sees each patch once
+        if inventory.image_tokens and len(patches) == 4 and patches[2] == patches[3] > 1:
+            size = (patches[0], module.weights[0].numbers // patches[0])
+        elif size and (size[0] == shape.embedding.vocab or module.passes != 1):
+            size = None
+        if size and not module.weights[0].tied:
             more.append((re.sub(r"[^\w.]", "", module.path)[-80:], *size))
     shape = shape.change(outside_more=tuple(more))
     left = sum(module.numbers for module in outside) - shape.outside_parameters()

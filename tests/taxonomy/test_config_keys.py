@@ -17,7 +17,9 @@ MODULES = (
     "block_configs",
     "hybrid_configs",
     "mixer_configs",
-    "architecture_traits",
+    "config_traits",
+    "tree_mixers",
+    "tree_shape",
     "vision_config",
 )
 CONFIGS = {"cfg", "config", "inner", "attention"}

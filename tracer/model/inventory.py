@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 from unittest import mock
@@ -54,7 +55,8 @@ def build_inventory(config: Mapping[str, Any]) -> Inventory | None:
 
 def read_tree(model: nn.Module) -> Inventory:
     """List the modules of a model; of one on the meta device, follow a forward through them."""
-    passes = _passes(model)
+    rows = _rows(model)
+    tokens, image_tokens = _tokens(model, rows or {})
     seen: set[int] = set()
     modules = []
     for path, module in model.named_modules():
@@ -70,14 +72,16 @@ def read_tree(model: nn.Module) -> Inventory:
                     path=path,
                     kind=type(module).__name__,
                     weights=tuple(weights),
-                    passes=None if passes is None else passes.get(path, 0.0),
+                    passes=None if rows is None else rows.get(path, 0.0) / tokens,
                     sizes=_sizes(model, path),
                 )
             )
     return Inventory(
         model_class=type(model).__name__,
         library=_library(),
-        followed=passes is not None,
+        followed=rows is not None,
+        image_tokens=image_tokens,
+        is_seq2seq=bool(getattr(model.config, "is_encoder_decoder", False)),
         modules=tuple(modules),
     )
 
@@ -160,8 +164,8 @@ def model_class(kind: str, architectures: object) -> Any:
     return None
 
 
-def _passes(model: Any) -> dict[str, float] | None:
-    """Return the rows per token that each module sees in a forward; None if none can be followed.
+def _rows(model: Any) -> dict[str, float] | None:
+    """Return the rows that each module sees in a forward; None if none can be followed.
 
     What the forward decides by values (which experts get a token, where a sequence ends) has no
     answer without values: such a forward ends with an error.
@@ -184,14 +188,26 @@ def _passes(model: Any) -> dict[str, float] | None:
     return rows
 
 
+def _tokens(model: Any, rows: Mapping[str, float]) -> tuple[float, int]:
+    """Return the tokens of the forward, and those of an image where it is the input.
+
+    An image is as many tokens as most of the matrices see.
+    """
+    if getattr(model, "main_input_name", "") != "pixel_values" or not rows:
+        return TOKENS, 0
+    seen = Counter(rows[path] for path, module in model.named_modules()
+                   if path in rows and isinstance(module, nn.Linear))  # fmt: skip
+    tokens = seen.most_common(1)[0][0] if seen else TOKENS
+    return tokens, round(tokens)
+
+
 def _count_rows(rows: dict[str, float], path: str) -> Any:
     """Return a hook that adds the rows of a call to those of a path."""
 
     def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         given = next((x for x in (*inputs, output) if isinstance(x, torch.Tensor)), None)
         if given is not None and given.dim():
-            tokens = given.numel() / max(1, given.shape[-1])
-            rows[path] = rows.get(path, 0.0) + tokens / TOKENS
+            rows[path] = rows.get(path, 0.0) + given.numel() / max(1, given.shape[-1])
 
     return hook
 
