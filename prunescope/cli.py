@@ -23,6 +23,7 @@ from prunescope.analysis.predict.allocation_request import AllocateRequest
 from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.command import from_options
 from prunescope.failure import exit_code
+from prunescope.model_trees import use_module_trees
 from prunescope.outputs import AnalyzeOutputs, CheckOptions
 from prunescope.taxonomy.arguments import asks_json, bare_json, refuse_empty
 from prunescope.taxonomy.option import Option
@@ -845,6 +846,9 @@ def _demo(
     from prunescope.demo import run
 
     run(out)
+
+
+use_module_trees()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

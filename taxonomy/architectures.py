@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from prunescope.taxonomy.applies import NO, no_heads
-from prunescope.taxonomy.architecture_traits import Traits, read_traits, traits_of
+from prunescope.taxonomy.architecture_traits import Traits, traits_of
+from prunescope.taxonomy.config_traits import read_traits
 from prunescope.taxonomy.configs.architecture_table import BY_ID
 from prunescope.taxonomy.configs.gguf_header import gguf_config
 from prunescope.taxonomy.configs.stored_tensors import stored_tensors

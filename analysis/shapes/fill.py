@@ -35,7 +35,7 @@ from prunescope.analysis.shapes.trial import Pass, Traced, Trial
 from prunescope.analysis.shapes.workload import AutoModel, Filled, GivenWorkload, ModelConfig
 from prunescope.taxonomy.dtypes import dtype as our_dtype
 from prunescope.taxonomy.presets import preset_config, preset_names
-from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.witnesses import read_shape
 
 _ENOUGH = 0.99  # share of the GEMM time: if so much of it is recorded, no config is needed
 
@@ -327,7 +327,7 @@ def _find_fit(
 ) -> Trial | None:
     """Return the first trial of a preset that the trace does not contradict; None without one."""
     config = preset_config(name)
-    shape = ModelShape.from_config(config)
+    shape = read_shape(config)
     model = ModelConfig(
         shape=shape, name=name, dtype=our_dtype(config.get("dtype")), workload=workload
     )

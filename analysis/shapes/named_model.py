@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prunescope.taxonomy.architecture_traits import Traits, read_traits, traits_of
+from prunescope.taxonomy.architecture_traits import Traits, traits_of
+from prunescope.taxonomy.config_traits import read_traits
 from prunescope.taxonomy.configs.gguf_header import gguf_config
 from prunescope.taxonomy.configs.stored_tensors import stored_tensors
 from prunescope.taxonomy.errors import PrunescopeError
@@ -29,6 +30,7 @@ from prunescope.taxonomy.presets import (
 from prunescope.taxonomy.runs.run import MANIFEST, read_run
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.stored_layers import shape_of_weights
+from prunescope.taxonomy.witnesses import read_witnesses
 
 _LARGEST = 4 << 20
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$", re.ASCII)
@@ -92,7 +94,7 @@ def _with_sizes_of_weights(model: NamedModel, file: Path) -> NamedModel:
         return model
     shape, notes = shape_of_weights(model.shape, stored)
     return model._replace(
-        shape=shape, traits=replace(model.traits, shape=shape), notes=tuple(notes)
+        shape=shape, traits=replace(model.traits, shape=shape), notes=(*notes, *model.notes)
     )
 
 
@@ -109,9 +111,11 @@ def _model_of_run(file: Path) -> NamedModel:
 
 def _build_model(config: dict[str, Any], source: str, quantised: str | None = None) -> NamedModel:
     """Build the model of a config."""
-    shape = ModelShape.from_config(config)
+    seen = read_witnesses(config)
     quantised = quantised or _stated_quantisation(config)
-    return NamedModel(shape, source, _stated_dtype(config), quantised, read_traits(config))
+    notes = (seen.note,) if seen.note else ()
+    dtype = _stated_dtype(config)
+    return NamedModel(seen.shape, source, dtype, quantised, read_traits(config), notes)
 
 
 def model_name(name: str) -> str:

@@ -66,7 +66,7 @@ READ = frozenset(
 )
 
 
-_HIDDEN = ("hidden_size", "n_embd", "d_model", "dim", "model_dim")
+HIDDEN = ("hidden_size", "n_embd", "d_model", "dim", "model_dim")
 _LAYERS = (
     "num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers",
     "num_transformer_layers",
@@ -117,7 +117,7 @@ def read_config(config: Mapping[str, Any]) -> Fields:
     kind = str(cfg.get("model_type", ""))
     own = unwritten(kind)
     names = {
-        "hidden": _HIDDEN, "layers": _LAYERS, "heads": HEADS, "vocab": _VOCAB, "intermediate": MLP,
+        "hidden": HIDDEN, "layers": _LAYERS, "heads": HEADS, "vocab": _VOCAB, "intermediate": MLP,
     }  # fmt: skip
     size = {field: size_in(cfg, names[field]) for field in names if field != "intermediate"}
     size["intermediate"] = _intermediate(cfg, own)
@@ -138,7 +138,7 @@ def read_config(config: Mapping[str, Any]) -> Fields:
     fields: Fields = {"model_type": kind, **known}
     fields |= _heads(cfg, own, known)
     fields |= _switches(cfg, own)
-    fields |= _layer_kinds(cfg, own, known["layers"])
+    fields |= layer_kinds(cfg, kind, known["layers"])
     fields |= _experts(cfg, own, fields)
     fields |= _norms(cfg, own, fields)
     fields |= own_fields(cfg)
@@ -153,7 +153,7 @@ def language_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
         raise PrunescopeError("a model config is not a JSON object", hint="give its config.json")
     for name in NESTED:
         inner = config.get(name)
-        if isinstance(inner, Mapping) and size_in(inner, _HIDDEN) is not None:
+        if isinstance(inner, Mapping) and size_in(inner, HIDDEN) is not None:
             whole = {"tie_word_embeddings": config.get("tie_word_embeddings"), **inner}
             return rewritten(as_lists(whole))
     attention = config.get("attn_config")
@@ -220,7 +220,7 @@ def _intermediate(cfg: Mapping[str, Any], own: Unwritten) -> int | None:
     if own.shared_mlp and cfg.get("num_local_experts") == 0:
         return size_in(cfg, ("shared_intermediate_size",))
     width = size_in(cfg, MLP)
-    hidden = size_in(cfg, _HIDDEN)
+    hidden = size_in(cfg, HIDDEN)
     if width is not None or hidden is None:
         return width
     ratio = size_in(cfg, ("expansion_ratio",))
@@ -310,8 +310,9 @@ def _switches(cfg: Mapping[str, Any], own: Unwritten) -> Fields:
     }
 
 
-def _layer_kinds(cfg: Mapping[str, Any], own: Unwritten, layers: int) -> Fields:
+def layer_kinds(cfg: Mapping[str, Any], kind: str, layers: int) -> Fields:
     """Read which layers see a window, have another mixer, or see all keys."""
+    own = unwritten(kind)
     if own.parallel_mixer:
         return {"layout": "f" * layers}
     window = size_in({"sliding_window": cfg.get("sliding_window") or None}, ("sliding_window",))
@@ -404,11 +405,11 @@ def _experts(cfg: Mapping[str, Any], own: Unwritten, known: Fields) -> Fields:
         "intermediate": 0 if all(moe) else known["intermediate"],
         "router_bias": own.biases.router,
         "shared_gate": own.shared_gate,
-        **_groups(cfg, experts),
+        **expert_groups(cfg, experts),
     }
 
 
-def _groups(cfg: Mapping[str, Any], experts: int) -> Fields:
+def expert_groups(cfg: Mapping[str, Any], experts: int) -> Fields:
     """Read the groups of experts of group-limited routing; nothing for a router without groups.
 
     DeepSeek-V2 names its method: a group is ranked by its best expert, or there are no groups

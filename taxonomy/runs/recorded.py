@@ -11,8 +11,8 @@ from prunescope.taxonomy.configs.stored_tensors import StoredTensors
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.roles import locate
 from prunescope.taxonomy.runs.run_blocks import Matrix, ModelEntry, WeightStats
-from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.stored_layers import shape_of_weights
+from prunescope.taxonomy.witnesses import read_shape
 
 # Errors for configs and weights that are no language model, or that do not belong together.
 _NO_SHAPE = (PrunescopeError, ValueError, TypeError, ArithmeticError, LookupError)
@@ -26,7 +26,7 @@ def complete(model: ModelEntry, stats: WeightStats) -> None:
             row.layer, row.role = place.layer, place.role
     if model.shape is None and model.config:
         try:
-            shape = ModelShape.from_config(model.config)
+            shape = read_shape(model.config)
             model.shape = shape_of_weights(shape, _stored(stats.matrices))[0].to_dict()
         except _NO_SHAPE:
             return

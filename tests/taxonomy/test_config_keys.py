@@ -17,11 +17,13 @@ MODULES = (
     "block_configs",
     "hybrid_configs",
     "mixer_configs",
-    "architecture_traits",
+    "config_traits",
+    "tree_mixers",
+    "tree_shape",
     "vision_config",
 )
 CONFIGS = {"cfg", "config", "inner", "attention"}
-TABLES = ("_HIDDEN", "_LAYERS", "HEADS", "KV_HEADS", "_HEAD_DIM", "MLP", "_VOCAB", "EXPERTS",
+TABLES = ("HIDDEN", "_LAYERS", "HEADS", "KV_HEADS", "_HEAD_DIM", "MLP", "_VOCAB", "EXPERTS",
           "TOP_K", "EXPERT_WIDTHS", "DENSE_FIRST", "GROUPS")  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from prunescope.taxonomy.architecture_traits import read_traits
+from prunescope.taxonomy.config_traits import read_traits
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import family
 from prunescope.taxonomy.plan import Workload

@@ -17,7 +17,7 @@ from prunescope.taxonomy.configs.architecture_table import BY_ID, Architecture
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import cutting
 from prunescope.taxonomy.roles import locate
-from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.witnesses import read_shape
 from prunescope.tracer.model.layers import text_config
 from prunescope.tracer.model.narrow import block_rows, is_norm, keep_entries, narrow_norm, set_sizes
 from prunescope.tracer.model.weights import Weight, weights_of
@@ -233,7 +233,7 @@ def _count_heads(config: Any, module: Any, weights: dict[str, Weight]) -> tuple[
         kv_heads = weights["k"].n // size
         group = getattr(module, "num_key_value_groups", None)
         return (group * kv_heads if isinstance(group, int) else heads), kv_heads
-    return heads, ModelShape.from_config(config.to_dict()).attention.kv_heads
+    return heads, read_shape(config.to_dict()).attention.kv_heads
 
 
 def _check_groups(attention: Heads) -> None:

@@ -36,7 +36,7 @@ from prunescope.taxonomy.formats import MAX_LAYERS
 from prunescope.taxonomy.hub import reach
 from prunescope.taxonomy.own_files import refuse_own_file
 from prunescope.taxonomy.presets import nearest_presets, preset_config, preset_names
-from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.witnesses import read_shape
 from prunescope.taxonomy.words import whole_sentences
 from prunescope.tracer.machine.device import cache_folder, total_bytes
 from prunescope.tracer.model.model_shape import set_sizes_of_weights
@@ -431,7 +431,7 @@ def _check_room(config: Any, model_id: str, *, stored: int | None = None) -> Non
     compared with 4 bits per weight, the least that any format needs.
     """
     try:
-        shape = ModelShape.from_config(config.to_dict())
+        shape = read_shape(config.to_dict())
     except PrunescopeError:  # no attention, or an unknown architecture
         layers = getattr(config, "num_hidden_layers", None)
         if isinstance(layers, int) and not 0 < layers <= MAX_LAYERS:

@@ -15,6 +15,7 @@ from prunescope.taxonomy.configs.stored_tensors import StoredTensors, stored_ten
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.stored_layers import shape_of_weights
+from prunescope.taxonomy.witnesses import read_shape
 
 # The attribute of a config for each field of ModelShape.
 _ATTRIBUTES = {
@@ -32,9 +33,9 @@ def model_shape(model: Any, config: dict[str, Any] | None = None) -> ModelShape:
     """Return the shape of a model; `config` replaces the model's own config unless it is None.
 
     Raises:
-        PrunescopeError: The config has no shape, as for ModelShape.from_config.
+        PrunescopeError: The config has no shape, as for read_shape.
     """
-    shape = ModelShape.from_config(model.config.to_dict() if config is None else config)
+    shape = read_shape(model.config.to_dict() if config is None else config)
     plain = {
         name: tuple(tensor.shape)
         for name, tensor in model.state_dict().items()
@@ -50,7 +51,7 @@ def set_sizes_of_weights(config: Any, folder: Path) -> list[str]:
     list is empty if there is none.
     """
     try:
-        written = ModelShape.from_config(config.to_dict())
+        written = read_shape(config.to_dict())
     except PrunescopeError:
         return []
     stored = stored_tensors(folder / "config.json")

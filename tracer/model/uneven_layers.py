@@ -28,8 +28,8 @@ from prunescope.taxonomy.configs.config import EXPERTS
 from prunescope.taxonomy.configs.stored_tensors import stored_tensors
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.roles import locate
-from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.stored_layers import shape_of_weights
+from prunescope.taxonomy.witnesses import read_shape
 from prunescope.taxonomy.words import spread
 from prunescope.tracer.model.layers import text_config
 from prunescope.tracer.model.logits import probe
@@ -150,7 +150,7 @@ def uneven_experts(folder: Path, config: Any) -> dict[int, int]:
     experts than are stored.
     """
     try:
-        written = ModelShape.from_config(config.to_dict())
+        written = read_shape(config.to_dict())
     except PrunescopeError:
         return {}
     stored = stored_tensors(folder / "config.json") if written.experts.count else None

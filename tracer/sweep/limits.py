@@ -25,6 +25,7 @@ from prunescope.taxonomy.method_names import method_parts
 from prunescope.taxonomy.presets import preset_config, preset_names
 from prunescope.taxonomy.runs.sweep_files import Planned
 from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.witnesses import read_shape
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.sweep.plan import SweepPlan
 
@@ -240,7 +241,7 @@ def _combination_problem(names: str) -> str | None:
     from prunescope.tracer.capture.application import apply_request
     from prunescope.tracer.model.load import load_model
 
-    shapes = {name: ModelShape.from_config(preset_config(name)) for name in preset_names()}
+    shapes = {name: read_shape(preset_config(name)) for name in preset_names()}
     model = min(shapes, key=lambda name: shapes[name].parameters())
     request = TraceRequest(model, method=names, sparsity=_SHARE, phase="prefill", prompt_len=16)
     loaded = load_model(model, dtype="float32", device=torch.device("cpu"), attn="sdpa")
@@ -254,7 +255,7 @@ def _combination_problem(names: str) -> str | None:
 def shape_without_weights(model: str) -> ModelShape | None:
     """Return the dense dimensions of a model; None if they are unknown before it is loaded."""
     try:
-        return ModelShape.from_config(config_without_weights(model))
+        return read_shape(config_without_weights(model))
     except PrunescopeError:
         return None
 

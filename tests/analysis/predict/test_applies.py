@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from prunescope.analysis.predict.predict_request import PredictRequest
-from prunescope.taxonomy.architecture_traits import read_traits, traits_of
+from prunescope.taxonomy.architecture_traits import traits_of
+from prunescope.taxonomy.config_traits import read_traits
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.presets import preset_config, preset_names

@@ -10,7 +10,7 @@ import pytest
 from prunescope.analysis.predict.kernel_times import SplitCosts, choose_tiles, expected_tiles
 from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.taxonomy.applies import NO
-from prunescope.taxonomy.architecture_traits import read_traits
+from prunescope.taxonomy.config_traits import read_traits
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.presets import preset_config
