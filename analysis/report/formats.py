@@ -112,7 +112,9 @@ def _tables(request: RequestedFormats) -> dict[str, bytes]:
 def _perfetto(request: RequestedFormats) -> dict[str, bytes]:
     from prunescope.analysis.report.perfetto import perfetto_files
 
-    return perfetto_files(request.report, request.needed_frames(), request.hosts)
+    return perfetto_files(
+        request.report, request.needed_frames(), request.hosts, request.dense_frames
+    )
 
 
 def _figures(request: RequestedFormats) -> dict[str, bytes]:

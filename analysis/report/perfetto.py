@@ -1,6 +1,7 @@
 """The kernels frame as a Chrome trace for Perfetto.
 
-In: a Report and its frames (ns). Out: gzipped JSON. Above each row of kernels come tracks of kind,
+In: a Report and the frames of its sides (ns). Out: gzipped JSON. Each side is a process, and both
+begin at their first step. Above each row of kernels come tracks of kind,
 role, bound (with the idle time before a kernel) and of the ledger row that its (role, class) moved
 most; below them the device's work that is in no step, and the host as recorded.
 """
@@ -21,7 +22,7 @@ from prunescope.analysis.summary.labels import label_of
 from prunescope.taxonomy import numbers
 
 _TRACKS = ("kernels", "kind", "role", "bound", "ledger row")
-_PID, _HOST, _OUTSIDE_STEPS = 1, 2, 3
+_PID, _HOST, _OUTSIDE_STEPS, _DENSE = 1, 2, 3, 4
 _CATEGORIES = ("kernel", "gpu_memcpy", "gpu_memset")  # of device events, by their number
 _CARRY_OVER, _OUTSIDE = "carry-over", "outside"  # categories of the device's events in no step
 _STEPS = 1  # the track of the steps; lanes follow, ten track ids each
@@ -39,6 +40,7 @@ def perfetto_files(
     report: Report,
     frames: Mapping[str, pl.DataFrame],
     hosts: Mapping[str, pl.DataFrame] | None = None,
+    dense_frames: Mapping[str, pl.DataFrame] | None = None,
 ) -> dict[str, bytes]:
     """Return file name to bytes: `trace-PHASE.perfetto.json.gz` for every phase with a frame.
 
@@ -47,11 +49,12 @@ def perfetto_files(
         frames: The kernels frame of each phase.
         hosts: The host's events of each phase, and the device's that are in no step of it, for
             the tracks below the kernels; None shows none.
+        dense_frames: The kernels frame of the dense side of each phase; None shows none.
     """
     slugs = phase_slugs(report)
     return {
         f"trace-{slugs[name]}.perfetto.json.gz": render_perfetto(
-            name, phase, frames[name], (hosts or {}).get(name)
+            name, phase, frames[name], (hosts or {}).get(name), (dense_frames or {}).get(name)
         )
         for name, phase in report.phases.items()
         if name in frames
@@ -59,17 +62,23 @@ def perfetto_files(
 
 
 def render_perfetto(
-    name: str, phase: Phase, frame: pl.DataFrame, host: pl.DataFrame | None = None
+    name: str,
+    phase: Phase,
+    frame: pl.DataFrame,
+    host: pl.DataFrame | None = None,
+    dense: pl.DataFrame | None = None,
 ) -> bytes:
     """Return one phase as gzipped Chrome trace JSON, whose times begin at 0.
 
     The same frame gives the same bytes.
     """
     host = _around(host, frame) if host is not None else None
-    known = frame.select(pl.col(c) for c in _READ if c in frame.columns)
-    rows = known.sort("start", "duration", descending=[False, True], maintain_order=True)
+    rows = _sorted_rows(frame)
     origin = _origin(rows, host)
     events = list(_events(name, phase, rows.iter_rows(named=True), origin))
+    if dense is not None:
+        first = next(rows.head(1).iter_rows(named=True), None)
+        events += _dense_events(name, phase, dense, 0 if first is None else first["start"] - origin)
     if host is not None:
         events += _host(host, origin)
     trace = {
@@ -80,6 +89,26 @@ def render_perfetto(
     }
     text = json.dumps(trace, separators=(",", ":"), allow_nan=False)
     return gzip.compress(text.encode(), compresslevel=9, mtime=0)
+
+
+def _sorted_rows(frame: pl.DataFrame) -> pl.DataFrame:
+    known = frame.select(pl.col(c) for c in _READ if c in frame.columns)
+    return known.sort("start", "duration", descending=[False, True], maintain_order=True)
+
+
+def _dense_events(name: str, phase: Phase, frame: pl.DataFrame, begin: int) -> Iterator[Event]:
+    """Yield the dense side as a process of its own, whose first kernel begins at `begin`, ns.
+
+    Its categories are none that a profiler writes, as those of the host are.
+    """
+    rows = _sorted_rows(frame)
+    first = next(rows.head(1).iter_rows(named=True), None)
+    origin = 0 if first is None else first["start"] - begin
+    for event in _events(f"{name}, dense", phase, rows.iter_rows(named=True), origin):
+        category = str(event.get("cat", ""))
+        is_kernel = category in _CATEGORIES or category == "cpu_op"
+        renamed = {"cat": f"prunescope.dense_{category}"} if is_kernel else {}
+        yield {**event, **renamed, "pid": _DENSE}
 
 
 def _around(host: pl.DataFrame, frame: pl.DataFrame) -> pl.DataFrame:

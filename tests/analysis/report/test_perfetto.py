@@ -26,6 +26,25 @@ from tests.chrome import chrome, gap, k, module, op, save, step
 BF16 = "c10::BFloat16"
 
 
+def test_both_sides_begin_at_their_step(tmp_path: Path) -> None:
+    """Two processes of one file; who analyses it again reads the pruned kernels alone."""
+    stories = Path(__file__).resolve().parents[3] / "traces/stories/odd-width"
+    pair = analyze(stories / "pruned.json.gz", baseline=stories / "dense.json.gz")
+    (data,) = perfetto_files(pair.report, pair.frames, None, pair.frames.dense).values()  # type: ignore[attr-defined]
+    events = json.loads(gzip.decompress(data))["traceEvents"]
+    kernels = {
+        pid: [e for e in events if e["pid"] == pid and str(e.get("cat", "")).endswith("kernel")]
+        for pid in (1, 4)
+    }
+    (frame,), (dense,) = pair.frames.values(), pair.frames.dense.values()  # type: ignore[attr-defined]
+    assert (len(kernels[1]), len(kernels[4])) == (frame.height, dense.height)
+    assert kernels[1][0]["ts"] == kernels[4][0]["ts"]
+    path = tmp_path / "both.json.gz"
+    path.write_bytes(data)
+    again = analyze(path).report.phases["trace"]
+    assert again.busy_ns * again.steps == frame["busy"].sum()
+
+
 def linear(path: str, n: int, us: float) -> Any:
     kernels = [k(us=us, name=f"ampere_bf16_s16816gemm_bf16_128x64_{path[-1]}", grid=(8, 4, 1))]
     return module(path, op("aten::mm", [512, 256], [256, n], dtype=BF16, kernels=kernels))
