@@ -114,7 +114,7 @@ def _detect_by_order(e: Evidence) -> Detection | None:
     Every GEMM must be there in order, in its shape or as two through a rank of its own.
     """
     replaced = {id(p.dense): p.dense for p in e.pairs if p.axis == "rank" and p.dense is not None}
-    if not replaced:
+    if not replaced or any(p.axis not in ("rank", "none") for p in e.pairs):
         return None
     count = round(sum(call.count for call in replaced.values()))
     line = f"{count} GEMMs became two through a rank, read from their shapes in order"
