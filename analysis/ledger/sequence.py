@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from prunescope.taxonomy.gemm import Gemm
 
-Likeness = NDArray[np.int32]
+Likeness = NDArray[np.float64] | NDArray[np.int32]
+Places = NDArray[np.int64]
 Move = tuple[str, int, int]  # axis, size before and after
 
 _MOST_COMPARED = 1 << 24  # pairs of places, about half a second
@@ -186,7 +187,7 @@ def compare(old: Product, new: Product, usual: frozenset[Move] | None) -> int:
     return _TWO_AXES if usual is None and all(b < a for _, a, b in of_weight) else 0
 
 
-def pair_in_order(likeness: NDArray, *, gap: float = 0) -> list[tuple[int, int]]:
+def pair_in_order(likeness: Likeness, *, gap: float = 0) -> list[tuple[int, int]]:
     """Pair rows with columns in order so that the sum of their similarities is largest.
 
     Of equal sums, the pairs nearest to the front are taken.
@@ -211,7 +212,7 @@ def pair_in_order(likeness: NDArray, *, gap: float = 0) -> list[tuple[int, int]]
     return _trace_back(likeness, best, gap)
 
 
-def _trace_back(likeness: NDArray, best: NDArray, gap: float) -> list[tuple[int, int]]:
+def _trace_back(likeness: Likeness, best: NDArray[np.float64], gap: float) -> list[tuple[int, int]]:
     """Return the pairs of an alignment, from the best sums of what follows each place."""
     rows, columns = likeness.shape
     pairs: list[tuple[int, int]] = []
@@ -267,7 +268,7 @@ def find_repeats(products: Sequence[Product]) -> list[int | None]:
 _LEAST_PART = 2  # products: equal ones next to each other are q, k and v of one layer
 
 
-def _runs_of_equals(row: NDArray, period: int) -> NDArray:
+def _runs_of_equals(row: Places, period: int) -> Places:
     """Return for each place how many places from it on equal the one a period later."""
     equal = row[:-period] == row[period:]
     ends = np.flatnonzero(~equal)

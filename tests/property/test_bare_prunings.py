@@ -66,12 +66,12 @@ def attention(heads: int, keys: int = TOKENS) -> Any:
 
 
 def eager(heads: int, keys: int = TOKENS) -> list[Any]:
-    b = BATCH * heads
+    b, bmm = BATCH * heads, [k(us=2.0 * heads, name="bmm")]
     return [
-        op("aten::bmm", [b, TOKENS, HEAD], [b, HEAD, keys], kernels=[k(us=2.0 * heads, name="bmm")]),
+        op("aten::bmm", [b, TOKENS, HEAD], [b, HEAD, keys], kernels=bmm),
         op("aten::_softmax", [BATCH, heads, TOKENS, keys], kernels=[k(us=2, name="softmax")]),
-        op("aten::bmm", [b, TOKENS, keys], [b, keys, HEAD], kernels=[k(us=2.0 * heads, name="bmm")]),
-    ]  # fmt: skip
+        op("aten::bmm", [b, TOKENS, keys], [b, keys, HEAD], kernels=bmm),
+    ]
 
 
 def attend(layer: Layer, width: int, style: str, keys: int = TOKENS) -> list[Any]:
@@ -152,11 +152,11 @@ def remove_sublayers(model: Model, draw: random.Random) -> Model:
 
 
 def remove_heads(model: Model, draw: random.Random) -> Model:
-    share = draw.choice([0.25, 0.5])
+    share = draw.choice([0.3, 0.5])
 
     def narrow(layer: Layer) -> Layer:
         groups = layer.heads // layer.keys
-        keys = max(1, round(layer.keys * (1 - share)))
+        keys = max(1, int(layer.keys * (1 - share)))
         return replace(layer, heads=keys * groups, keys=keys)
 
     return change(model, draw, narrow)
