@@ -33,7 +33,9 @@ from prunescope.taxonomy.roles import UNPLACED
 _KINDS = {"gemm": "linear", "gemv": "linear", "sparse_gemm": "linear"}
 _CERTAIN, _BY_ORDER = 1.0, 0.7  # confidence in what modules say, and in what the order does
 _EQUAL = 1000  # likeness of two products that are the same
-_MOST = 0.5  # of the products: where fewer are in parts that repeat, these are no layers
+_MOST = (
+    0.5  # of the products: where fewer pair, or are in parts that repeat, both are something else
+)
 _MOST_SEQUENCES = 32  # distinct steps of a side that are compared
 
 
@@ -94,6 +96,8 @@ def resolve(dense: Kernels, pruned: Kernels) -> Resolution:
     """
     old, new = _list_products(dense), _list_products(pruned)
     resolution = Resolution({}, {}, Counter())
+    if not _are_of_one_model(old, new):
+        return resolution
     if not _layers_of(old) and not _layers_of(new):
         numbered = _number_by_repeats(max((old, new), key=_count_products))
         if numbered is None:
@@ -149,6 +153,17 @@ def _describe(kernels: Kernels, kind: str, op: str, call: int) -> Product:
     (rows, _, *pixels), (channels_out, channels_in, *window) = shapes
     sizes = (("m", rows * math.prod(pixels)), ("n", channels_out), ("k", channels_in))
     return Product(f"convolution {window}", sizes)
+
+
+def _are_of_one_model(old: _Steps, new: _Steps) -> bool:
+    """Return whether most products of the shorter side have a partner on the other side."""
+    if not old or not new:
+        return False
+    first = next(iter(new.values()))
+    partners = _find_partners(old, {0: first})
+    shorter = min(len(first), *(len(products) for products in old.values()))
+    paired = sum(giver is not None for _, _, giver in partners)
+    return paired >= _MOST * shorter
 
 
 def _layers_of(steps: _Steps) -> set[int]:

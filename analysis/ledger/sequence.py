@@ -24,6 +24,7 @@ _MOST_COMPARED = 1 << 24  # pairs of places, about half a second
 _EQUAL, _SAME_WEIGHT, _ALIKE, _ONE_AXIS, _GREW, _TWO_AXES = 1000, 900, 800, 600, 300, 100
 _MORE = 50  # for each move: of two products that may be the partner, the one that moved less is
 _GAP = 40  # runs stay whole where the products are equally similar
+_OF_ACTIVATIONS = ("attention", "batched_gemm")
 _OFTEN = 2  # times: a move that is made once is not made everywhere
 
 
@@ -178,6 +179,8 @@ def compare(old: Product, new: Product, usual: frozenset[Move] | None) -> int:
         return _EQUAL
     if all(axis == "m" for axis, _, _ in moves):
         return _SAME_WEIGHT
+    if old.kind in _OF_ACTIVATIONS and not _scale_alike(moves):
+        return 0
     unusual = [move for move in moves if usual is None or move not in usual]
     if usual is not None and not unusual:
         return _ALIKE - _MORE * len(moves)
@@ -185,6 +188,15 @@ def compare(old: Product, new: Product, usual: frozenset[Move] | None) -> int:
     if len(of_weight) <= 1:
         return _ONE_AXIS if all(b < a for _, a, b in of_weight) else _GREW
     return _TWO_AXES if usual is None and all(b < a for _, a, b in of_weight) else 0
+
+
+def _scale_alike(moves: Sequence[Move]) -> bool:
+    """Return whether queries and keys moved in one ratio, where queries did.
+
+    Else one attends to another sequence: a decoder to its encoder.
+    """
+    ratios = {new / old for axis, old, new in moves if axis not in ("batch", "width") and old}
+    return len(ratios) <= 1 or all(axis != "m" for axis, _, _ in moves)
 
 
 def pair_in_order(likeness: Likeness, *, gap: float = 0) -> list[tuple[int, int]]:

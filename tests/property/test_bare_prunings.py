@@ -206,3 +206,12 @@ def test_what_was_removed_is_named_or_unknown(seed: int, tmp_path: Path) -> None
 @pytest.mark.parametrize("seed", range(20, 200))
 def test_what_was_removed_is_named_or_unknown_in_many_pairs(seed: int, tmp_path: Path) -> None:
     check(seed, tmp_path)
+
+
+def test_key_heads_that_are_shared_by_more_queries_are_said_as_such(tmp_path: Path) -> None:
+    model = MODELS["llama"]
+    shared = replace(model, layers=tuple(replace(layer, keys=2) for layer in model.layers))
+    paths = [save(trace_of(x), tmp_path / f"{i}.json") for i, x in enumerate((model, shared))]
+    (phase,) = analyze(paths[1], baseline=paths[0]).report.phases.values()
+    assert phase.family is not None and phase.family.id == "static-nk-heads"
+    assert "fewer KV heads 8 → 2, all query heads stay" in phase.family.evidence[0]
