@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from prunescope.analysis.comparison.assignment import resolve
-from prunescope.analysis.comparison.solved_inputs import solve_inputs
+from prunescope.analysis.comparison.solved_inputs import leading_sizes, solve_inputs
 from prunescope.analysis.kernels.frame import Kernels, ModuleRoles
 from prunescope.analysis.ledger.gemm_calls import collect_gemm_calls
 from prunescope.analysis.ledger.gemms import pair_calls
+from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.pair_comparison import INPUTS, Difference
 from prunescope.analysis.schema.report import Phase
@@ -63,14 +64,17 @@ def inputs(batch: int, tokens: int, *, heads: int = 8, channels: int = 96) -> Ke
     attention = flash_attention(heads=batch * heads, tokens=tokens, keys=tokens)
     rows = batch * tokens
     linears = [product(64, 64, m=rows), product(channels, 64, m=rows)]
+    norm = OpCall("aten::native_layer_norm", ((batch, tokens, 64), (64,)), ("float", "float"))
     return kernels_of(
-        kernel_row(0, "q", linears[0]), {**kernel_row(0, "attention", attention),
-        "kind": "attention", "class": "attention"}, kernel_row(0, "up", linears[1]),
+        {**kernel_row(0, "mlp_norm"), "of": norm}, kernel_row(0, "q", linears[0]),
+        {**kernel_row(0, "attention", attention), "kind": "attention", "class": "attention"},
+        kernel_row(0, "up", linears[1]),
     )  # fmt: skip
 
 
 def solved(dense: Kernels, pruned: Kernels) -> Difference | None:
-    return solve_inputs(pair_calls(collect_gemm_calls(dense), collect_gemm_calls(pruned)), ())
+    pairs = pair_calls(collect_gemm_calls(dense), collect_gemm_calls(pruned))
+    return solve_inputs(pairs, (), (leading_sizes(dense), leading_sizes(pruned)))
 
 
 @pytest.mark.parametrize(("dense", "pruned"), [((2, 256), (4, 128)), ((4, 128), (8, 64))])
@@ -86,6 +90,18 @@ def test_as_many_tokens_in_another_batch_are_other_inputs(
 
 def test_fewer_heads_are_no_smaller_batch() -> None:
     assert solved(inputs(4, 128), inputs(4, 128, heads=4)) is None
+
+
+def test_blocks_of_keys_are_no_shorter_sequences() -> None:
+    """Four blocks of 64 keys of 256: B·heads and S look like a batch of eight."""
+    dense = inputs(2, 256)
+    blocks = flash_attention(heads=64, tokens=64, keys=64)
+    norm = OpCall("aten::native_layer_norm", ((2, 256, 64), (64,)), ("float", "float"))
+    pruned = kernels_of(
+        {**kernel_row(0, "mlp_norm"), "of": norm}, kernel_row(0, "q", product(64, 64, m=512)),
+        {**kernel_row(0, "attention", blocks), "kind": "attention", "class": "attention"},
+    )  # fmt: skip
+    assert solved(dense, pruned) is None
 
 
 def test_a_batch_is_solved_for_where_channels_moved_too() -> None:
