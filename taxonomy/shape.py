@@ -257,17 +257,26 @@ class ModelShape:
         return _uniform(self, self.layer_shapes[number]) if self.layer_shapes else self
 
     def with_layers(self, layers: Sequence[LayerShape]) -> ModelShape:
-        """Return the shape with these dimensions, one entry per layer; plain if they agree."""
+        """Return the shape with these dimensions, one entry per layer; plain if they agree.
+
+        Raises:
+            ValueError: Layers differ by mixer, window or experts, in an order that is not known.
+        """
         distinct = list(dict.fromkeys(layers))
         if len(distinct) == 1:
             return _uniform(self, distinct[0])
+        if not self.order and self.is_uneven:
+            raise ValueError("the order of layers of several kinds is not known")
+        letter = "m" if self.other_layers else "s" if self.sliding_layers else "f"
+        even = (letter.upper() if self.moe_layers else letter) * self.layers
         largest = {
             key: max(getattr(layer, key) for layer in distinct) or self.get(key)
             for key in _LAYER_SIZES
         }
         largest |= _PLAIN_LAYER
         kinds = {"attention_kind": "usual", "mlp_kind": "usual"}
-        return self.change(**largest, **kinds, ranks=(), layer_shapes=tuple(layers))
+        layout = self.layout if self.order else even
+        return self.change(**largest, **kinds, layout=layout, ranks=(), layer_shapes=tuple(layers))
 
     def map_layers(self, change: Callable[[ModelShape], ModelShape]) -> ModelShape:
         """Return the shape with `change` made to every layer, and to equal layers once.

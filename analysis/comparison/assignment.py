@@ -18,7 +18,7 @@ import polars as pl
 
 from prunescope.analysis.inputs.side import SidePhase
 from prunescope.analysis.kernels.columns import is_one_of
-from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.kernels.frame import ATTENTION, Kernels
 from prunescope.analysis.kernels.role import PRODUCT_KINDS
 from prunescope.analysis.ledger.sequence import (
     Product,
@@ -33,7 +33,9 @@ from prunescope.taxonomy.roles import UNPLACED
 _KINDS = {"gemm": "linear", "gemv": "linear", "sparse_gemm": "linear"}
 _CERTAIN, _BY_ORDER = 1.0, 0.7  # confidence in what modules say, and in what the order does
 _EQUAL = 1000  # likeness of two products that are the same
-_MOST = 0.5  # of the products: where fewer are in parts that repeat, these are no layers
+_MOST = (
+    0.5  # of the products: where fewer pair, or are in parts that repeat, both are something else
+)
 _MOST_SEQUENCES = 32  # distinct steps of a side that are compared
 
 
@@ -94,7 +96,9 @@ def resolve(dense: Kernels, pruned: Kernels) -> Resolution:
     """
     old, new = _list_products(dense), _list_products(pruned)
     resolution = Resolution({}, {}, Counter())
-    if not _have_layers(old) and not _have_layers(new):
+    if not _are_of_one_model(old, new):
+        return resolution
+    if not _layers_of(old) and not _layers_of(new):
         numbered = _number_by_repeats(max((old, new), key=_count_products))
         if numbered is None:
             return resolution
@@ -104,16 +108,22 @@ def resolve(dense: Kernels, pruned: Kernels) -> Resolution:
         else:
             new = numbered
             resolution.pruned.update(_assigned(new))
-    new_lacks, old_lacks = (not _have_layers(side) for side in (new, old))
-    _take_from(old, new, resolution.pruned, takes_layers=new_lacks, seen=resolution)
-    _take_from(new, old, resolution.dense, takes_layers=old_lacks)
+    by_order = dense.is_by_order and pruned.is_by_order
+    more_layers = len(_layers_of(old)) >= len(_layers_of(new))
+    new_lacks, old_lacks = (not _layers_of(side) for side in (new, old))
+    _take_from(old, new, resolution.pruned, lacks_layers=new_lacks,
+               may_renumber=by_order and more_layers, seen=resolution)  # fmt: skip
+    _take_from(new, old, resolution.dense, lacks_layers=old_lacks,
+               may_renumber=by_order and not more_layers)  # fmt: skip
     return resolution
 
 
 def _list_products(kernels: Kernels) -> _Steps:
     """List the products of each step in the order of their launch."""
     frame = kernels.frame
-    is_product = is_one_of(frame["kind"], PRODUCT_KINDS) | (frame["class"] == "conv")
+    is_product = is_one_of(frame["kind"], PRODUCT_KINDS) | is_one_of(
+        frame["class"], (ATTENTION, "conv")
+    )
     columns = ["step", "instance", "kind", "op", "name", "call", "layer", "role"]
     rows = frame.filter(is_product & frame["primary"]).sort("step", "launched", "start")
     rows = rows[columns].unique(["step", "instance"], keep="first", maintain_order=True)
@@ -145,8 +155,20 @@ def _describe(kernels: Kernels, kind: str, op: str, call: int) -> Product:
     return Product(f"convolution {window}", sizes)
 
 
-def _have_layers(steps: _Steps) -> bool:
-    return any(p.place.layer is not None for products in steps.values() for p in products)
+def _are_of_one_model(old: _Steps, new: _Steps) -> bool:
+    """Return whether most products of the shorter side have a partner on the other side."""
+    if not old or not new:
+        return False
+    first = next(iter(new.values()))
+    partners = _find_partners(old, {0: first})
+    shorter = min(len(first), *(len(products) for products in old.values()))
+    paired = sum(giver is not None for _, _, giver in partners)
+    return paired >= _MOST * shorter
+
+
+def _layers_of(steps: _Steps) -> set[int]:
+    layers = {p.place.layer for products in steps.values() for p in products}
+    return {layer for layer in layers if layer is not None}
 
 
 def _count_products(steps: _Steps) -> int:
@@ -184,45 +206,72 @@ def _take_from(
     takers: _Steps,
     taken: dict[tuple[int, int], Assignment],
     *,
-    takes_layers: bool,
+    lacks_layers: bool,
+    may_renumber: bool,
     seen: Resolution | None = None,
 ) -> None:
     """Give the products of one side the layers and roles that they lack, from their partners.
+
+    Where the order alone numbers the layers of both sides, and leaves out products whose partners
+    are in a layer, all take the places of their partners.
 
     Args:
         givers: The products of the other side.
         takers: The products of this side.
         taken: The assignments, to which those are added that change something.
-        takes_layers: Whether this side has no layers of its own.
+        lacks_layers: Whether this side has no layers of its own.
+        may_renumber: Whether its layers are no better known than those of the other side.
         seen: Where partners that disagree are counted; None counts none.
     """
-    lacks = takes_layers or any(p.place.role in UNPLACED for s in takers.values() for p in s)
+    lacks = lacks_layers or any(p.place.role in UNPLACED for s in takers.values() for p in s)
     if not lacks or not givers or not takers:
         return
+    partners = _find_partners(givers, takers)
+    both = [(taker, giver) for _, taker, giver in partners if giver is not None]
+    renumbers = may_renumber and any(
+        taker.place.layer is None and taker.place.role in UNPLACED and giver.place.layer is not None
+        for taker, giver in both
+    )
+    for step, taker, giver in partners:
+        own = taker.place
+        if giver is None:
+            place = Assignment(None, "unknown", "none", 0.0) if renumbers else own
+        else:
+            place = _combine(taker, giver, takes_layers=lacks_layers or renumbers)
+            if renumbers:
+                place = replace(place, role=giver.place.role)
+            elif seen is not None and own.role != giver.place.role and _are_named(taker, giver):
+                seen.disagreements[own.role, giver.place.role] += 1
+        if (place.layer, place.role) != (own.layer, own.role):
+            taken[step, taker.instance] = place
+
+
+def _find_partners(givers: _Steps, takers: _Steps) -> list[tuple[int, _Placed, _Placed | None]]:
+    """Align every step of one side with the most similar step of the other.
+
+    Returns:
+        The step and each product of the takers, with its partner; None where it has none.
+    """
     sequences: dict[tuple[Product, ...], list[_Placed]] = {}
     for products in givers.values():
         sequences.setdefault(tuple(p.product for p in products), products)
         if len(sequences) >= _MOST_SEQUENCES:
             break
-    aligned: dict[tuple[Product, ...], list[tuple[_Placed, int]]] = {}
+    aligned: dict[tuple[Product, ...], dict[int, _Placed]] = {}
+    partners: list[tuple[int, _Placed, _Placed | None]] = []
     for step, products in takers.items():
         sequence = tuple(p.product for p in products)
         if sequence not in aligned:
             partner = _most_similar(sequence, [*sequences])
             pairs = align_products(partner, sequence)
-            aligned[sequence] = [(sequences[partner][i], j) for i, j in pairs]
-        for giver, j in aligned[sequence]:
-            taker = products[j]
-            own, theirs = taker.place, giver.place
-            if seen is not None and own.role != theirs.role and _are_named(own, theirs):
-                seen.disagreements[own.role, theirs.role] += 1
-            place = _combine(taker, giver, takes_layers=takes_layers)
-            if place != own:
-                taken[step, taker.instance] = place
+            aligned[sequence] = {j: sequences[partner][i] for i, j in pairs}
+        places = aligned[sequence]
+        partners += [(step, taker, places.get(j)) for j, taker in enumerate(products)]
+    return partners
 
 
-def _are_named(*places: Assignment) -> bool:
-    return all(place.role not in UNPLACED for place in places)
+def _are_named(*products: _Placed) -> bool:
+    return all(product.place.role not in UNPLACED for product in products)
 
 
 def _combine(taker: _Placed, giver: _Placed, *, takes_layers: bool) -> Assignment:
@@ -283,17 +332,19 @@ def _with_places(
     rows = [(*at, place.layer, place.role) for at, place in places.items()]
     table = pl.DataFrame(rows, schema=schema, orient="row")
     frame = kernels.frame
-    had_layers = frame["layer"].null_count() < len(frame)
-    types = {name: frame.schema[name] for name in ("step", "instance")}
-    frame = frame.join(
-        table.cast(types), on=["step", "instance"], how="left", maintain_order="left"
+    before = frame["layer"]
+    table = table.with_columns(
+        pl.col(name).cast(frame.schema[name]) for name in ("step", "instance")
     )
+    frame = frame.join(table, on=["step", "instance"], how="left", maintain_order="left")
     frame = frame.with_columns(
-        layer=pl.coalesce("layer", pl.col("_layer").cast(frame.schema["layer"])),
+        layer=pl.when(pl.col("_role").is_null())
+        .then("layer")
+        .otherwise(pl.col("_layer").cast(frame.schema["layer"])),
         role=pl.coalesce("_role", "role"),
     ).drop("_layer", "_role")
     kernels = replace(kernels, frame=frame)
-    if not had_layers:
+    if frame["layer"].ne_missing(before).any():
         source = "order" if by_repeats else giver.modules.source
         kernels = replace(
             kernels, modules=replace(kernels.modules, source=source, were_aligned=True)

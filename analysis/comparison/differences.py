@@ -14,7 +14,7 @@ from prunescope.analysis.comparison.convolutions import Convolution
 from prunescope.analysis.comparison.fewer_keys import is_context_of_fewer_keys
 from prunescope.analysis.comparison.other_inputs import other_inputs
 from prunescope.analysis.comparison.parallelism import parallelism
-from prunescope.analysis.comparison.solved_inputs import solve_inputs
+from prunescope.analysis.comparison.solved_inputs import leading_sizes, solve_inputs
 from prunescope.analysis.inputs.side import Side, SidePhase
 from prunescope.analysis.kernels.frame import PRODUCTS
 from prunescope.analysis.kernels.phase_kind import rows_of_linears, trained_tokens
@@ -111,8 +111,10 @@ def find_differences(
         formats := other_formats(formats_of(pairs))
     ):
         every.append(Difference(DTYPE, *formats))
-    if other_inputs(pairs, convolutions) is None:
-        every += filter(None, [solve_inputs(pairs, convolutions)])
+    listed = dense.run is not None and pruned.run is not None  # batch and length, in run.json
+    if not listed and other_inputs(pairs, convolutions) is None:
+        leading = leading_sizes(dense.kernels), leading_sizes(pruned.kernels)
+        every += filter(None, [solve_inputs(pairs, convolutions, leading)])
     models = find_other_model(pairs)
     return (*every, *([] if models is None else [models]))
 

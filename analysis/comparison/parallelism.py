@@ -94,8 +94,6 @@ def ranks_of(phase: SidePhase) -> Ranks:
         return Ranks(1, {}, in_forward=False)
     frame, world = phase.kernels.frame, _recorded_world_size(phase)
     rows = frame.select("kind", "op", "name", "role", "layer").filter(pl.col("kind") == "comm")
-    if rows.is_empty():
-        return Ranks(1, {}, in_forward=False)
     rows = rows.with_columns(text=pl.concat_str("op", "name", separator=" ", ignore_nulls=True))
     names = {text: _name_collective(text) for text in rows["text"].unique()}
     rows = rows.filter(

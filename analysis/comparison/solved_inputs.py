@@ -8,10 +8,11 @@ they are the same or cannot be solved for.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from prunescope.analysis.comparison.convolutions import Convolution
+from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.call import OF_ATTENTION, Call
 from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.schema.pair_comparison import INPUTS, Difference
@@ -33,7 +34,21 @@ class Inputs:
         return f"{self.batch} × {self.length} tokens"
 
 
-def solve_inputs(pairs: Sequence[Pair], convolutions: Sequence[Convolution]) -> Difference | None:
+def leading_sizes(kernels: Kernels) -> frozenset[tuple[int, int]]:
+    """Return the first two sizes of every tensor that the ops of a side read."""
+    shapes = (shape for call in kernels.shapes.calls for shape in call.shapes)
+    return frozenset(
+        (shape[0], shape[1])
+        for shape in shapes
+        if isinstance(shape, tuple) and len(shape) > 1 and isinstance(shape[0], int)
+    )
+
+
+def solve_inputs(
+    pairs: Sequence[Pair],
+    convolutions: Sequence[Convolution],
+    leading: tuple[Collection[tuple[int, int]], Collection[tuple[int, int]]],
+) -> Difference | None:
     """Return a Difference if the batch, or batch and length, of both sides differ.
 
     Every attention that both sides have must give the same batch and length. A length alone that
@@ -42,6 +57,8 @@ def solve_inputs(pairs: Sequence[Pair], convolutions: Sequence[Convolution]) -> 
     Args:
         pairs: The pairs of GEMMs.
         convolutions: The pairs of convolutions.
+        leading: The `leading_sizes` of both sides. Attention in blocks of keys looks like many
+            short sequences, but no other tensor holds so many.
     """
     rows = [_count_rows(p.dense for p in pairs), _count_rows(p.pruned for p in pairs)]
     solved = {
@@ -51,7 +68,11 @@ def solve_inputs(pairs: Sequence[Pair], convolutions: Sequence[Convolution]) -> 
     }
     if len(solved) == 1:
         ((old, new),) = solved
-        if old is not None and new is not None and old.batch != new.batch:
+        known = all(
+            i is not None and (i.batch, i.length) in sizes
+            for i, sizes in zip((old, new), leading, strict=True)
+        )
+        if known and old is not None and new is not None and old.batch != new.batch:
             return Difference(INPUTS, str(old), str(new), hides_pruning=True)
     return _compare_images(convolutions)
 

@@ -9,6 +9,7 @@ projections are its experts.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 from prunescope.analysis.kernels.role_shapes import FAR, LaunchedRows, Size
@@ -107,14 +108,7 @@ def _roles_after_router(products: Sequence[int], rows: LaunchedRows) -> dict[int
     kinds, sizes = rows.kinds, rows.sizes
     many = {i for i in products if kinds[i] in _OF_MANY}
     if many:
-        grouped = [i for i in many if kinds[i] == _GROUPED]
-        inside = {weight for i in grouped for weight in _weights(rows.calls[i])}
-        return {
-            i: "experts"
-            if i in many or _weight(sizes[i]) in inside
-            else _shared_or_router(sizes[i])
-            for i in products
-        }
+        return _roles_beside_many(products, many, rows)
     up = _weight(sizes[products[0]])
     if up is None:
         return dict.fromkeys(products, "experts")
@@ -140,10 +134,37 @@ def _roles_after_router(products: Sequence[int], rows: LaunchedRows) -> dict[int
     return roles
 
 
-def _weights(call: OpCall | None) -> set[tuple[int, int]]:
-    """Return N and K of the matrices of a grouped product."""
+def _roles_beside_many(
+    products: Sequence[int], many: set[int], rows: LaunchedRows
+) -> dict[int, str]:
+    """Return the roles of products by many experts at once, and of the plain ones behind them.
+
+    A grouped product runs plain ones inside of itself until all of its rows are multiplied; one
+    that comes later is a shared expert, be it as wide as the others.
+    """
+    left: Counter[tuple[int, int]] = Counter()  # rows, by the weights of grouped products
+    roles: dict[int, str] = {}
+    for i in products:
+        size = rows.sizes[i]
+        if i in many:
+            roles[i] = "experts"
+            if rows.kinds[i] == _GROUPED:
+                left.update(_rows_by_weight(rows.calls[i]))
+        elif size is not None and size[1:] in left and size[0] <= left[size[1:]]:
+            left[size[1:]] -= size[0]
+            roles[i] = "experts"
+        else:
+            roles[i] = _shared_or_router(size)
+    return roles
+
+
+def _rows_by_weight(call: OpCall | None) -> Counter[tuple[int, int]]:
+    """Count the rows of a grouped product by N and K of its matrices."""
+    counts: Counter[tuple[int, int]] = Counter()
     work = None if call is None else work_of(call)
-    return set() if work is None else {(gemm.n, gemm.k) for gemm in work.gemms}
+    for gemm in () if work is None else work.gemms:
+        counts[gemm.n, gemm.k] += gemm.m * gemm.batch
+    return counts
 
 
 def _weight(size: Size | None) -> tuple[int, int] | None:

@@ -15,6 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, Kernels
+from prunescope.analysis.ledger.sequence import pair_in_order
 
 # Times decide only if their alignment fits at least twice as well as the alignment from the front;
 # less may be noise: layers that differ by noise alone fit about equally well in every alignment.
@@ -161,13 +162,17 @@ def _align_by_content(dense: _Content, pruned: _Content) -> tuple[dict[int, int]
     # Routers and other work that pruning adds do not identify the layer.
     pruned = pruned.with_units(dense.units)
     alike = _compare_work(dense, pruned)
-    front = _pair_in_order(alike)
+    front = pair_in_order(alike)
+    fits = []
     for scaled in (False, True):
         distance = _compare_times(dense, pruned, scaled=scaled)
-        by_times = _pair_in_order(alike - distance / (len(alike) + 1))
+        by_times = pair_in_order(alike - distance / (len(alike) + 1))
         far, near = (sum(distance[pair] for pair in pairs) for pairs in (front, by_times))
-        if near < far and near <= _DECISIVE * far:
-            return _name_layers(by_times, dense, pruned), "times"
+        fits.append((near, far, by_times))
+    # Times as they are count, unless those relative to the median layers agree better.
+    near, far, by_times = min(fits, key=lambda fit: fit[0])
+    if near < far and near <= _DECISIVE * far:
+        return _name_layers(by_times, dense, pruned), "times"
     return _name_layers(front, dense, pruned), "order"
 
 
@@ -226,27 +231,3 @@ def _median_layer(ns: _Matrix) -> _Matrix:
         times = times[~np.isnan(times)]
         medians[column] = np.median(times) if len(times) else 1.0
     return np.where(medians > 0, medians, 1.0)
-
-
-def _pair_in_order(alike: _Matrix) -> list[tuple[int, int]]:
-    """Pair rows with columns in order so that the sum of their similarities is largest.
-
-    Of equal sums, the pairs nearest to the front are taken.
-    """
-    rows, columns = alike.shape
-    best = np.zeros((rows + 1, columns + 1))
-    for i in range(rows - 1, -1, -1):
-        both = np.where(alike[i] > 0, best[i + 1, 1:] + alike[i], 0.0)
-        most = np.maximum(best[i + 1, :-1], both)
-        best[i, :-1] = np.maximum.accumulate(most[::-1])[::-1]
-    pairs: list[tuple[int, int]] = []
-    i = j = 0
-    while i < rows and j < columns:
-        if alike[i, j] > 0 and best[i, j] == best[i + 1, j + 1] + alike[i, j]:
-            pairs.append((i, j))
-            i, j = i + 1, j + 1
-        elif best[i, j] == best[i, j + 1]:
-            j += 1
-        else:
-            i += 1
-    return pairs

@@ -6,7 +6,7 @@ In: the `Call`s of both sides. Out: a `Pair` for each, with the axis none, M, N,
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 
 from prunescope.analysis.ledger.call import OF_ATTENTION, Call, GemmKey
@@ -24,6 +24,7 @@ from prunescope.taxonomy.gemm import Gemm, axis_moved
 from prunescope.taxonomy.roles import UNPLACED
 
 ALL_CALLS = 0.99  # of the dense calls
+_NOWHERE: GemmKey = (None, "", "", -1)  # the key of no GEMM
 
 
 @dataclass(frozen=True)
@@ -68,17 +69,15 @@ def pair_calls(dense: dict[GemmKey, Call], pruned: dict[GemmKey, Call]) -> list[
         by_unit[key[:3]].append(key)
     for unit, keys in by_unit.items():
         dense_keys = [k for k in dense if k[:3] == unit]
-        if unit[1] in UNPLACED and (known := _pair_ranks_in_order(dense_keys, keys, dense, pruned)):
-            pairs += [Pair(key, old, pruned[key], axis) for key, (old, axis) in known.items()]
-            paired |= {*dense_keys}
-            continue
         if is_gradient(str(unit[1])) or unit[1] in UNPLACED:
             find = pair_gradients if is_gradient(str(unit[1])) else pair_in_order
             partner_of = find(dense_keys, keys, dense, pruned)
-            old = {key: dense[partner_of[key]] if key in partner_of else None for key in keys}
-            pairs += [
-                Pair(key, old[key], pruned[key], _find_axis(old[key], pruned[key])) for key in keys
-            ]
+            shared = Counter(partner_of.values())
+            for key in keys:
+                partner = dense.get(partner_of.get(key, _NOWHERE))
+                through_rank = shared[partner_of.get(key, _NOWHERE)] > 1
+                axis = "rank" if through_rank else _find_axis(partner, pruned[key])
+                pairs.append(Pair(key, partner, pruned[key], axis))
             pairs += [
                 Pair(k, dense[k], None, "gone") for k in dense_keys if k not in partner_of.values()
             ]
@@ -92,34 +91,6 @@ def pair_calls(dense: dict[GemmKey, Call], pruned: dict[GemmKey, Call]) -> list[
     alone = (k for k in dense if k not in pruned and k not in paired)
     pairs += [Pair(k, dense[k], None, "gone") for k in alone]
     return pairs
-
-
-def _pair_ranks_in_order(
-    dense_keys: list[GemmKey],
-    keys: list[GemmKey],
-    dense: dict[GemmKey, Call],
-    pruned: dict[GemmKey, Call],
-) -> dict[GemmKey, tuple[Call, str]]:
-    """Pair the GEMMs of a unit without a role where some are factored through a rank.
-
-    Every dense GEMM must follow in order, in its shape or as two GEMMs through a rank; the result
-    is empty where one is neither.
-
-    Returns:
-        The dense GEMM and the axis of each pruned key.
-    """
-    partners: dict[GemmKey, tuple[Call, str]] = {}
-    left = sorted(keys, key=lambda key: key[3])
-    for original in (dense[key] for key in sorted(dense_keys, key=lambda key: key[3])):
-        if left and original.gemm is not None and pruned[left[0]].gemm == original.gemm:
-            partners[left.pop(0)] = original, "none"
-        elif _is_low_rank([pruned[key] for key in left[:2]], [original]):
-            partners |= dict.fromkeys(left[:2], (original, "rank"))
-            left = left[2:]
-        else:
-            return {}
-    moved = any(axis == "rank" for _, axis in partners.values())
-    return partners if moved and not left else {}
 
 
 def mark_removed_experts(pairs: list[Pair]) -> list[Pair]:

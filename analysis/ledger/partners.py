@@ -9,19 +9,16 @@ pair a head with a projection as soon as one side runs fewer GEMMs.
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from difflib import SequenceMatcher
+from itertools import pairwise
 
 from prunescope.analysis.ledger.call import Call, GemmKey
+from prunescope.analysis.ledger.sequence import Product, align_products, product_of_gemms
 from prunescope.analysis.ops.call import OpCall
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.roles import BACKWARD
 
-_MOST_COMPARED = 1 << 20  # pairs of equal sizes, half a second; beyond it positions decide
-
-_SizeKey = tuple[object, ...]
 _Calls = Mapping[GemmKey, Call]
 
 
@@ -86,66 +83,24 @@ def pair_in_order(
 ) -> dict[GemmKey, GemmKey]:
     """Return the dense key of each pruned GEMM without a role that has a partner.
 
-    Positions decide where both sides have the same ones and no pair of them differs in both N and
-    K. Else GEMMs of equal N and K pair in order. Between two such pairs, GEMMs pair by position
-    where both sides have equally many, else with the next one that has N or K in common.
+    The GEMMs of both sides are aligned; two through a rank have one partner. Between two that pair,
+    as many that have nothing in common pair by position.
     """
-    if {*originals} == {*keys} and all(_may_pair(dense[key], pruned[key]) for key in keys):
-        return {key: key for key in keys}
     before, after = (sorted(side, key=lambda key: key[3]) for side in (originals, keys))
-    sizes = [_size_key(dense[key]) for key in before], [_size_key(pruned[key]) for key in after]
-    times = Counter(sizes[0])
-    if sum(times[size] for size in sizes[1]) > _MOST_COMPARED:
-        return {key: key for key in keys if key in dense}
-    partners: dict[GemmKey, GemmKey] = {}
-    i = j = 0
-    # The last block that the matcher gives is empty, and stands behind all GEMMs of both sides.
-    matcher = SequenceMatcher(None, *sizes, autojunk=False)
-    for old_begin, new_begin, length in matcher.get_matching_blocks():
-        partners |= _pair_between(before[i:old_begin], after[j:new_begin], dense, pruned)
-        i, j = old_begin + length, new_begin + length
-        partners |= zip(after[new_begin:j], before[old_begin:i], strict=True)
+    pairs = align_products(
+        [_describe(dense[key]) for key in before], [_describe(pruned[key]) for key in after]
+    )
+    partners = {after[j]: before[i] for i, j in pairs}
+    for (i, j), (next_i, next_j) in pairwise([(-1, -1), *pairs, (len(before), len(after))]):
+        if next_i - i == next_j - j:
+            partners |= zip(after[j + 1 : next_j], before[i + 1 : next_i], strict=True)
     return partners
 
 
-def _pair_between(
-    before: list[GemmKey], after: list[GemmKey], dense: _Calls, pruned: _Calls
-) -> dict[GemmKey, GemmKey]:
-    """Pair the GEMMs that stand between two pairs of equal sizes."""
-    if len(before) == len(after):
-        return dict(zip(after, before, strict=True))
-    places: dict[object, list[int]] = defaultdict(list)
-    for place, key in enumerate(before):
-        for width in _width_keys(dense[key]):
-            places[width].append(place)
-    partners: dict[GemmKey, GemmKey] = {}
-    begin = 0
-    for key in after:
-        nexts = []
-        for width in _width_keys(pruned[key]):
-            at = bisect_left(places[width], begin)
-            nexts += places[width][at : at + 1]
-        if nexts:
-            partners[key] = before[min(nexts)]
-            begin = min(nexts) + 1
-    return partners
-
-
-def _size_key(call: Call) -> _SizeKey:
-    """Return what two unpruned GEMMs share; their rows may be of different inputs."""
-    if call.n is None or call.k is None:
-        return call.op, call.kind
-    return call.batch, round(call.n), round(call.k)
-
-
-def _width_keys(call: Call) -> list[_SizeKey]:
-    """Return N and K as keys; the op of a call whose sizes are unknown."""
-    if call.n is None or call.k is None:
-        return [_size_key(call)]
-    return [("n", call.batch, round(call.n)), ("k", call.batch, round(call.k))]
-
-
-def _may_pair(old: Call, new: Call) -> bool:
-    """Return whether N or K is the same on both sides, or unknown on one."""
-    known = None not in (old.n, old.k, new.n, new.k)
-    return not known or bool({*_width_keys(old)} & {*_width_keys(new)})
+def _describe(call: Call) -> Product:
+    """Describe a GEMM by what two unpruned ones share; one of unknown sizes by its op."""
+    if call.gemm is None and call.n is not None and call.k is not None:
+        return Product(call.kind, (("n", round(call.n)), ("k", round(call.k))))
+    if call.gemm is None:
+        return Product(f"{call.op} {call.kind}")
+    return product_of_gemms("batched" if call.gemm.batch > 1 else "linear", (call.gemm,))

@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 
 from prunescope.taxonomy.gemm import Gemm
 
-Likeness = NDArray[np.int32]
+Likeness = NDArray[np.float64] | NDArray[np.int32]
+Places = NDArray[np.int64]
 Move = tuple[str, int, int]  # axis, size before and after
 
 _MOST_COMPARED = 1 << 24  # pairs of places, about half a second
 _EQUAL, _SAME_WEIGHT, _ALIKE, _ONE_AXIS, _GREW, _TWO_AXES = 1000, 900, 800, 600, 300, 100
 _MORE = 50  # for each move: of two products that may be the partner, the one that moved less is
 _GAP = 40  # runs stay whole where the products are equally similar
+_OF_ACTIVATIONS = ("attention", "batched_gemm")
 _OFTEN = 2  # times: a move that is made once is not made everywhere
 
 
@@ -177,6 +179,8 @@ def compare(old: Product, new: Product, usual: frozenset[Move] | None) -> int:
         return _EQUAL
     if all(axis == "m" for axis, _, _ in moves):
         return _SAME_WEIGHT
+    if old.kind in _OF_ACTIVATIONS and not _scale_alike(moves):
+        return 0
     unusual = [move for move in moves if usual is None or move not in usual]
     if usual is not None and not unusual:
         return _ALIKE - _MORE * len(moves)
@@ -186,7 +190,16 @@ def compare(old: Product, new: Product, usual: frozenset[Move] | None) -> int:
     return _TWO_AXES if usual is None and all(b < a for _, a, b in of_weight) else 0
 
 
-def pair_in_order(likeness: NDArray, *, gap: float = 0) -> list[tuple[int, int]]:
+def _scale_alike(moves: Sequence[Move]) -> bool:
+    """Return whether queries and keys moved in one ratio, where queries did.
+
+    Else one attends to another sequence: a decoder to its encoder.
+    """
+    ratios = {new / old for axis, old, new in moves if axis not in ("batch", "width") and old}
+    return len(ratios) <= 1 or all(axis != "m" for axis, _, _ in moves)
+
+
+def pair_in_order(likeness: Likeness, *, gap: float = 0) -> list[tuple[int, int]]:
     """Pair rows with columns in order so that the sum of their similarities is largest.
 
     Of equal sums, the pairs nearest to the front are taken.
@@ -211,7 +224,7 @@ def pair_in_order(likeness: NDArray, *, gap: float = 0) -> list[tuple[int, int]]
     return _trace_back(likeness, best, gap)
 
 
-def _trace_back(likeness: NDArray, best: NDArray, gap: float) -> list[tuple[int, int]]:
+def _trace_back(likeness: Likeness, best: NDArray[np.float64], gap: float) -> list[tuple[int, int]]:
     """Return the pairs of an alignment, from the best sums of what follows each place."""
     rows, columns = likeness.shape
     pairs: list[tuple[int, int]] = []
@@ -267,7 +280,7 @@ def find_repeats(products: Sequence[Product]) -> list[int | None]:
 _LEAST_PART = 2  # products: equal ones next to each other are q, k and v of one layer
 
 
-def _runs_of_equals(row: NDArray, period: int) -> NDArray:
+def _runs_of_equals(row: Places, period: int) -> Places:
     """Return for each place how many places from it on equal the one a period later."""
     equal = row[:-period] == row[period:]
     ends = np.flatnonzero(~equal)

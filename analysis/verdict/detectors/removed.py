@@ -75,8 +75,30 @@ def static_k_lowrank(e: Evidence) -> Detection | None:
     if not through_rank:
         return _detect_by_shapes(e) or _detect_by_order(e)
     roles = Counter(p.key[1] for p in through_rank if p.key[3] == 0)
-    line = f"{sum(roles.values())} GEMMs became two through a rank: {most_common(roles)}"
+    line = (
+        f"{sum(roles.values())} GEMMs became two through a rank"
+        f"{_describe_ranks(through_rank)}: {most_common(roles)}"
+    )
     return Detection([line], lambda p: float(p.axis == "rank"))
+
+
+def _describe_ranks(pairs: Iterable[Pair]) -> str:
+    """Return the ranks that are kept of those that the dense GEMMs can have: ` of 64 of 512`."""
+    sizes = {
+        (new.n, min(old.n, old.k))
+        for pair in pairs
+        for old, new in [pair.gemms]
+        if old is not None and new is not None and new.k == old.k
+    }
+    if not sizes:
+        return ""
+    kept, whole = ({size[i] for size in sizes} for i in (0, 1))
+    return f" of {_spell_range(kept)} of {_spell_range(whole)}"
+
+
+def _spell_range(sizes: set[int]) -> str:
+    """Return one size, or the least and the most of several."""
+    return f"{min(sizes)}" if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}"
 
 
 _NARROWED = ("static-nk", "static-nk-heads", "static-nk-mlp", "static-nk-cross")
@@ -100,7 +122,8 @@ def _detect_by_shapes(e: Evidence) -> Detection | None:
             halves[m, n, rank] += count
         if halves == more and all(rank < min(n, k) for _, n, k in lacks):
             line = (
-                f"{lacks.total()} GEMMs became two through a rank of {rank}, read from their shapes"
+                f"{lacks.total()} GEMMs became two through a rank of {rank} of "
+                f"{_spell_range({min(n, k) for _, n, k in lacks})}, read from their shapes"
             )
             # All that moved is of the rank: no GEMM is left that could have become narrower.
             touches = _touch_sizes({*lacks}, {*halves})
@@ -114,10 +137,11 @@ def _detect_by_order(e: Evidence) -> Detection | None:
     Every GEMM must be there in order, in its shape or as two through a rank of its own.
     """
     replaced = {id(p.dense): p.dense for p in e.pairs if p.axis == "rank" and p.dense is not None}
-    if not replaced:
+    if not replaced or any(p.axis not in ("rank", "none") for p in e.pairs):
         return None
     count = round(sum(call.count for call in replaced.values()))
-    line = f"{count} GEMMs became two through a rank, read from their shapes in order"
+    ranks = _describe_ranks(p for p in e.pairs if p.axis == "rank")
+    line = f"{count} GEMMs became two through a rank{ranks}, read from their shapes in order"
     return Detection([line], lambda p: float(p.axis == "rank"), confidence=0.8, explains=_NARROWED)
 
 

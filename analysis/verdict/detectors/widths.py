@@ -164,6 +164,9 @@ def _heads_are_read(e: Evidence) -> bool:
         if old is not None and new is not None
     }
     read = _widths_by_layer(e, ("o",), "K")
+    if not kept and not read and _groups_more_queries(e):
+        keys, values = (_widths_by_layer(e, (role,), "N") for role in ("k", "v"))
+        return keys == values
     if kept:
         return kept.keys() == read.keys() and all(
             new == round(old * kept[layer]) for layer, widths in read.items() for old, new in widths
@@ -270,12 +273,30 @@ def _find_heads(e: Evidence) -> _Fallen | None:
     sizes = _describe_sizes(e, ("v", "qkv"), "N")
     if _groups_more_queries(e):
         where = _describe_counts(narrow, "projections", 0, "") or f"in {fewer} attentions alone"
-        return _Fallen("KV heads", where, sizes, stay="all query heads stay")
+        what = " ".join(filter(None, ["KV heads", _count_key_heads(e)]))
+        return _Fallen(what, where, sizes, stay="all query heads stay")
     where = _describe_counts(narrow, "projections", down, "o") or f"in {fewer} attentions alone"
     broken = (
         "" if down and (fewer or not _attention_is_known(e)) else "o or the heads did not follow"
     )
     return _Fallen("heads", where, sizes, broken)
+
+
+def _count_key_heads(e: Evidence) -> str:
+    """Return the KV heads of both sides, `8 → 2`; empty where layers differ or no head is known."""
+    heads = {p.dense.k for p in e.pairs if p.key[2] == "qk" and p.dense is not None}
+    queries = {_sizes(p, "K")[0] for p in e.pairs if p.key[1] == "o" and None not in p.gemms}
+    widths = {_sizes(p, "N") for p in e.pairs if _shrank(p, ("v",), "N")}
+    fused = {_sizes(p, "N") for p in e.pairs if _shrank(p, ("qkv",), "N")}
+    if not widths and len(queries) == 1:
+        (width,) = queries
+        widths = {((old - width) // 2, (new - width) // 2) for old, new in fused}
+    if len(heads) != 1 or len(widths) != 1:
+        return ""
+    (head,), ((old, new),) = heads, widths
+    if not head or old % head or new % head:
+        return ""
+    return f"{old / head:g} → {new / head:g}"
 
 
 def _groups_more_queries(e: Evidence) -> bool:

@@ -193,9 +193,6 @@ def test_no_share_of_the_flops_was_removed_where_no_product_does_less() -> None:
     assert touched_sparsity(unknown, ratios(unknown, None)) is None
 
 
-@pytest.mark.xfail(
-    reason="times relative to the median layer of each side outvote times that agree exactly"
-)
 def test_layers_whose_times_agree_are_not_taken_for_layers_of_equal_proportion() -> None:
     """The last two of four layers are gone; 30 and 10 us are as 15 and 5 to their median."""
     dense, pruned = (

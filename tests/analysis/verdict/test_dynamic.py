@@ -303,7 +303,7 @@ def test_fewer_kv_heads_for_the_same_queries_are_not_broken() -> None:
     """N of k and v 32 → 16, one KV head of 16 with G = 4: N(v)·G = 64 = K(o)."""
     result = verdict(evidence(model(64), changed(model(64), on(("k", "v"), n=16))))
     assert (result.id, result.confidence) == ("static-nk-heads", 1.0)
-    assert "fewer KV heads, all query heads stay: N of 8 projections" in result.evidence[0]
+    assert "fewer KV heads 2 → 1, all query heads stay: N of 8 projections" in result.evidence[0]
     lost = changed(model(64), on(("q", "k", "v"), n=16))  # q fell and o did not
     result = judged(evidence(model(64), lost))
     assert result.seen[0].broken == (result.family.evidence[0],)

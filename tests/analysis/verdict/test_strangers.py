@@ -69,7 +69,10 @@ def test_ranks_that_differ_are_read_in_order(tmp_path: Path) -> None:
     ]  # fmt: skip
     named = family(dense, pruned, tmp_path)
     assert named.id == "static-k-lowrank", named.evidence
-    assert "2 GEMMs became two through a rank, read from their shapes in order" in named.evidence
+    assert (
+        "2 GEMMs became two through a rank of 64 to 192 of 512, read from their shapes in order"
+        in (named.evidence)
+    )
 
 
 def test_a_rank_that_not_all_have_is_none(tmp_path: Path) -> None:

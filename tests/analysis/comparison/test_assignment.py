@@ -1,0 +1,135 @@
+"""Layers and roles that one side takes from the other, and inputs that both sides solve for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from prunescope.analysis.comparison.assignment import resolve
+from prunescope.analysis.comparison.solved_inputs import leading_sizes, solve_inputs
+from prunescope.analysis.kernels.frame import Kernels, ModuleRoles
+from prunescope.analysis.ledger.gemm_calls import collect_gemm_calls
+from prunescope.analysis.ledger.gemms import pair_calls
+from prunescope.analysis.ops.call import OpCall
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.schema.pair_comparison import INPUTS, Difference
+from prunescope.analysis.schema.report import Phase
+from prunescope.analysis.wording.comparison import difference_text
+from tests.records import flash_attention, kernel_row, kernels_of, product
+
+NAMES = (("q", 64, 64), ("up", 96, 64), ("down", 64, 96))
+BY_ORDER = ModuleRoles("order")
+
+
+def layers_of(count: int, *, named: bool = True) -> list[dict[str, object]]:
+    return [
+        kernel_row(layer if named else None, role if named else "unknown", product(n, k))
+        for layer in range(count) for role, n, k in NAMES
+    ]  # fmt: skip
+
+
+def test_the_named_side_gives_its_layers_and_roles() -> None:
+    """Of three layers the middle MLP is gone; what is left has the places of its partners."""
+    bare = layers_of(3, named=False)
+    places = resolve(kernels_of(*layers_of(3), modules=BY_ORDER), kernels_of(*bare[:4], *bare[6:]))
+    assert not places.dense
+    assert [(p.layer, p.role) for p in places.pruned.values()] == [
+        *((0, role) for role in ("q", "up", "down")), (1, "q"),
+        *((2, role) for role in ("q", "up", "down")),
+    ]  # fmt: skip
+    assert {p.source for p in places.pruned.values()} == {"partner"}
+    assert {p.confidence for p in places.pruned.values()} == {0.7}  # of the order that named them
+
+
+def test_parts_that_repeat_are_layers_where_neither_side_names_any() -> None:
+    dense, pruned = (kernels_of(*layers_of(n, named=False)) for n in (4, 3))
+    places = resolve(dense, pruned)
+    assert [p.layer for p in places.dense.values()] == [i for i in range(4) for _ in NAMES]
+    assert [p.layer for p in places.pruned.values()] == [i for i in range(3) for _ in NAMES]
+    assert {p.source for p in places.dense.values()} == {"repeats"}
+
+
+def test_partners_with_two_roles_are_counted() -> None:
+    named = layers_of(1)
+    renamed = [{**row, "role": "gate" if row["role"] == "up" else row["role"]} for row in named]
+    renamed.append(kernel_row(0, "unknown", product(40, 40)))
+    places = resolve(kernels_of(*named), kernels_of(*renamed))
+    assert places.disagreements == {("gate", "up"): 1}
+    assert not places.pruned
+
+
+def inputs(batch: int, tokens: int, *, heads: int = 8, channels: int = 96) -> Kernels:
+    attention = flash_attention(heads=batch * heads, tokens=tokens, keys=tokens)
+    rows = batch * tokens
+    linears = [product(64, 64, m=rows), product(channels, 64, m=rows)]
+    norm = OpCall("aten::native_layer_norm", ((batch, tokens, 64), (64,)), ("float", "float"))
+    return kernels_of(
+        {**kernel_row(0, "mlp_norm"), "of": norm}, kernel_row(0, "q", linears[0]),
+        {**kernel_row(0, "attention", attention), "kind": "attention", "class": "attention"},
+        kernel_row(0, "up", linears[1]),
+    )  # fmt: skip
+
+
+def solved(dense: Kernels, pruned: Kernels) -> Difference | None:
+    pairs = pair_calls(collect_gemm_calls(dense), collect_gemm_calls(pruned))
+    return solve_inputs(pairs, (), (leading_sizes(dense), leading_sizes(pruned)))
+
+
+@pytest.mark.parametrize(("dense", "pruned"), [((2, 256), (4, 128)), ((4, 128), (8, 64))])
+def test_as_many_tokens_in_another_batch_are_other_inputs(
+    dense: tuple[int, int], pruned: tuple[int, int]
+) -> None:
+    """512 rows on both sides; heads of 8 in every sequence, so that B·heads tells the batch."""
+    difference = solved(inputs(*dense), inputs(*pruned))
+    texts = [f"{batch} × {tokens} tokens" for batch, tokens in (dense, pruned)]
+    assert difference == Difference(INPUTS, *texts, hides_pruning=True)
+    assert difference_text(difference) == f"other inputs: {texts[1]}, the dense side {texts[0]}"
+
+
+def test_fewer_heads_are_no_smaller_batch() -> None:
+    assert solved(inputs(4, 128), inputs(4, 128, heads=4)) is None
+
+
+def test_blocks_of_keys_are_no_shorter_sequences() -> None:
+    """Four blocks of 64 keys of 256: B·heads and S look like a batch of eight."""
+    dense = inputs(2, 256)
+    blocks = flash_attention(heads=64, tokens=64, keys=64)
+    norm = OpCall("aten::native_layer_norm", ((2, 256, 64), (64,)), ("float", "float"))
+    pruned = kernels_of(
+        {**kernel_row(0, "mlp_norm"), "of": norm}, kernel_row(0, "q", product(64, 64, m=512)),
+        {**kernel_row(0, "attention", blocks), "kind": "attention", "class": "attention"},
+    )  # fmt: skip
+    assert solved(dense, pruned) is None
+
+
+def test_a_batch_is_solved_for_where_channels_moved_too() -> None:
+    difference = solved(inputs(4, 128), inputs(2, 128, channels=48))
+    assert difference == Difference(INPUTS, "4 × 128 tokens", "2 × 128 tokens", hides_pruning=True)
+
+
+Real = Callable[[str], Path]
+
+
+def compared(real_trace: Real, pruned: str, dense: str) -> Phase:
+    paths = [real_trace(f"../strangers3/{name}.json.gz") for name in (pruned, dense)]
+    (phase,) = analyze(paths[0], baseline=paths[1]).report.phases.values()
+    return phase
+
+
+def test_attention_left_out_of_two_of_six_layers(real_trace: Real) -> None:
+    """FLOPs fall by 10.7 %: 8 of 24 products of 256 by 256 and two attentions are gone."""
+    phase = compared(real_trace, "S1_pruned", "S_dense")
+    assert phase.family is not None and phase.family.id == "static-m"
+    assert phase.family.evidence[0] == "2 of 6 attention sublayers removed: 2, 3"
+    assert next(row.ns for row in phase.ledger or [] if row.row == "added_work") == 0
+    assert phase.ladder is not None
+    assert phase.ladder.flop == pytest.approx(1 / 0.893, abs=0.002)
+
+
+def test_a_residual_width_that_fell_with_twelve_products_added(real_trace: Real) -> None:
+    phase = compared(real_trace, "S3_pruned", "S_dense")
+    assert phase.family is not None and phase.family.id == "static-nk-cross"
+    assert "12 residual maps were added" in phase.family.evidence[0]
+    assert sum(gemm.count for gemm in phase.gemms if gemm.axis == "added") == 12
