@@ -74,6 +74,8 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.runs.run import Run
 
+_ABOVE = 1.005  # times the FLOP ratio: a coverage bound below it prints as that ratio
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Compared:
@@ -233,7 +235,7 @@ def _compared(
         )
     return _Compared(
         comparison=comparison,
-        moved=moved_convolutions(evidence.convolutions),
+        moved=moved_convolutions(dense.kernels, pruned.kernels),
         pairing=_pairing(evidence, family),
         family=family,
         ladder=bounds,
@@ -362,6 +364,9 @@ def _phase(
         notices.append(note("phase-of-trace", evidence=evidence, phase=phase))
         if (split := own.kind.get("split")) is not None:
             notices.append(note("mixed-steps", **{"attention_ns": None, **split}))
+    if (bounds := compared.ladder) is not None and bounds.coverage and bounds.flop:
+        if bounds.coverage > _ABOVE * max(bounds.flop, 1.0):
+            notices.append(note("coverage-above-flop", coverage=bounds.coverage, flop=bounds.flop))
     closures = _layer_sums(own, compared.dense)
     return Phase(
         steps=steps,
