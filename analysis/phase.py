@@ -364,9 +364,7 @@ def _phase(
         notices.append(note("phase-of-trace", evidence=evidence, phase=phase))
         if (split := own.kind.get("split")) is not None:
             notices.append(note("mixed-steps", **{"attention_ns": None, **split}))
-    if (bounds := compared.ladder) is not None and bounds.coverage and bounds.flop:
-        if bounds.coverage > _ABOVE * max(bounds.flop, 1.0):
-            notices.append(note("coverage-above-flop", coverage=bounds.coverage, flop=bounds.flop))
+    notices += _bounds_that_cross(compared.ladder)
     closures = _layer_sums(own, compared.dense)
     return Phase(
         steps=steps,
@@ -430,6 +428,15 @@ def _phase(
         categories=compared.categories,
         moved=compared.moved,
     )
+
+
+def _bounds_that_cross(bounds: Ladder | None) -> list[Notice]:
+    """Note a coverage bound above the FLOP ratio of a pruning that removes FLOPs."""
+    if bounds is None or bounds.coverage is None or bounds.flop is None:
+        return []
+    if bounds.coverage <= _ABOVE * max(bounds.flop, 1.0):
+        return []
+    return [note("coverage-above-flop", coverage=bounds.coverage, flop=bounds.flop)]
 
 
 def _layer_sums(own: SidePhase, dense: SidePhase | None) -> dict[str, LayerSum]:

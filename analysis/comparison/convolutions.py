@@ -107,11 +107,11 @@ def _align(old: list[_Call], new: list[_Call]) -> list[tuple[_Call, _Call]]:
     """
     if len(old) == len(new):
         return [*zip(old, new, strict=True)]
-    kernels = [[call and call[1][2:] for call in side] for side in (old, new)]
+    before, after = ([call and call[1][2:] for call in side] for side in (old, new))
     pairs: list[tuple[_Call, _Call]] = []
     for matcher in (
         SequenceMatcher(None, old, new, autojunk=False),
-        SequenceMatcher(None, *kernels, autojunk=False),
+        SequenceMatcher(None, before, after, autojunk=False),
     ):
         of_equal: list[tuple[_Call, _Call]] = []
         for block in matcher.get_matching_blocks():
