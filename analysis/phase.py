@@ -74,6 +74,8 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.runs.run import Run
 
+_ABOVE = 1.005  # times the FLOP ratio: a coverage bound below it prints as that ratio
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Compared:
@@ -233,7 +235,7 @@ def _compared(
         )
     return _Compared(
         comparison=comparison,
-        moved=moved_convolutions(evidence.convolutions),
+        moved=moved_convolutions(dense.kernels, pruned.kernels),
         pairing=_pairing(evidence, family),
         family=family,
         ladder=bounds,
@@ -362,6 +364,7 @@ def _phase(
         notices.append(note("phase-of-trace", evidence=evidence, phase=phase))
         if (split := own.kind.get("split")) is not None:
             notices.append(note("mixed-steps", **{"attention_ns": None, **split}))
+    notices += _bounds_that_cross(compared.ladder)
     closures = _layer_sums(own, compared.dense)
     return Phase(
         steps=steps,
@@ -425,6 +428,15 @@ def _phase(
         categories=compared.categories,
         moved=compared.moved,
     )
+
+
+def _bounds_that_cross(bounds: Ladder | None) -> list[Notice]:
+    """Note a coverage bound above the FLOP ratio of a pruning that removes FLOPs."""
+    if bounds is None or bounds.coverage is None or bounds.flop is None:
+        return []
+    if bounds.coverage <= _ABOVE * max(bounds.flop, 1.0):
+        return []
+    return [note("coverage-above-flop", coverage=bounds.coverage, flop=bounds.flop)]
 
 
 def _layer_sums(own: SidePhase, dense: SidePhase | None) -> dict[str, LayerSum]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
@@ -92,52 +91,64 @@ def convolutions(dense: Kernels, pruned: Kernels) -> tuple[Convolution, ...]:
     Returns:
         The pairs; empty where a side has no shapes.
     """
-    old, new = (_list_convolutions(side) for side in (dense, pruned))
+    pairs = _align(_list_convolutions(dense), _list_convolutions(pruned))
     return tuple(
         Convolution(before, after)
-        for before, after in _aligned(old, new)
+        for before, after in pairs
         if before is not None and after is not None
     )
 
 
-def _aligned(old: list[_Call], new: list[_Call]) -> Iterable[tuple[_Call, _Call]]:
+def _align(old: list[_Call], new: list[_Call]) -> list[tuple[_Call, _Call]]:
     """Pair two sequences of calls: by their places where there are as many, else as a diff does.
 
-    Runs that are equal come first, then runs of as many calls between them.
+    Calls that are equal come first; where few are, those whose kernels are of one size do. Of a run
+    that is replaced by one of another length, the first calls pair.
     """
     if len(old) == len(new):
-        return zip(old, new, strict=True)
-    kernels = [[call and (call[1][2:], len(call[0])) for call in side] for side in (old, new)]
+        return [*zip(old, new, strict=True)]
+    before, after = ([call and call[1][2:] for call in side] for side in (old, new))
     pairs: list[tuple[_Call, _Call]] = []
-    for calls in ((old, new), kernels):
-        pairs = []
-        for tag, i, j, k, m in SequenceMatcher(None, *calls, autojunk=False).get_opcodes():
-            if tag == "equal" or j - i == m - k:
-                pairs += zip(old[i:j], new[k:m], strict=True)
-        if len(pairs) == min(len(old), len(new)):
+    for matcher in (
+        SequenceMatcher(None, old, new, autojunk=False),
+        SequenceMatcher(None, before, after, autojunk=False),
+    ):
+        of_equal: list[tuple[_Call, _Call]] = []
+        for block in matcher.get_matching_blocks():
+            ends = block.a + block.size, block.b + block.size
+            of_equal += zip(old[block.a : ends[0]], new[block.b : ends[1]], strict=True)
+        pairs = max(pairs, of_equal, key=len)
+        if 2 * len(pairs) > min(len(old), len(new)):
             break
     return pairs
 
 
-def moved_convolutions(pairs: Iterable[Convolution]) -> list[MovedShapes]:
-    """Count the convolutions that moved, by axis, the most frequent first."""
-    pairs = list(pairs)
+def moved_convolutions(dense: Kernels, pruned: Kernels) -> list[MovedShapes]:
+    """Count the convolutions that moved, went or came, by axis, the most frequent first."""
+    old, new = _list_convolutions(dense), _list_convolutions(pruned)
+    aligned = _align(old, new)
+    pairs = convolutions(dense, pruned)
     counts = Counter(pair.axis for pair in pairs if pair.axis != "none")
+    if all(old) and all(new) and old and new:
+        counts |= Counter({"gone": len(old) - len(aligned), "added": len(new) - len(aligned)})
     moved = []
     for axis, count in counts.most_common():
         # The largest change is the example.
         example = max(
             (pair for pair in pairs if pair.axis == axis),
             key=lambda pair: abs(math.prod(pair.dense[1]) - math.prod(pair.pruned[1])),
+            default=None,
         )
+        before = [] if example is None else [list(shape) for shape in example.dense]
+        after = [] if example is None else [list(shape) for shape in example.pruned]
         moved.append(
             MovedShapes(
                 kind="conv",
                 axis=axis,
                 count=count,
-                of=len(pairs),
-                dense=[list(shape) for shape in example.dense],
-                pruned=[list(shape) for shape in example.pruned],
+                of=len(new if axis == "added" else old),
+                dense=before,
+                pruned=after,
             )
         )
     return moved
@@ -157,7 +168,13 @@ def _list_convolutions(kernels: Kernels) -> list[_Call]:
     for call in rows.sort("launched", "start")["call"].to_list():
         shapes: tuple[Any, ...] = () if call is None else kernels.shapes.calls[call].shapes[:2]
         known = len(shapes) == 2 and all(_is_image_shape(shape) for shape in shapes)
-        dimensions.append((shapes[0], shapes[1]) if known else None)
+        if call is None or not known:
+            dimensions.append(None)
+            continue
+        image, weight = shapes
+        if "transpose" in kernels.shapes.calls[call].name:  # its weight has channels in first
+            weight = (weight[1], weight[0], *weight[2:])
+        dimensions.append((image, weight))
     return dimensions
 
 

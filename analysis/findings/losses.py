@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
+import polars as pl
+
 from prunescope.analysis.findings.allocate import allocation
 from prunescope.analysis.findings.context import (
     Context,
@@ -288,6 +290,8 @@ def _speed_up_kernels(c: Context, parts: list[LedgerPart], row: Row) -> tuple[st
         "compare clocks, threads, libraries and what else ran, and capture both models in turns in "
         "one process"
     )
+    if (others := _other_ops(c, parts[0])) is not None:
+        return others, parts[0].ns
     if not any(_has_moved(c, part) for part in parts):
         return f"no shape of the ops named has moved: {as_before}", row.ns
     better = nearest_dimension(c)
@@ -301,6 +305,26 @@ def _speed_up_kernels(c: Context, parts: list[LedgerPart], row: Row) -> tuple[st
     if c.kernels.on_device and first.cls in PRODUCTS:
         how = "another tile, an aligned dimension"
     return f"for the {ops} of {first.name} try {how} or a larger batch", first.ns
+
+
+def _other_ops(c: Context, part: LedgerPart) -> str | None:
+    """Say which op does the work of a part instead of that of the dense run; None for the same.
+
+    Each of the two is the one that takes most of the time of the part, and the other side lacks it.
+    """
+    times = [
+        side.kernels.frame.filter((pl.col("role") == part.role) & (pl.col("class") == part.cls))
+        .drop_nulls("op")
+        .group_by("op")
+        .agg(pl.col("busy").sum())
+        .sort("busy", "op", descending=True)["op"]
+        .to_list()
+        for _, side in c.sides
+    ]
+    if not all(times) or times[0][0] in times[-1] or times[-1][0] in times[0]:
+        return None
+    dense, pruned = times[0][0], times[-1][0]
+    return f"{pruned} does the work of {dense}: run the op of the dense model, and compare again"
 
 
 def _has_moved(c: Context, part: LedgerPart) -> bool:

@@ -53,6 +53,8 @@ _POSITIONS = {
     "aten::miopen_depthwise_convolution": _VENDOR,
     "aten::_slow_conv2d_forward": Positions(bias=3, stride=4, padding=5),
     "aten::thnn_conv2d": Positions(bias=3, stride=4, padding=5),
+    "aten::slow_conv3d": Positions(bias=3, stride=4, padding=5),
+    "aten::slow_conv3d_forward": Positions(bias=3, stride=4, padding=5),
     "aten::_conv_depthwise2d": _KERNEL_FIRST,
     "aten::conv_depthwise3d": _KERNEL_FIRST,
     "aten::slow_conv_dilated2d": _KERNEL_FIRST,
@@ -76,7 +78,7 @@ def _expand_to_axes(call: OpCall, index: int | None, axes: int, default: int) ->
 def convolution(call: OpCall) -> Work:
     """Model a convolution of [N, C_in, *pixels] with a weight [C_out, C_in / groups, *kernel].
 
-    Transposed convolutions are not modelled.
+    Transposed ones are modelled where their op has a name of its own.
     """
     positions = _POSITIONS[call.name]
     x, weight = tensor(call, 0), tensor(call, 1)
@@ -93,6 +95,37 @@ def convolution(call: OpCall) -> Work:
     written = byte_size(x.shape[0] * weight.shape[0] * pixels, x.dtype)
     return Work(
         flop=2 * x.shape[0] * pixels * weight.numel,
+        bytes=sum_known([x.bytes, weight.bytes, bias.bytes if bias else 0, written]),
+        gemms=(),
+        dtype=x.dtype,
+        kind="conv",
+    )
+
+
+_TRANSPOSED = Positions(bias=3, stride=4, padding=5, dilation=7)
+
+
+@op_model("aten::slow_conv_transpose2d", "aten::slow_conv_transpose3d", kind="conv")
+def transposed_convolution(call: OpCall) -> Work:
+    """Model a transposed convolution of [N, C_in, *pixels] with [C_in, C_out / groups, *kernel].
+
+    Each pixel of the input is multiplied with the whole weight of its channel.
+    """
+    x, weight = tensor(call, 0), tensor(call, 1)
+    axes = len(weight.shape) - 2
+    require(axes >= 1 and len(x.shape) == axes + 2)
+    stride = _expand_to_axes(call, _TRANSPOSED.stride, axes, 1)
+    padding = _expand_to_axes(call, _TRANSPOSED.padding, axes, 0)
+    more = _expand_to_axes(call, 6, axes, 0)
+    dilation = _expand_to_axes(call, _TRANSPOSED.dilation, axes, 1)
+    sizes = zip(x.shape[2:], weight.shape[2:], stride, padding, more, dilation, strict=True)
+    pixels = math.prod(
+        max(0, (n - 1) * s - 2 * p + d * (k - 1) + extra + 1) for n, k, s, p, extra, d in sizes
+    )
+    bias = optional(call, 3)
+    written = byte_size(x.shape[0] * weight.shape[1] * pixels, x.dtype)
+    return Work(
+        flop=2 * x.shape[0] * math.prod(x.shape[2:]) * weight.numel,
         bytes=sum_known([x.bytes, weight.bytes, bias.bytes if bias else 0, written]),
         gemms=(),
         dtype=x.dtype,

@@ -37,7 +37,8 @@ _WRAPPERS = """
     linear matmul einsum tensordot inner bilinear scaled_dot_product_attention
     _scaled_dot_product_attention_math to _to_copy type_as contiguous clone float half bfloat16
     softmax log_softmax layer_norm rms_norm group_norm batch_norm instance_norm embedding dropout
-    feature_dropout conv1d conv2d conv3d convolution _convolution hstack vstack dstack
+    feature_dropout conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
+    convolution _convolution hstack vstack dstack
     column_stack concat concatenate pad constant_pad_nd zeros ones full zeros_like ones_like
     full_like new_zeros new_ones new_full scalar_tensor repeat tile index_put index_put_ __and__
     __or__ __xor__ __iand__ __ior__ outer ger true_divide square one_hot

@@ -13,8 +13,10 @@ class MovedShapes(msgspec.Struct, kw_only=True):
     """The calls of one kind that moved along the same axes."""
 
     kind: str
-    axis: Annotated[str, meaning('axes that moved, as in "channels in and channels out"')]
+    axis: Annotated[
+        str, meaning('axes that moved, as in "channels in and channels out", or gone, or added')
+    ]
     count: Annotated[int, meaning("calls of a step that moved so")]
-    of: Annotated[int, meaning("calls of this kind that are on both sides")]
+    of: Annotated[int, meaning("calls of this kind in a dense step (added: in a pruned one)")]
     dense: Annotated[list[list[int]], meaning("operands of the call that moved most, dense")]
     pruned: Annotated[list[list[int]], meaning("the same call on the pruned side")]

@@ -207,6 +207,8 @@ def _family(phase: Phase) -> Iterator[str]:
             perhaps = f", perhaps {verdict.alternatives[0]}" if verdict.alternatives else ""
             unidentified = f"the order of kernels does not identify the family{perhaps}"
             yield f"{unidentified}: {_how_to_record_modules(phase)}"
+        elif verdict.id == "outside" and verdict.evidence:
+            yield f"{FAMILIES['outside']}: {verdict.evidence[0]}"
         elif verdict.id == "unknown" and not phase.lacks_sizes:  # else the headline says it
             yield from _few_shapes(phase)
         return
@@ -229,15 +231,20 @@ def _unread_work(phase: Phase) -> Iterator[str]:
 
 
 def _moved_convolutions(phase: Phase) -> Iterator[str]:
-    """Yield how many convolutions have other shapes, along which axes, and the largest change."""
-    if not phase.moved:
-        return
-    count, whole = sum(moved.count for moved in phase.moved), phase.moved[0].of
-    largest = phase.moved[0]
-    axes = " or ".join(dict.fromkeys(moved.axis for moved in phase.moved))
-    before, after = ("×".join(map(str, side[1])) for side in (largest.dense, largest.pruned))
-    text = f"{count} of {whole} convolutions have other shapes ({axes}"
-    yield f"{text}: {'a weight of ' + before + ' → ' + after if before != after else 'inputs'})"
+    """Yield how many convolutions went or came, and how many have other shapes, and which."""
+    for moved in phase.moved:
+        if moved.axis in ("gone", "added"):
+            is_are = "are" if moved.count > 1 else "is"
+            yield f"{moved.count} of {moved.of} convolutions {is_are} {moved.axis}"
+    others = [moved for moved in phase.moved if moved.dense]
+    if others:
+        count = sum(moved.count for moved in others)
+        axes = " or ".join(moved.axis for moved in others)
+        before, after = (
+            "×".join(map(str, side[1])) for side in (others[0].dense, others[0].pruned)
+        )
+        example = when(before != after, f": a weight of {before} → {after}")
+        yield f"{count} of {others[0].of} convolutions have other shapes ({axes}{example})"
 
 
 def _few_shapes(phase: Phase) -> Iterator[str]:
@@ -494,6 +501,8 @@ def keeps_shapes(phase: Phase) -> bool:
     if not _is_whole_step(phase) or not phase.is_speedup or phase.has_two_formats:
         return False
     if phase.pairing is None or phase.pairing.removed or phase.moved:
+        return False
+    if abs(phase.sparsity.get("flop") or 0.0) >= _SAME:  # work of another kind moved or went
         return False
     seen = known(phase.family.ids) if phase.family is not None else []
     axes = {gemm.axis for gemm in phase.gemms if gemm.role != "adapter"}

@@ -50,6 +50,10 @@ WORDS: dict[str, str | Callable[..., str]] = {
         + when(0 < last < lost, f", {last:,} of them the last ones")
         + when(last == lost, ": the last ones, whose kernels had not run when the profiler stopped")
     ),
+    "coverage-above-flop": (
+        "the coverage bound ({coverage:.2f}×) is above the FLOP ratio ({flop:.2f}×): what was "
+        "removed took more of the dense time than of its FLOPs"
+    ),
     "cut-off": "{side}: the file is cut off, and what stood behind the cut is missing",
     "captured-step": _CAPTURED,
     "captured-launches": _CAPTURED,

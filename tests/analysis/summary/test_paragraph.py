@@ -305,6 +305,7 @@ def test_masks_promise_no_gain_whatever_the_times_are() -> None:
     masked.findings = [invalid]
     assert masked.family is not None and masked.pairing is not None
     masked.family.id, masked.pairing.removed = "static-k-mask", 0
+    masked.sparsity["flop"] = 0.0
     for gemm in masked.gemms:
         gemm.axis = "none"
     told = "First: stop everything else. Whatever the times are: {} in the shape of its dense one, "
