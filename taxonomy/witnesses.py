@@ -16,8 +16,8 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from prunescope.taxonomy.configs.architecture_table import unwritten
 from prunescope.taxonomy.configs.config import language_part
-from prunescope.taxonomy.configs.hybrid_configs import REWRITES
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.inventory import config_hash, inventory_of
 from prunescope.taxonomy.shape import ModelShape
@@ -133,7 +133,7 @@ def unread_keys(config: Mapping[str, Any]) -> list[str]:
     read = {"per_layer_config"} | {"block_configs"}
     if isinstance(kinds, list) and len(kinds) == layers:
         read.add("layers_block_type")
-    if str(cfg.get("model_type")) in REWRITES:
+    if unwritten(str(cfg.get("model_type"))).layers_code:
         return []
     return sorted(
         key

@@ -19,15 +19,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prunescope.taxonomy.configs.config import (
-    HEADS,
-    HIDDEN,
-    TOP_K,
     expert_groups,
     language_part,
     layer_kinds,
     read_config,
-    size_in,
 )
+from prunescope.taxonomy.configs.config_sizes import HEADS, HIDDEN, TOP_K, size_in
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.inventory import Inventory, StoredModule
 from prunescope.taxonomy.roles import locate, matrix_role

@@ -205,18 +205,18 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
         "recurrent_gemma",
         {
             "num_hidden_layers": 3, "lru_width": 64, "attention_window_size": 8,
-            "num_key_value_heads": 1, "head_dim": None,
+            "num_key_value_heads": 1, "head_dim": 16,
         },
     ),
     "deepseek_v32": (
         "deepseek_v32",
         {**_LATENT, "index_n_heads": 4, "index_head_dim": 16, "index_topk": 8, "n_group": 1,
-         "topk_group": 1, "head_dim": None},
+         "topk_group": 1,},
     ),
     "glm_moe_dsa": (
         "glm_moe_dsa",
         {**_LATENT, "index_n_heads": 4, "index_head_dim": 16, "index_topk": 8, "n_group": 1,
-         "topk_group": 1, "head_dim": None},
+         "topk_group": 1,},
     ),
     "gemma3n": (
         "gemma3n_text",

@@ -6,6 +6,7 @@ negative count.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -47,13 +48,13 @@ def windows(model: torch.nn.Module) -> list[int | None]:
     """Return how many keys a query attends to, by layer of the cache; None for all keys."""
     return [
         int(layer.sliding_window) if getattr(layer, "is_sliding", False) else None
-        for layer in new_cache(model).layers
+        for layer in _layered_cache(model).layers
     ]
 
 
 def keeps_keys(model: torch.nn.Module) -> list[bool]:
     """Return whether each layer of the cache holds keys, alone or beside the state of a mixer."""
-    return [isinstance(layer, CacheLayerMixin) for layer in new_cache(model).layers]
+    return [isinstance(layer, CacheLayerMixin) for layer in _layered_cache(model).layers]
 
 
 def logits_policy(model: torch.nn.Module, requested: str) -> str:
@@ -97,9 +98,26 @@ def new_cache(model: torch.nn.Module) -> Any:
     """Make an empty cache with the layers of the model's config.
 
     A pruned model uses only those in its `cache_layers`, which `tracer.model.layers.renumber_cache`
-    sets.
+    sets. A model with a cache class of its own (MiniMax) gets one, which makes its layers later.
     """
+    own = _own_cache(model)
+    return own() if own else _layered_cache(model)
+
+
+def _layered_cache(model: torch.nn.Module) -> Any:
+    """Make an empty cache with the layers of the model's config that the model uses."""
     return _used_layers(model, DynamicCache(config=model.config))
+
+
+def _own_cache(model: torch.nn.Module) -> type[DynamicCache] | None:
+    """Return the cache class of a model that takes no other; None if it takes the usual one."""
+    takes_usual = getattr(model, "_supports_default_dynamic_cache", None)
+    if takes_usual is None or takes_usual():
+        return None
+    module = type(model).__module__
+    classes = vars(sys.modules[module]).values()
+    own = (c for c in classes if isinstance(c, type) and issubclass(c, DynamicCache))
+    return next((c for c in own if c.__module__ == module), None)
 
 
 def new_static_cache(model: torch.nn.Module, prompt_len: int, *, more: int = 0) -> Any:
@@ -192,7 +210,7 @@ def try_crop(cache: Any, num_tokens: int) -> bool:
 def cache_bytes(cache: Any) -> int:
     """Add up the bytes of all keys, values and states in a cache."""
     total = 0
-    for layer in cache.layers:
+    for layer in (cache, *cache.layers):
         for name, value in vars(layer).items():
             items = list(value.values()) if isinstance(value, dict) else value
             for item in items if isinstance(items, list | tuple) else (items,):
