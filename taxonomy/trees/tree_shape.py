@@ -164,7 +164,7 @@ def _hidden(layers: Sequence[TreeLayer], cfg: Mapping[str, Any]) -> int:
                 if len(weight.shape) == 3:
                     sides.update(set(weight.shape[1:]))
     told = size_in(cfg, HIDDEN)
-    return told if told in sides else sides.most_common(1)[0][0]
+    return told if told is not None and told in sides else sides.most_common(1)[0][0]
 
 
 # --- one layer
