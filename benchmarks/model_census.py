@@ -109,9 +109,13 @@ def _rows(head: str, sizes: dict[str, Any]) -> Iterator[Row]:
 
 
 def _config(kind: str, cls: str, sizes: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the config of a type with other sizes as a dict; None if its class refuses them."""
+    """Return the config of a type with other sizes as a dict; None if its class refuses them.
+
+    A size that the type has no key for is left out.
+    """
     try:
-        made = CONFIG_MAPPING[kind](**sizes)
+        usual = CONFIG_MAPPING[kind]()
+        made = CONFIG_MAPPING[kind](**{k: v for k, v in sizes.items() if hasattr(usual, k)})
         config: dict[str, Any] = json.loads(made.to_json_string(use_diff=False))
     except Exception:  # noqa: BLE001 - classes check their sizes in any way
         return None

@@ -16,8 +16,8 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from prunescope.taxonomy.configs.architecture_table import unwritten
 from prunescope.taxonomy.configs.config import language_part
-from prunescope.taxonomy.configs.hybrid_configs import REWRITES
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.inventory import config_hash, inventory_of
 from prunescope.taxonomy.shape import ModelShape
@@ -61,8 +61,6 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape:
 
 def read_witnesses(config: Mapping[str, Any]) -> Witnessed:
     """Return the shape of a model, and which witness it is from; see `read_shape`."""
-    if not isinstance(config, Mapping):
-        return Witnessed(ModelShape.from_config(config), "config")
     key = config_hash(config)
     if key not in _known:
         if len(_known) >= _REMEMBERED:
@@ -133,7 +131,7 @@ def unread_keys(config: Mapping[str, Any]) -> list[str]:
     read = {"per_layer_config"} | {"block_configs"}
     if isinstance(kinds, list) and len(kinds) == layers:
         read.add("layers_block_type")
-    if str(cfg.get("model_type")) in REWRITES:
+    if unwritten(str(cfg.get("model_type"))).layers_code:
         return []
     return sorted(
         key

@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+# Keys of a rewritten config: what stands in the place of each layer's attention and MLP.
+ATTENTION_KINDS, MLP_KINDS = "attention_kinds", "mlp_kinds"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Biases:
@@ -62,7 +65,8 @@ class Unwritten:
     sinks: bool = False  # a learnt logit for each head
     positions: tuple[str, int, int] | None = None  # a table: its key, its default, and extra rows
     window_pattern: int = 0  # every so many-th layer sees all keys
-    mixer_code: str = ""  # a mixer whose sizes `config` reads
+    mixer_code: str = ""  # a mixer whose sizes `mixer_configs` reads
+    layers_code: str = ""  # layers that `hybrid_configs` rewrites in the keys of other configs
     encoder: bool = False  # where `is_decoder` is not written: all tokens attend to all
     parallel_mixer: bool = False  # the mixer runs in parallel with attention, in every layer
 
@@ -168,7 +172,8 @@ ARCHITECTURES = (
         unwritten=Unwritten(sinks=True, window_pattern=2, biases=Biases(mlp=True, router=True))),
     Architecture(ids=("deepseek_v2", "deepseek_v3"), title="DeepSeek-V2, -V3"),
     Architecture(ids=("deepseek_v32", "glm_moe_dsa"), title="DeepSeek-V3.2, GLM-5",
-        no_parts="an indexer of its own chooses the keys of each query"),
+        no_parts="an indexer of its own chooses the keys of each query",
+        unwritten=Unwritten(layers_code="indexer")),
     Architecture(ids=("qwen3_next", "qwen3_5_moe_text"), title="Qwen3-Next",
         mixer="linear attention",
         unwritten=Unwritten(query_gate=True, shared_gate=True, mixer_code="delta net",
@@ -191,27 +196,30 @@ ARCHITECTURES = (
         unwritten=Unwritten(tied=True, mixer_code="short convolution",
             norms=NormRules(head_qk=True))),
     Architecture(ids=("nemotron_h",), title="Nemotron-H", mixer="state space",
-        unwritten=Unwritten(ungated=True, mixer_code="mamba-2")),
+        unwritten=Unwritten(layers_code="one sublayer each", ungated=True, mixer_code="mamba-2")),
     Architecture(ids=("jamba",), title="Jamba", mixer="state space",
-        unwritten=Unwritten(mixer_code="mamba-1")),
+        unwritten=Unwritten(layers_code="two periods", mixer_code="mamba-1")),
     Architecture(ids=("zamba2",), title="Zamba2", mixer="state space",
         no_heads="layers share their attention, which also reads the embedding",
         no_maps="layers share their attention, which also reads the embedding",
-        unwritten=Unwritten(tied=True, mixer_code="mamba-2")),
+        unwritten=Unwritten(layers_code="shared blocks", tied=True, mixer_code="mamba-2")),
     Architecture(ids=("kimi_linear",), title="Kimi Linear", mixer="linear attention",
-        unwritten=Unwritten(mixer_code="kimi delta")),
+        unwritten=Unwritten(layers_code="counted from one", mixer_code="kimi delta")),
     Architecture(ids=("minimax",), title="MiniMax", mixer="linear attention",
         no_maps="its layers scale what they add to the stream",
-        unwritten=Unwritten(mixer_code="lightning")),
+        unwritten=Unwritten(layers_code="list of numbers", mixer_code="lightning")),
     Architecture(ids=("recurrent_gemma",), title="RecurrentGemma", mixer="recurrence",
-        unwritten=Unwritten(tied=True, mixer_code="rg-lru", biases=Biases(o=True))),
+        unwritten=Unwritten(layers_code="blocks in turns", tied=True, mixer_code="rg-lru",
+            biases=Biases(o=True))),
     Architecture(ids=("gemma3n_text",), title="Gemma 3n", roles=_AFTER, mark=_MARK,
         no_maps="its stream is one of several, and layers have inputs of their own",
         no_heads="its last layers read the keys and values of earlier ones",
-        unwritten=Unwritten(tied=True, window_pattern=5, norms=NormRules(per_layer=4))),
+        unwritten=Unwritten(layers_code="several streams", tied=True, window_pattern=5,
+            norms=NormRules(per_layer=4))),
     Architecture(ids=("gemma4_text",), title="Gemma 4", roles=_AFTER, mark=_MARK,
         no_maps="its layers scale the stream and may have inputs of their own",
-        unwritten=Unwritten(tied=True, window_pattern=6, norms=NormRules(per_layer=4))),
+        unwritten=Unwritten(layers_code="two sizes of heads", tied=True, window_pattern=6,
+            norms=NormRules(per_layer=4))),
     Architecture(ids=("mamba", "falcon_mamba"), title="Mamba", mixer="state space",
         unwritten=Unwritten(mixer_code="mamba-1 alone")),
     Architecture(ids=("mamba2",), title="Mamba", mixer="state space",
@@ -241,7 +249,7 @@ OTHERS: tuple[tuple[tuple[str, ...], Unwritten], ...] = (
         Unwritten(four_times=True, tied=True, positions=("max_position_embeddings", 2048, 0),
             biases=Biases(mlp=True, o=True), norms=NormRules(layer_norm=True))),
     (("llama4", "llama4_text"), Unwritten(shared_expert=True)),
-    (("minimax_text_01",), Unwritten(mixer_code="lightning")),
+    (("minimax_text_01",), Unwritten(layers_code="list of numbers", mixer_code="lightning")),
     (("mpt",), Unwritten(four_times=True, tied=True)),
     (("nemotron",), Unwritten(ungated=True, norms=NormRules(layer_norm=True))),
     (("openai-gpt",), Unwritten(ungated=True, positions=("n_positions", 1024, 0))),

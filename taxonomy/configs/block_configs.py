@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from prunescope.taxonomy.configs.architecture_table import ATTENTION_KINDS, MLP_KINDS
 from prunescope.taxonomy.errors import PrunescopeError
 
-ATTENTION_KINDS, MLP_KINDS = "attention_kinds", "mlp_kinds"  # keys that this module adds
 _MULTIPLE = 256  # channels are rounded up to it
 
 

@@ -12,15 +12,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prunescope.taxonomy.configs.architecture_table import Unwritten, unwritten
-from prunescope.taxonomy.configs.block_configs import ATTENTION_KINDS, MLP_KINDS, as_lists
+from prunescope.taxonomy.configs.architecture_table import (
+    ATTENTION_KINDS,
+    MLP_KINDS,
+    Unwritten,
+    unwritten,
+)
+from prunescope.taxonomy.configs.block_configs import as_lists
+from prunescope.taxonomy.configs.config_sizes import (
+    DENSE_FIRST,
+    EXPERT_WIDTHS,
+    EXPERTS,
+    GROUPS,
+    HEAD_DIM,
+    HEADS,
+    HIDDEN,
+    KV_HEADS,
+    LAYER_SIZES,
+    LAYERS,
+    MLP,
+    TOP_K,
+    VOCAB,
+    Fields,
+    size_in,
+    sizes_in,
+)
 from prunescope.taxonomy.configs.hybrid_configs import own_fields, own_layers, rewritten
 from prunescope.taxonomy.configs.vision_config import vision_fields
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import MAX_LAYERS
 from prunescope.taxonomy.own_files import own_document
-
-Fields = dict[str, Any]  # fields of ModelShape, and those that lead to them
 
 _EACH_BLOCK = {"block_configs", "ffn_multipliers"}
 # Parts of a config that are configs themselves.
@@ -66,37 +87,6 @@ READ = frozenset(
 )
 
 
-HIDDEN = ("hidden_size", "n_embd", "d_model", "dim", "model_dim")
-_LAYERS = (
-    "num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers",
-    "num_transformer_layers",
-)  # fmt: skip
-HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "num_query_heads")
-KV_HEADS = (
-    "num_key_value_heads_per_layer", "num_key_value_heads", "num_kv_heads", "n_head_kv",
-    "n_kv_heads", "kv_n_heads", "multi_query_group_num",
-)  # fmt: skip
-_HEAD_DIM = ("head_dim", "d_kv", "kv_channels", "attention_head_dim")
-MLP = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff", "hidden_dim")
-_VOCAB = ("vocab_size", "padded_vocab_size")
-EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-DENSE_FIRST = ("first_k_dense_replace", "num_dense_layers")  # layers before those with experts
-TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k")
-
-GROUPS = ("n_group", "num_group")  # of experts, where a token first chooses some of the groups
-EXPERT_WIDTHS = ("moe_intermediate_size", "intermediate_size_moe")
-# Fields of LayerShape that a config may give for each layer by itself, in a list.
-_LAYER_SIZES = {
-    "heads": HEADS,
-    "kv_heads": KV_HEADS,
-    "head_dim": _HEAD_DIM,
-    "intermediate": MLP,
-    "experts": EXPERTS,
-    "experts_per_token": TOP_K,
-    "expert_intermediate": EXPERT_WIDTHS,
-}
-_EACH_LAYER = frozenset(key for keys in _LAYER_SIZES.values() for key in keys)
-
 _MOST_EXPERTS = 1 << 16  # of a layer: each has a place in the expectation of what is read
 
 _SLIDING = ("sliding_attention", "chunked_attention")
@@ -117,7 +107,7 @@ def read_config(config: Mapping[str, Any]) -> Fields:
     kind = str(cfg.get("model_type", ""))
     own = unwritten(kind)
     names = {
-        "hidden": HIDDEN, "layers": _LAYERS, "heads": HEADS, "vocab": _VOCAB, "intermediate": MLP,
+        "hidden": HIDDEN, "layers": LAYERS, "heads": HEADS, "vocab": VOCAB, "intermediate": MLP,
     }  # fmt: skip
     size = {field: size_in(cfg, names[field]) for field in names if field != "intermediate"}
     size["intermediate"] = _intermediate(cfg, own)
@@ -160,52 +150,6 @@ def language_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(attention, Mapping) and "kv_n_heads" in attention:
         return {**config, "kv_n_heads": attention["kv_n_heads"]}
     return as_lists(config) if _EACH_BLOCK & config.keys() else rewritten(config)
-
-
-def size_in(cfg: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
-    """Return the size under the first of `names` that holds one; None if none does.
-
-    Of a list it is the largest, which is that of all layers unless `sizes_in` says otherwise.
-    """
-    for name in names:
-        value = cfg.get(name)
-        if isinstance(value, list) and value:
-            every = [_one_size(0 if x is None else x, name, least=0) for x in value]
-            if name not in _EACH_LAYER and len(set(every)) > 1:
-                raise _no_size(name, value)
-            value = max(every) or None
-        if value is not None:
-            return _one_size(value, name, least=1)
-    return None
-
-
-def sizes_in(cfg: Mapping[str, Any], names: tuple[str, ...]) -> list[int]:
-    """Return the sizes under the first of `names` that holds a list of different sizes, 0 for null.
-
-    The list is empty if that name holds one size for all layers.
-    """
-    for name in names:
-        value = cfg.get(name)
-        if isinstance(value, list) and value and size_in(cfg, (name,)):
-            sizes = [x or 0 for x in value]
-            return sizes if len(set(sizes)) > 1 else []
-        if value is not None:
-            return []
-    return []
-
-
-def _one_size(value: Any, name: str, *, least: int) -> int:
-    """Return a whole number of at least `least`. Raise PrunescopeError for another value."""
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**40:
-        raise _no_size(name, value)
-    return value
-
-
-def _no_size(name: str, value: Any) -> PrunescopeError:
-    return PrunescopeError(
-        f"{name} of the config is {str(value)[:40]!r}, not a positive whole number",
-        hint="check its config.json; sizes of heads and MLPs may be lists with one entry per layer",
-    )
 
 
 def _count(cfg: Mapping[str, Any], name: str) -> int | None:
@@ -271,7 +215,7 @@ def _heads(cfg: Mapping[str, Any], own: Unwritten, known: dict[str, int]) -> Fie
             "kv_rank": latent,
             "rope_dim": rope,
         }
-    head_dim = size_in(cfg, _HEAD_DIM)
+    head_dim = size_in(cfg, HEAD_DIM)
     if head_dim is None and known["hidden"] % heads:
         raise PrunescopeError(
             f"hidden size {known['hidden']} is not a multiple of {heads} heads",
@@ -470,7 +414,7 @@ def read_layers(cfg: Mapping[str, Any], known: Mapping[str, Any]) -> list[dict[s
         PrunescopeError: A list has not one entry per layer, or heads do not divide.
     """
     layers, layout = known["layers"], known.get("layout", "")
-    listed = {name: sizes_in(cfg, keys) for name, keys in _LAYER_SIZES.items()}
+    listed = {name: sizes_in(cfg, keys) for name, keys in LAYER_SIZES.items()}
     sizes = {name: numbers for name, numbers in listed.items() if numbers}
     kinds = {name: list(cfg[name]) for name in (ATTENTION_KINDS, MLP_KINDS) if name in cfg}
     for name, entries in {**sizes, **kinds}.items():
@@ -487,6 +431,8 @@ def read_layers(cfg: Mapping[str, Any], known: Mapping[str, Any]) -> list[dict[s
     rows = []
     for number in range(layers):
         own: Fields = {name: numbers[number] for name, numbers in sizes.items()}
+        if "head_dim" in own:
+            own["value_dim"] = own["head_dim"]
         own |= _own_attention(own, known, attention_kinds[number])
         own |= _own_mlp(own, mlp_kinds[number], layout[number])
         rows.append(own | (dict(added[number]) if added else {}))

@@ -1,10 +1,10 @@
 """Configs of hybrids and of layers that differ, rewritten in the keys that other configs have.
 
-In: a config of a model type of `REWRITES`, or one with transformers' `per_layer_config` or
-`mlp_layer_types`. Out: the same with one list entry per layer, and, under OWN_FIELDS and
-OWN_LAYERS, the fields of ModelShape and LayerShape that no key of another config can say. A value
-there is a `Derived`, which no JSON file can hold. Sources: configuration_*.py and modeling_*.py of
-each type in transformers 5.24.
+In: a config of a model type whose row names one of `REWRITES`, or one with transformers'
+`per_layer_config` or `mlp_layer_types`. Out: the same with one list entry per layer, and, under
+OWN_FIELDS and OWN_LAYERS, the fields of ModelShape and LayerShape that no key of another config can
+say. A value there is a `Derived`, which no JSON file can hold. Sources: configuration_*.py and
+modeling_*.py of each type in transformers 5.24.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from prunescope.taxonomy.configs.block_configs import ATTENTION_KINDS, MLP_KINDS
+from prunescope.taxonomy.configs.architecture_table import ATTENTION_KINDS, MLP_KINDS, unwritten
 from prunescope.taxonomy.errors import PrunescopeError
 
 Config = dict[str, Any]
@@ -35,7 +35,8 @@ def rewritten(cfg: Mapping[str, Any]) -> Config:
         PrunescopeError: A layer has a key of its own that changes shapes and that nobody reads.
     """
     same = {key: value for key, value in cfg.items() if key not in (OWN_FIELDS, OWN_LAYERS)}
-    rewrite = REWRITES.get(str(cfg.get("model_type")))
+    code = unwritten(str(cfg.get("model_type"))).layers_code
+    rewrite = REWRITES.get(code)
     layers = cfg.get("num_hidden_layers")
     kinds = cfg.get("mlp_layer_types")
     if isinstance(kinds, list) and kinds and "mlp_only_layers" not in cfg:
@@ -43,7 +44,7 @@ def rewritten(cfg: Mapping[str, Any]) -> Config:
         same = {key: value for key, value in same.items() if key != "first_k_dense_replace"}
     if rewrite is not None:
         same = rewrite(same)
-    if cfg.get("per_layer_config") and isinstance(layers, int) and not _reads_layers(cfg):
+    if cfg.get("per_layer_config") and isinstance(layers, int) and rewrite is not _gemma4:
         same |= _lists_of_layers(same, cfg["per_layer_config"], layers)
     return same
 
@@ -58,11 +59,6 @@ def own_layers(cfg: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the fields of LayerShape of each layer that a rewritten config holds, or no list."""
     layers = cfg.get(OWN_LAYERS)
     return list(layers["layers"]) if isinstance(layers, Derived) else []
-
-
-def _reads_layers(cfg: Mapping[str, Any]) -> bool:
-    """Return whether the rewriting of the type reads `per_layer_config` itself."""
-    return str(cfg.get("model_type")) in ("gemma4_text", "gemma4")
 
 
 def layer_overrides(cfg: Mapping[str, Any], number: int) -> Mapping[str, Any]:
@@ -122,8 +118,8 @@ def _size(cfg: Config, key: str, usual: int = 0) -> int:
     return value
 
 
-_NEMOTRON = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
-_MIXERS = ("mamba", "linear_attention", "mamba2", "recurrent")
+_MIXER = "linear_attention"  # a layer whose mixer is no attention
+_NEMOTRON = {"M": _MIXER, "*": "attention", "-": "mlp", "E": "moe"}
 
 
 def _nemotron_h(cfg: Config) -> Config:
@@ -144,7 +140,10 @@ def _nemotron_h(cfg: Config) -> Config:
     return {
         **cfg,
         "num_hidden_layers": len(kinds),
-        "layer_types": ["mamba" if kind in _MIXERS else "attention" for kind in kinds],
+        "layer_types": [
+            "attention" if kind in ("attention", "full_attention", "mlp", "moe") else _MIXER
+            for kind in kinds
+        ],
         "mlp_only_layers": [i for i, kind in enumerate(kinds) if kind != "moe"],
         ATTENTION_KINDS: ["usual" if has else "none" for has in attends],
         MLP_KINDS: ["usual" if has else "none" for has in channels],
@@ -175,15 +174,15 @@ def _jamba(cfg: Config) -> Config:
     return {
         **cfg,
         "attn_layer_period": None,
-        "layer_types": ["attention" if i % period == offset else "mamba" for i in numbers],
+        "layer_types": ["attention" if i % period == offset else _MIXER for i in numbers],
         "mlp_only_layers": [i for i in numbers if i % every != first],
         "sliding_window": None,
     }
 
 
 # The layers where a config does not list them: 54, of which every sixth or so has a shared block.
-_ZAMBA2 = ["mamba", *(["mamba"] * 5 + ["hybrid"]) * 7, *["mamba"] * 4, "hybrid", *["mamba"] * 3,
-           "hybrid", *["mamba"] * 2]  # fmt: skip
+_ZAMBA2 = [_MIXER, *([_MIXER] * 5 + ["hybrid"]) * 7, *[_MIXER] * 4, "hybrid", *[_MIXER] * 3,
+           "hybrid", *[_MIXER] * 2]  # fmt: skip
 
 
 def _zamba2(cfg: Config) -> Config:
@@ -201,7 +200,7 @@ def _zamba2(cfg: Config) -> Config:
     if cfg.get("use_shared_attention_adapter"):
         for role in "qkv":
             more += [(f"{role}_adapter_a", rank, inner), (f"{role}_adapter_b", inner, rank)]
-    order = [kind for each in kinds for kind in (("attention",) * (each == "hybrid") + ("mamba",))]
+    order = [kind for each in kinds for kind in ([*["attention"][: each == "hybrid"], _MIXER])]
     attends = [kind == "attention" for kind in order]
     own = {"mlp_more": tuple(more), "attention_extras": hidden}  # a norm of twice the width
     return {
@@ -395,16 +394,15 @@ def _gemma4(cfg: Config) -> Config:
     }
 
 
+# By `Unwritten.layers_code` of the model type.
 REWRITES: Mapping[str, Callable[[Config], Config]] = {
-    "nemotron_h": _nemotron_h,
-    "jamba": _jamba,
-    "zamba2": _zamba2,
-    "kimi_linear": _kimi_linear,
-    "minimax": _minimax,
-    "minimax_text_01": _minimax,
-    "recurrent_gemma": _recurrent_gemma,
-    "deepseek_v32": _indexed,
-    "glm_moe_dsa": _indexed,
-    "gemma3n_text": _gemma3n,
-    "gemma4_text": _gemma4,
+    "one sublayer each": _nemotron_h,
+    "two periods": _jamba,
+    "shared blocks": _zamba2,
+    "counted from one": _kimi_linear,
+    "list of numbers": _minimax,
+    "blocks in turns": _recurrent_gemma,
+    "indexer": _indexed,
+    "several streams": _gemma3n,
+    "two sizes of heads": _gemma4,
 }

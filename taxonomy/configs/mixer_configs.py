@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from prunescope.taxonomy.configs.architecture_table import unwritten
-from prunescope.taxonomy.configs.config import Fields, size_in
+from prunescope.taxonomy.configs.config_sizes import Fields, size_in
 
 _DELTA_CHUNK = 64  # tokens of a chunk in the kernels of flash-linear-attention and transformers
 
@@ -170,7 +170,7 @@ def _mamba_1(cfg: Mapping[str, Any], hidden: int) -> Fields | None:
     extras += width * bool(cfg.get("mamba_conv_bias", True))
     extras += (2 * width + hidden) * bool(cfg.get("mamba_proj_bias"))
     return {
-        "mixer": "mamba",
+        "mixer": "mamba-1",
         "mixer_width": width,
         "mixer_keys": state,
         "mixer_state": state,

@@ -19,7 +19,7 @@ KINDS: Mapping[str, MixerKind] = {
     "linear": GATED_DELTA,
     "kda": KIMI_DELTA,
     "ssm": MAMBA_2,
-    "mamba": MAMBA,
+    "mamba-1": MAMBA,
     "lightning": LIGHTNING,
     "mlstm": MLSTM,
     "rg-lru": RG_LRU,

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from prunescope.taxonomy.formats import Count
+from msgspec import Meta
 
 MixerName = Literal[
-    "", "linear", "kda", "ssm", "mamba", "lightning", "mlstm", "rg-lru", "rwkv", "conv"
+    "", "linear", "kda", "ssm", "mamba-1", "lightning", "mlstm", "rg-lru", "rwkv", "conv"
 ]
+Count = Annotated[int, Meta(ge=0, le=1 << 40)]  # as in formats, which is too deep to import here
 Linears = dict[str, tuple[int, int]]  # (N, K) of weight matrices, by role or role.part
 Blocks = dict[str, tuple[int, int, int]]  # of block-diagonal ones: how many blocks of (N, K)
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from prunescope.taxonomy.configs.config import size_in
+from prunescope.taxonomy.configs.config_sizes import size_in
 from prunescope.taxonomy.inventory import StoredModule
 from prunescope.taxonomy.mixers import MixerShape
 
@@ -107,7 +107,7 @@ def _mamba(
     step = _named(sides, "dt_proj(_weight)?")
     rank = step[-1] if step else 0
     return {
-        "mixer": "mamba",
+        "mixer": "mamba-1",
         "mixer_width": width,
         "mixer_state": decay[-1],
         "mixer_rank": rank,

@@ -19,15 +19,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prunescope.taxonomy.configs.config import (
-    HEADS,
-    HIDDEN,
-    TOP_K,
     expert_groups,
     language_part,
     layer_kinds,
     read_config,
-    size_in,
 )
+from prunescope.taxonomy.configs.config_sizes import HEADS, HIDDEN, TOP_K, size_in
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.inventory import Inventory, StoredModule
 from prunescope.taxonomy.roles import locate, matrix_role
@@ -167,7 +164,7 @@ def _hidden(layers: Sequence[TreeLayer], cfg: Mapping[str, Any]) -> int:
                 if len(weight.shape) == 3:
                     sides.update(set(weight.shape[1:]))
     told = size_in(cfg, HIDDEN)
-    return told if told in sides else sides.most_common(1)[0][0]
+    return told if told is not None and told in sides else sides.most_common(1)[0][0]
 
 
 # --- one layer

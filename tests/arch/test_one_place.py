@@ -158,7 +158,7 @@ def test_no_other_source_names_a_model_type() -> None:
     types |= {name for names, _ in OTHERS for name in names}
     assert len(types) > 50
     apart = {("anonymise.py", "gpt_neox"), ("anonymise.py", "mamba"),
-             ("architecture_traits.py", "mamba")}  # fmt: skip
+             ("config_traits.py", "mamba")}  # fmt: skip
     named = {
         (path.name, node.value)
         for path in SOURCES

@@ -48,7 +48,6 @@ LATENT: dict[str, Any] = {
     "num_experts_per_tok": 8, "moe_intermediate_size": 2048, "first_k_dense_replace": 3,
     "index_head_dim": 128, "index_topk": 2048,
 }  # fmt: skip
-# name: (config, printed, source)
 CARDS: dict[str, tuple[dict[str, Any], float, str]] = {
     "Nemotron-H-8B": (
         {**NEMOTRON, "hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 21504,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from prunescope.taxonomy.configs import config as config_module
+from prunescope.taxonomy.configs import config_sizes as config_module
 from prunescope.taxonomy.configs.architecture_table import ARCHITECTURES, OTHERS
 from prunescope.taxonomy.configs.config import READ
 
@@ -23,7 +23,7 @@ MODULES = (
     "vision_config",
 )
 CONFIGS = {"cfg", "config", "inner", "attention"}
-TABLES = ("HIDDEN", "_LAYERS", "HEADS", "KV_HEADS", "_HEAD_DIM", "MLP", "_VOCAB", "EXPERTS",
+TABLES = ("HIDDEN", "LAYERS", "HEADS", "KV_HEADS", "HEAD_DIM", "MLP", "VOCAB", "EXPERTS",
           "TOP_K", "EXPERT_WIDTHS", "DENSE_FIRST", "GROUPS")  # fmt: skip
 
 

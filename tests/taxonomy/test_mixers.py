@@ -66,7 +66,7 @@ SCANS: list[tuple[dict[str, Any], float, float]] = [
     ({"kind": "ssm", "width": 128, "heads": 8, "keys": 32, "state": 16, "chunk": 32},
      128 * (2 * 32 * 160 + 4 * 2048 + 2 * 2048 / 32), 2 * 5 * 2048),
     # token by token: decay and its product with the step, x·B and its sum, the read by C
-    ({"kind": "mamba", "width": 128, "keys": 8, "state": 8, "rank": 4},
+    ({"kind": "mamba-1", "width": 128, "keys": 8, "state": 8, "rank": 4},
      128 * 6 * 1024, 2 * 6 * 1024),
     ({"kind": "rg-lru", "width": 64, "heads": 4, "state": 1}, 128 * 4 * 64, 2 * 4 * 64),
     ({"kind": "rwkv", "width": 64, "state": 3}, 128 * 17 * 64, 2 * 17 * 64),

@@ -195,8 +195,8 @@ def _tokens(model: Any, rows: Mapping[str, float]) -> tuple[float, int]:
     """
     if getattr(model, "main_input_name", "") != "pixel_values" or not rows:
         return TOKENS, 0
-    seen = Counter(rows[path] for path, module in model.named_modules()
-                   if path in rows and isinstance(module, nn.Linear))  # fmt: skip
+    linears = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    seen = Counter(rows[path] for path in linears if path in rows)
     tokens = seen.most_common(1)[0][0] if seen else TOKENS
     return tokens, round(tokens)
 

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prunescope.taxonomy.configs.architecture_table import BY_ID
-from prunescope.taxonomy.configs.config import DENSE_FIRST
+from prunescope.taxonomy.configs.config_sizes import DENSE_FIRST
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.roles import locate
 from prunescope.tracer.model import compat
