@@ -199,8 +199,8 @@ def _check_rank(request: PredictRequest, refuse: Callable[..., None]) -> None:
 
 def _check_objectives(request: PredictRequest, refuse: Callable[..., None]) -> None:
     """Raise PrunescopeError for objectives that no batch can meet, or that lack a workload."""
-    found = "is what objectives find"
-    refuse(("--batch",), found, "remove it: each method gets the largest batch that meets them")
+    why = "is what objectives find"
+    refuse(("--batch",), why, "remove it: each method gets the largest batch that meets them")
     refuse(("--losses", "--loss"), "cannot be combined with objectives")
     limits = {
         "--ttft-ms": request.ttft_ms, "--tpot-ms": request.tpot_ms,

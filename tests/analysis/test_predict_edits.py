@@ -2,7 +2,7 @@
 
 The truth of an edit is arithmetic on the recorded kernels: those of the part that is pruned take a
 share of their time, or all kernels of every second layer are gone with the gaps before them.
-docs/serving.md prints the score.
+docs/predict.md prints the score.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from prunescope.analysis.predict_from import predict_from
 from prunescope.analysis.schema.prediction import FamilyRow
 from prunescope.taxonomy.errors import PrunescopeError
 
-PAGE = Path(__file__).parents[2] / "docs/serving.md"  # keeps the score
+PAGE = Path(__file__).parents[2] / "docs/predict.md"  # keeps the score
 Real = Callable[[str], Path]
 DECODE, PREFILL = (f"mi300x_sglang_qwen3-8b_{n}.json.gz" for n in ("decode_graph", "prefilldecode"))
 CAPTURE = "mi300x_sglang_qwen3-8b_decode_capture_bs32.json.gz"

@@ -87,7 +87,7 @@ def test_a_wrong_capture_stands_beside_the_numbers(
     main(["analyze", str(real_trace(DECODE)), "--model", "llama-3.1-8b"])
     printed = " ".join(capsys.readouterr().out.split())
     caveat = "36 layers in the trace, 32 in the config"
-    assert printed.index(caveat) < printed.index("a step, busy") and printed.count(caveat) == 1
+    assert printed.index(caveat) < printed.index("A step takes") and printed.count(caveat) == 1
     report = prunescope.analyze(real_trace(DECODE), model="llama-3.1-8b")
     assert len(report.caveats) == 1 and set(report.caveats) <= set(report.warnings)
 

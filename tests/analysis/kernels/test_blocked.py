@@ -123,8 +123,8 @@ def test_real_traces_that_begin_within_earlier_work(
     # No graph gives what the host did not delay.
     assert (phase.anatomy.kernels_speedup or 1) < 1.05
     late = sum(phase.anatomy.gaps[cause] for cause in ("host", "sync", "memcpy"))
-    assert late < 0.01 * phase.wall_ns
-    assert ("(2.7 %" if name == DECODE else "(0.3 %") in bounds(phase)
+    assert late < 0.05 * phase.wall_ns
+    assert ("(4.2 %" if name == DECODE else "(0.3 %") in bounds(phase)
 
 
 @pytest.mark.parametrize("us", [900, 2000])
