@@ -6,7 +6,7 @@ It does nothing and imports little, as the command line imports it.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from prunescope.analysis.predict.predict_request import WorkloadName
 from prunescope.taxonomy.arguments import number as read_number
@@ -21,7 +21,7 @@ from prunescope.taxonomy.option import (
     fill_missing,
 )
 
-PHASES = ("prefill", "decode")
+PHASES: tuple[Literal["prefill", "decode"], ...] = ("prefill", "decode")
 
 
 def speedups(words: Iterable[str] | None) -> float | dict[str, float] | None:
@@ -239,7 +239,7 @@ class AllocateRequest:
             )
 
     @property
-    def phases(self) -> tuple[str, ...]:
+    def phases(self) -> tuple[Literal["prefill", "decode"], ...]:
         """The phases that targets count, prefill first."""
         if isinstance(self.speedup, Mapping):
             named = {*self.speedup, *((self.phase,) if self.latency_ms is not None else ())}
