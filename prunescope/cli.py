@@ -79,7 +79,7 @@ def _trace(request: TraceCall, *, json_target: Json = None) -> None:
     prunescope trace --model tiny-llama --method static-nk --sparsity 0.4 --set match=flop
     prunescope trace --model ./Llama-3.2-1B --method static-m --recover steps=100,rank=16
     prunescope trace --model ./pruned --baseline-model ./dense --phase decode
-    prunescope trace --model ./Llama-3.2-1B --method static-nk --save-model ./pruned --legal vllm
+    prunescope trace --model ./SmolLM2 --method plan.json --save-model ./pruned --legal vllm
     """
     from prunescope.analysis.report.listings import read_runs, run_summary, traced
     from prunescope.output import show_result
