@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -24,6 +27,7 @@ from prunescope.analysis.predict.allocation_problem import (
     reached,
 )
 from prunescope.analysis.predict.allocation_request import AllocateRequest
+from prunescope.analysis.predict.allocation_solver import GAP
 from prunescope.analysis.predict_from import dense_phases
 from prunescope.analysis.report.allocation_figure import plan_figure
 from prunescope.taxonomy.allocations.allocation import LayerOption
@@ -42,6 +46,7 @@ from prunescope.taxonomy.allocations.allocation_plan import (
     Uniform,
 )
 from prunescope.taxonomy.atomic_write import write_file
+from prunescope.taxonomy.engines import NAMES
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.option import as_path, options_of
 from prunescope.taxonomy.scrub import scrub, scrub_all
@@ -55,9 +60,11 @@ from prunescope.tracer.allocation.losses import (
 )
 from prunescope.tracer.calibration.collect import calibration_of, text_calibration
 from prunescope.tracer.capture.progress import Progress, Silent
+from prunescope.tracer.export.checkpoint import check_target
 from prunescope.tracer.machine.device import pick_device
 from prunescope.tracer.model.load import load_model, load_tokenizer
 
+_SHORT_S = 20.0  # a shorter wait needs no estimate
 _MOST_NATS = 700.0  # the largest whose exponential is a number
 
 
@@ -72,6 +79,8 @@ def read_problem(request: AllocateRequest) -> Problem:
             f"{request.path.name} exists", hint="--overwrite replaces it, or name another --out"
         )
     request.check()
+    if request.save_model is not None:
+        check_target(Path(request.save_model))
     cost_request, _ = build_cost_request(request)
     notes: list[str] = []
     measured = None if cost_request.from_run is None else dense_phases(cost_request, notes)[1]
@@ -105,7 +114,7 @@ def count_evaluations(problem: Problem) -> dict[str, Any]:
         "sequences": SEQUENCES,
         "losses": losses.name,
         "layers": shape.layers,
-        "target": problem.shown(problem.cost),
+        "target": problem.text,
         "costs": problem.costs.source,
     }
 
@@ -132,7 +141,38 @@ def allocate(request: AllocateRequest, progress: Progress | None = None) -> Plan
     additivity = losses.additivity(shown.advance)
     plan = _describe_plan(problem, losses, choice, additivity)
     _write(request, plan)
+    if request.save_model is not None:
+        _save_model(request, plan, shown)
     return plan
+
+
+def _save_model(request: AllocateRequest, plan: PlanOfLayers, progress: Progress) -> None:
+    """Prune the model by the plan that was written, and save it."""
+    from prunescope.tracer.capture.model_saving import save_pruned
+    from prunescope.tracer.capture.request import TraceRequest
+
+    pruned = TraceRequest(
+        request.model,
+        method=str(request.path),
+        save_model=request.save_model,
+        allow_code=request.allow_code,
+        legal=request.legal,
+        legal_tp=request.legal_tp,
+        text=request.text if plan.has_ranks else None,
+    )
+    expected = {"speedup": plan.expected.speedup, "loss": plan.expected.loss}
+    save_pruned(pruned, progress, expected=expected, command=plan.command)
+
+
+def _legal_notes(problem: Problem, choice: Choice) -> list[str]:
+    """Say what the sizes of an engine cost, where layers could not differ."""
+    if problem.request.legal is None:
+        return []
+    engine = NAMES[problem.request.legal]
+    note = f"all layers that stay have one size, as {engine} reads one for all of them"
+    if choice.free is None:
+        return [note]
+    return [f"{note}: that costs {choice.loss - choice.free:.4f} nats at these targets"]
 
 
 def _measure_losses(problem: Problem, progress: Progress) -> ModelLosses:
@@ -162,8 +202,31 @@ def _measure_losses(problem: Problem, progress: Progress) -> ModelLosses:
     )
     count = len(removals_of(losses.sizes, losses.dense_sizes))
     progress.stage("loss by ablating each part", count)
-    losses.measure(progress.advance)
+    losses.measure(_Remaining(progress, count, request.losses_path.name).advance)
     return losses
+
+
+@dataclass
+class _Remaining:
+    """The time that evaluations of the model still take, said from the first ones on."""
+
+    progress: Progress
+    count: int
+    name: str  # of the file that keeps them
+    _done: int = 0
+    _begun: float = field(default_factory=time.monotonic)
+
+    def advance(self) -> None:
+        """Note that one evaluation is done, and say how long the others take at this pace."""
+        self._done += 1
+        self.progress.advance()
+        spent = time.monotonic() - self._begun
+        left = (self.count - self._done) * spent / self._done
+        if left > _SHORT_S:
+            self.progress.describe(
+                f"loss by ablating each part: {self._done} of {self.count}, about "
+                f"{left / 60:.0f} min left, kept in {self.name}"
+            )
 
 
 def _describe_plan(
@@ -175,6 +238,7 @@ def _describe_plan(
     shape = allocated_shape(costs.shape, chosen)
     phases = costs.expected(shape)
     weighed = [(phase.weight, phase) for phase in phases.values()]
+    notes = [*costs.notes, *losses.parts.notes, *problem.notes, *_legal_notes(problem, choice)]
     dense_ns = sum(weight * phase.dense_ns for weight, phase in weighed)
 
     def speedup_at(ns: Sequence[float]) -> float:
@@ -184,7 +248,6 @@ def _describe_plan(
     low, high = (
         speedup_at([phase.dense_ns / phase.range[i] for _, phase in weighed]) for i in (0, 1)
     )
-    notes = [*costs.notes, *losses.parts.notes]
     if losses.calibration.record.get("text") is None:
         notes.append(
             "losses are measured on random token ids, as the model has no tokenizer: they rank "
@@ -194,7 +257,8 @@ def _describe_plan(
         kind=KIND,
         model=problem.request.model_name,
         weights=losses.file.weights,
-        target=problem.target,
+        target=problem.goal.target,
+        further_targets=[goal.target for goal in problem.goals[1:]],
         expected=PlanEstimate(
             speedup=speedup,
             range=[low, high],
@@ -206,20 +270,20 @@ def _describe_plan(
             perplexity_rel=math.expm1(min(together, _MOST_NATS)),
         ),
         layers=_kept_layers(problem, losses, chosen),
-        frontier=frontier(problem, choice.table),
+        frontier=frontier(problem, choice.program),
         uniform=None
         if uniform is None
         else Uniform(
             family=uniform.family,
             kept=uniform.kept,
             loss=uniform.loss,
-            **reached(problem, uniform.cost),
+            **reached(problem.goal, uniform.cost),
         ),
         additivity=additivity,
         costs={
             "source": costs.source,
-            "unit": choice.table.step,
-            "in": "bytes" if problem.memory else "ns",
+            "solver": f"scipy.optimize.milp (HiGHS), relative gap {GAP:g}",
+            "in": "bytes" if problem.goal.memory else "ns",
         },
         text={**losses.file.text, "dense_nats": losses.file.dense},
         notes=scrub_all(notes),
@@ -276,6 +340,10 @@ def _command_line(request: AllocateRequest) -> str:
     for option in options_of(AllocateRequest):
         value = getattr(request, option.name)
         if value == option.default or value is None:
+            continue
+        if isinstance(value, Mapping):
+            for name, number in value.items():
+                words += [option.flags[0], f"{name}={number:g}"]
             continue
         text = f"{value:g}" if isinstance(value, float) else str(value)
         words += [option.flags[0]] if value is True else [option.flags[0], scrub(text)]

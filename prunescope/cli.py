@@ -82,6 +82,7 @@ def _trace(request: TraceCall, *, json_target: Json = None) -> None:
     prunescope trace --model tiny-llama --method static-nk --sparsity 0.4 --set match=flop
     prunescope trace --model ./Llama-3.2-1B --method static-m --recover steps=100,rank=16
     prunescope trace --model ./pruned --baseline-model ./dense --phase decode
+    prunescope trace --model ./SmolLM2 --method plan.json --save-model ./pruned --legal vllm
     """
     from prunescope.analysis.report.listings import read_runs, run_summary, traced
     from prunescope.output import show_result
@@ -233,6 +234,8 @@ def _allocate(
     prunescope allocate --model ./SmolLM2 --from-run traces/dense --speedup 1.4 --out plan.json
     prunescope allocate --model ./Qwen3-0.6B --device h100-sxm --speedup 1.2 --phase decode
     prunescope allocate --model ./Qwen3-0.6B --device h100-sxm --memory-gb 0.9 --workload chat
+    prunescope allocate --model ./SmolLM2 --from-run traces/dense --speedup prefill=1.3 --speedup \
+    decode=1.2 --legal vllm --save-model ./planned
     """
     from prunescope.results.allocation_plan import AllocationPlan
     from prunescope.results.result import deliver_result

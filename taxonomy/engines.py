@@ -41,7 +41,7 @@ _NO_CODE = "it runs classes of its own, and none of them does so"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class EngineSource:
     """A text that was read: its address, and the release or commit it is of."""
 
     address: str
@@ -49,32 +49,32 @@ class Source:
 
 
 _SOURCES = {
-    "transformers": Source(address=f"{_TRANSFORMERS}/pull/45332", version="5.24.0"),
-    "transformers 2:4": Source(address=f"{_TRANSFORMERS}/pull/46342", version="5.24.0"),
-    "transformers tp": Source(address=f"{_TRANSFORMERS}/issues/48307", version="2026-08-25"),
-    "vllm": Source(
+    "transformers": EngineSource(address=f"{_TRANSFORMERS}/pull/45332", version="5.24.0"),
+    "transformers 2:4": EngineSource(address=f"{_TRANSFORMERS}/pull/46342", version="5.24.0"),
+    "transformers tp": EngineSource(address=f"{_TRANSFORMERS}/issues/48307", version="2026-08-25"),
+    "vllm": EngineSource(
         address=f"{_VLLM}/blob/0035bdf2b1ac243ef6f31eef27411b022461df8e/"
         "vllm/model_executor/models/llama.py",
         version="0035bdf2",
     ),
-    "vllm per-layer": Source(
+    "vllm per-layer": EngineSource(
         address=f"{_VLLM}/blob/00bd1493b3e82d6c13c68ee8a0e1c5a96707e190/"
         "vllm/model_executor/models/nemotron_nas.py",
         version="00bd1493",
     ),
-    "vllm any": Source(address=f"{_VLLM}/pull/36512", version="2026-03-09"),
-    "vllm 2:4": Source(address=f"{_VLLM}/pull/36799", version="0.19.1"),
-    "sglang": Source(
+    "vllm any": EngineSource(address=f"{_VLLM}/pull/36512", version="2026-03-09"),
+    "vllm 2:4": EngineSource(address=f"{_VLLM}/pull/36799", version="0.19.1"),
+    "sglang": EngineSource(
         address=f"{_SGLANG}/blob/00239548f1cd1a06ca145a5447a86738090a48f1/"
         "python/sglang/srt/models/llama.py",
         version="00239548",
     ),
-    "tensorrt-llm": Source(
+    "tensorrt-llm": EngineSource(
         address=f"{_TENSORRT}/blob/0193dbd4189221d0fd5e9f20cdb384d3da8dbc24/"
         "tensorrt_llm/_torch/models/modeling_nemotron_nas.py",
         version="0193dbd4",
     ),
-    "llama.cpp": Source(
+    "llama.cpp": EngineSource(
         address=f"{_LLAMA_CPP}/blob/069be0ae22f391c64e26e8da4c7da0143ede8cf3/src/models/llama.cpp",
         version="069be0ae",
     ),
@@ -201,7 +201,7 @@ class Legal:
     replicates: bool = True
     head_multiple: int = 1
     channel_multiple: int = 1
-    source: Source
+    source: EngineSource
 
     @property
     def channel_step(self) -> int:
@@ -266,13 +266,13 @@ _RULES = {
     "tensorrt-llm": Legal(
         engine="tensorrt-llm",
         head_multiple=8,
-        source=Source(address=f"{_TENSORRT}/issues/679", version="2023-12-17"),
+        source=EngineSource(address=f"{_TENSORRT}/issues/679", version="2023-12-17"),
     ),
     "llama.cpp": Legal(
         engine="llama.cpp",
         divides=False,
         channel_multiple=32,
-        source=Source(address="https://pypi.org/project/gguf/0.19.0/", version="0.19.0"),
+        source=EngineSource(address="https://pypi.org/project/gguf/0.19.0/", version="0.19.0"),
     ),
 }
 

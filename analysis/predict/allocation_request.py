@@ -3,11 +3,14 @@
 It does nothing and imports little, as the command line imports it.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from prunescope.analysis.predict.predict_request import WorkloadName
+from prunescope.taxonomy.arguments import number as read_number
+from prunescope.taxonomy.arguments import pairs
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.option import (
     Batch,
@@ -18,10 +21,34 @@ from prunescope.taxonomy.option import (
     fill_missing,
 )
 
+PHASES: tuple[Literal["prefill", "decode"], ...] = ("prefill", "decode")
+
+
+def speedups(words: Iterable[str] | None) -> float | dict[str, float] | None:
+    """Parse the words of `--speedup`: one number, or PHASE=NUMBER for each of several phases.
+
+    Raises:
+        PrunescopeError: A word is neither.
+    """
+    given = list(words or ())
+    if len(given) == 1 and (alone := read_number(given[0])) is not None:
+        return alone
+    if not given:
+        return None
+    named = pairs(given, option="--speedup", example="prefill=1.3")
+    values = {name: read_number(text) for name, text in named.items()}
+    for name, value in values.items():
+        if value is None:
+            raise PrunescopeError(
+                f"--speedup {name}={named[name][:40]} is not a number",
+                hint="for example --speedup prefill=1.3",
+            )
+    return {name: value for name, value in values.items() if value is not None}
+
 
 @dataclass(kw_only=True)
 class AllocateRequest:
-    """A dense model, what it costs, and a target: one of speedup, latency and memory."""
+    """A dense model, what it costs, and targets of speedup, latency and memory."""
 
     model: Annotated[
         str,
@@ -50,11 +77,13 @@ class AllocateRequest:
         ),
     ] = None
     speedup: Annotated[
-        float | None,
+        float | Mapping[str, float] | None,
         Option(
-            help="Target: dense time over pruned time, above 1; or give --latency-ms or "
-            "--memory-gb.",
-            metavar="X",
+            help="Target: dense time over pruned time, above 1, of --phase; or of each phase as "
+            "prefill=1.3, repeatable. Several targets hold together.",
+            metavar="X|PHASE=X",
+            typed=list[str],
+            parse=speedups,
         ),
     ] = None
     latency_ms: Annotated[
@@ -99,6 +128,38 @@ class AllocateRequest:
             "it, only heads, channels and whole layers are removed, which every engine can load."
         ),
     ] = False
+    legal: Annotated[
+        str | None,
+        Option(
+            help="Engine whose sizes are the only ones to choose from: transformers, vllm, sglang, "
+            "tensorrt-llm or llama.cpp; without it, every layer has its own.",
+            metavar="ENGINE",
+        ),
+    ] = None
+    legal_tp: Annotated[
+        int,
+        Option(
+            help="Degree of tensor parallelism by which the engine divides heads and channels.",
+            metavar="N",
+            least=1,
+            most=1024,
+        ),
+    ] = 1
+    save_model: Annotated[
+        Path | str | None,
+        Option(
+            help="Folder to save the planned model in, as a checkpoint that transformers loads "
+            "alone, with a model card; without it, only the plan is written.",
+            metavar="FOLDER",
+        ),
+    ] = None
+    allow_code: Annotated[
+        bool,
+        Option(
+            help="Save a model that no class of transformers holds (low rank, layers of different "
+            "widths) with a modeling file of its own; without it, that is refused."
+        ),
+    ] = False
     text: Annotated[
         Path | str | None,
         Option(
@@ -130,15 +191,27 @@ class AllocateRequest:
             "--memory-gb": self.memory_gb,
         }  # fmt: skip
         given = [name for name, value in targets.items() if value is not None]
-        if len(given) != 1:
+        if not given:
             raise PrunescopeError(
-                f"allocate needs one target, and {' and '.join(given) or 'none'} was given",
-                hint="for example --speedup 1.4",
+                "allocate needs a target, and none was given", hint="for example --speedup 1.4"
             )
-        if not 0 < (targets[given[0]] or 0) < 1e9:
-            raise PrunescopeError(
-                f"{given[0]} {targets[given[0]]} is no target", hint="for example --speedup 1.4"
-            )
+        for name in given:
+            value = targets[name]
+            for number in value.values() if isinstance(value, Mapping) else [value]:
+                if not 0 < (number or 0) < 1e9:
+                    raise PrunescopeError(
+                        f"{name} {number} is no target", hint="for example --speedup 1.4"
+                    )
+        self._check_phases()
+        if self.legal is not None:
+            from prunescope.taxonomy.engines import check_engine  # loads the families
+
+            self.legal = check_engine(self.legal)
+            if self.low_rank:
+                raise PrunescopeError(
+                    "--low-rank and --legal exclude each other: no engine stores a matrix as two",
+                    hint="remove one of them",
+                )
         if (self.from_run is None) == (self.device is None):
             raise PrunescopeError(
                 "allocate takes --from-run or --device, one of the two",
@@ -148,6 +221,30 @@ class AllocateRequest:
             raise PrunescopeError(
                 f"{Path(self.out).name} is no .json file", hint="for example --out plan.json"
             )
+
+    def _check_phases(self) -> None:
+        """Check the phases that targets of speedup name."""
+        if not isinstance(self.speedup, Mapping):
+            return
+        unknown = [name for name in self.speedup if name not in PHASES]
+        if unknown or not self.speedup:
+            raise PrunescopeError(
+                f"--speedup names {', '.join(unknown) or 'no phase'}",
+                hint="for example --speedup prefill=1.3 --speedup decode=1.2",
+            )
+        if self.workload is not None:
+            raise PrunescopeError(
+                "--workload weighs the phases, and --speedup names them one by one",
+                hint="give --speedup one number, or remove --workload",
+            )
+
+    @property
+    def phases(self) -> tuple[Literal["prefill", "decode"], ...]:
+        """The phases that targets count, prefill first."""
+        if isinstance(self.speedup, Mapping):
+            named = {*self.speedup, *((self.phase,) if self.latency_ms is not None else ())}
+            return tuple(phase for phase in PHASES if phase in named)
+        return (self.phase,)
 
     @property
     def model_name(self) -> str:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from prunescope.analysis.report.allocation_tables import target_text
+from prunescope.analysis.report.allocation_tables import targets_text
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.figure_style import PAGE, blank_figure, hide_frame, plotting, saved
 from prunescope.taxonomy.allocations.allocation_plan import KeptLayer, PlanOfLayers
@@ -52,7 +52,7 @@ def _figure(plan: PlanOfLayers) -> Figure:
     kept.sharex(given)
     kept.tick_params(labelbottom=False)
     _plot_frontier(figure.add_subplot(grid[1]), plan)
-    target = f"{target_text(plan.target)}, {plan.expected.speedup:.2f}× expected"
+    target = f"{targets_text(plan)}, {plan.expected.speedup:.2f}× expected"
     figure.suptitle(f"{clean(plan.model[-40:])}: {target}", x=0.01, ha="left", fontsize=8)
     return figure
 

@@ -52,6 +52,11 @@ def dry_run_sheet(estimate: dict[str, Any]) -> Sheet:
     return Sheet([Line(target), Line(f"{count} on {texts}{known}")])
 
 
+def targets_text(plan: PlanOfLayers) -> str:
+    """Return all targets of a plan in words."""
+    return " and ".join(map(target_text, (plan.target, *plan.further_targets)))
+
+
 def target_text(target: Target) -> str:
     """Return a target in words."""
     if target.memory_gb is not None:
@@ -66,7 +71,7 @@ def _answer(plan: PlanOfLayers) -> Iterator[Line]:
     expected = plan.expected
     low, high = expected.range
     speedup = f"{expected.speedup:.2f}× expected ({low:.2f} to {high:.2f})"
-    yield Line(f"target {target_text(plan.target)}: {speedup}", "bold")
+    yield Line(f"target {targets_text(plan)}: {speedup}", "bold")
     for name, phase in expected.phases.items():
         low, high = phase.range
         times = f"{numbers.time(phase.dense_ns)} dense, {numbers.time(phase.ns)} as planned"

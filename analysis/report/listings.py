@@ -6,7 +6,7 @@ none is read as markup.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -223,8 +223,30 @@ def traced(
     notes = [n for run in runs.values() for n in (run.pruning and run.pruning.notes) or ()]
     lines = [Text(clean(f"note: {note}"), "dim") for note in notes]
     lines += [Text(clean(f"{name}: {answer}")) for name, answer in (answers or {}).items()]
+    lines += [Text(clean(line)) for run in runs.values() for line in _saved(run)]
     following = Text(clean(f"next: prunescope analyze {folder}"))
     return Group(_table("run", "phase", "time", "samples", rows=rows), *lines, following)
+
+
+def _saved(run: Run) -> Iterator[str]:
+    """Yield what padding added, that a saved model was checked, and which engines run it."""
+    padded = (run.pruning and run.pruning.padded) or {}
+    if padded.get("parameters"):
+        engine = padded.get("engine")
+        yield f"padded to sizes that {engine} takes: {padded['parameters']:,} parameters of zeros"
+    saved = (run.pruning and run.pruning.saved) or {}
+    if not saved:
+        return
+    difference = saved.get("difference", 0)
+    same = f"within {difference:.2g}" if difference else "bit for bit"
+    yield (
+        f"saved {numbers.size(saved.get('bytes'))}; transformers alone loads it, with the same "
+        f"{saved.get('parameters', 0):,} parameters and the same logits {same}"
+    )
+    for answer in saved.get("engines", ()):
+        word = "runs it" if answer.get("runs") else "does not run it"
+        reason = f": {answer['reason']}" if answer.get("reason") else ""
+        yield f"  {answer.get('engine')} {word}{reason}"
 
 
 def doctor(checks: Iterable[MachineCheck]) -> RenderableType:

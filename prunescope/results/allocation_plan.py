@@ -108,9 +108,9 @@ class AllocationPlan(StructResult, TabledResult, PlanOfLayers, kw_only=True, dic
         return files
 
     def __repr__(self) -> str:
-        from prunescope.analysis.report.allocation_tables import target_text
+        from prunescope.analysis.report.allocation_tables import targets_text
 
-        text = f"{target_text(self.target)}, {self.expected.speedup:.2f}× expected"
+        text = f"{targets_text(self)}, {self.expected.speedup:.2f}× expected"
         text += f", {len(self.removed)} of {len(self.layers)} layers dropped"
         return f"<AllocationPlan of {self.model}: {text}>"
 

@@ -153,6 +153,7 @@ class PlanOfLayers(msgspec.Struct, kw_only=True):
     model: Name
     weights: Name | None = None  # fingerprint of the dense model's weights
     target: Target
+    further_targets: list[Target] = []  # that hold together with the first
     expected: PlanEstimate
     layers: Annotated[list[KeptLayer], Meta(min_length=1, max_length=MAX_LAYERS)]
     frontier: list[TradeOff] = []

@@ -32,6 +32,7 @@ COMMANDS = {
         "--max-placements",
         "--seed", "--threads",
         "--baseline", "--baseline-model", "--no-baseline", "--out", "--overwrite", "--json",
+        "--save-model", "--allow-code", "--legal", "--legal-tp",
     },
     "analyze": {
         "subjects", "--baseline", "--sparsity", "--device", "--out", "--format", "--label-prefix",
@@ -59,6 +60,7 @@ COMMANDS = {
         "--model", "--from-run", "--device", "--speedup", "--latency-ms", "--memory-gb", "--phase",
         "--workload", "--batch", "--prompt-len", "--dtype", "--low-rank", "--text", "--out",
         "--overwrite", "--dry-run", "--json",
+        "--save-model", "--allow-code", "--legal", "--legal-tp",
     },
     "sweep": {
         "config", "--preset", "--out", "--engine", "--shard", "--budget", "--dry-run",

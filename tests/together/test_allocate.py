@@ -140,7 +140,7 @@ def test_a_target_out_of_reach_is_refused_with_what_holds_it(
 
 @pytest.mark.parametrize(
     ("options", "problem"),
-    [({}, "one target"), ({"speedup": 2.0, "memory_gb": 1.0}, "one target"),
+    [({}, "needs a target"), ({"speedup": {"encode": 2.0}}, "names encode"),
      ({"speedup": 0.9}, "nothing to remove"), ({"speedup": -1.0}, "no target"),
      ({"speedup": 2.0, "device": None}, "one of the two"),
      ({"speedup": 2.0, "out": "plan.txt"}, "no .json file")],
@@ -261,3 +261,41 @@ def test_a_dry_run_counts_evaluations(
     # Each layer: one count of KV heads, three widths, itself; 8 pairs; dense and planned.
     assert found["evaluations"] == 3 * (1 + 3 + 1) + 8 + 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_several_targets_hold_together_and_name_the_one_that_has_to_give(
+    model: str, tmp_path: Path
+) -> None:
+    speedup = {"prefill": 1.15, "decode": 1.1}
+    plan = prunescope.allocate(
+        model, speedup=speedup, memory_gb=0.00017, out=tmp_path / "plan.json", **H100
+    )
+    assert [t.speedup for t in (plan.target, *plan.further_targets)] == [1.15, 1.1, None]
+    assert plan.expected.phases["prefill"].speedup >= 1.15
+    assert plan.expected.phases["decode"].speedup >= 1.1
+    assert plan.expected.memory_bytes <= 170_000
+    assert "--speedup prefill=1.15 --speedup decode=1.1" in plan.command
+
+
+def test_the_planned_model_is_saved_with_sizes_that_an_engine_takes(
+    model: str, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    saved = tmp_path / "saved"
+    plan = prunescope.allocate(
+        model, speedup=1.2, legal="vllm", save_model=saved, out=tmp_path / "plan.json", **H100
+    )
+    kept = {(layer.kv_heads, layer.channels) for layer in plan.layers if not layer.dropped}
+    assert len(kept) == 1  # vLLM reads one size for all layers
+    loaded = AutoModelForCausalLM.from_pretrained(saved)
+    heads, channels = kept.pop()
+    assert (loaded.config.num_key_value_heads, loaded.config.intermediate_size) == (heads, channels)
+    assert loaded.config.num_hidden_layers == 3 - len(plan.removed)
+    card = (saved / "README.md").read_text()
+    assert "Expected by the plan, not measured" in card
+    assert "| vLLM | yes |" in card
+    with pytest.raises(PrunescopeError, match="holds something"):
+        prunescope.allocate(
+            model, speedup=1.2, save_model=saved, out=tmp_path / "other.json", **H100
+        )

@@ -7,6 +7,7 @@ that appears whole or not at all. A model that no checkpoint holds is refused be
 from __future__ import annotations
 
 import math
+import shlex
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,12 @@ from typing import Any
 import torch
 import transformers
 
-from prunescope.taxonomy.atomic_write import claimed, partial_folder, put_in_place
+from prunescope.taxonomy.atomic_write import (
+    claimed,
+    clean_termination,
+    partial_folder,
+    put_in_place,
+)
 from prunescope.taxonomy.engines import engine_answers, layouts_of
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import family
@@ -29,7 +35,7 @@ from prunescope.taxonomy.words import significant
 from prunescope.tracer.capture.progress import Progress
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.runs import Capture
-from prunescope.tracer.capture.variants import Variant
+from prunescope.tracer.capture.variants import Variant, make_variants
 from prunescope.tracer.export.card import Card, PhaseSpeed, base_licence, render
 from prunescope.tracer.export.checkpoint import (
     SavedModel,
@@ -40,6 +46,7 @@ from prunescope.tracer.export.checkpoint import (
     write_checkpoint,
 )
 from prunescope.tracer.export.holding import find_holding
+from prunescope.tracer.machine.device import pick_device
 from prunescope.tracer.model.layers import num_positions
 from prunescope.tracer.model.load import load_tokenizer
 from prunescope.tracer.model.model_shape import model_shape
@@ -95,18 +102,29 @@ class ModelSaver:
 
     def finish(self, captures: Mapping[str, Capture], manifest_sha256: str) -> None:
         """Write the card, with what the capture measured."""
-        assert self._card is not None
-        card, run = self._card, captures["pruned"].run
-        card.quality = self.quality
+        card, run = self._checked_card(), captures["pruned"].run
         card.machine = _machine(run)
-        card.command = " ".join(["prunescope", *run.argv]) if run.argv else ""
         card.run = manifest_sha256
         if "dense" in captures:
             card.speeds = [
                 phase_speed(phase, captures["dense"].run.phases[phase], entry, run)
                 for phase, entry in run.phases.items()
             ]
+        self.write_card(command=shlex.join(["prunescope", *run.argv]) if run.argv else "")
+
+    def write_card(self, *, expected: Mapping[str, float] | None = None, command: str = "") -> None:
+        """Write README.md with all that is known now."""
+        card = self._checked_card()
+        card.quality, card.expected, card.command = self.quality, dict(expected or {}), command
         (self.partial / "README.md").write_text(render(card), encoding="utf-8")
+
+    def _checked_card(self) -> Card:
+        """Return the card, which there is once the model was saved."""
+        if self._card is None:
+            raise PrunescopeError(
+                "no pruned model was there to save", hint="leave out --save-model"
+            )
+        return self._card
 
 
 @contextmanager
@@ -126,6 +144,38 @@ def saving(request: TraceRequest, progress: Progress) -> Iterator[ModelSaver | N
         yield saver
         check_target(target)
         put_in_place(partial, target)
+
+
+def save_pruned(
+    request: TraceRequest,
+    progress: Progress,
+    *,
+    expected: Mapping[str, float] | None = None,
+    command: str = "",
+) -> SavedModel:
+    """Prune a model and save it, without timing anything.
+
+    Args:
+        request: The model, the method, and where to save it.
+        progress: The display of progress.
+        expected: The speedup and the loss that a plan expects, for the card.
+        command: The command that made it, for the card.
+
+    Returns:
+        What was saved.
+
+    Raises:
+        PrunescopeError: No checkpoint holds the model, or the folder holds something.
+    """
+    request.check()
+    with clean_termination(), saving(request, progress) as saver:
+        assert saver is not None
+        device = pick_device(request.device)
+        progress.stage(f"load {request.model}")
+        saver.on_models(make_variants(request, device, ("dense", "pruned")))
+        saver.write_card(expected=expected or {}, command=command)
+        assert saver.saved is not None
+        return saver.saved
 
 
 def _describe(

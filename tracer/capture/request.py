@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from prunescope.taxonomy.dtypes import dtype as dtype_name
-from prunescope.taxonomy.engines import check_engine
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import check_sparsity
 from prunescope.taxonomy.method_names import is_plan
@@ -461,6 +460,8 @@ class TraceRequest:
     def _check_saving(self) -> None:
         """Check the options of the checkpoint that is written."""
         if self.legal is not None:
+            from prunescope.taxonomy.engines import check_engine  # loads the families
+
             self.legal = check_engine(self.legal)
         if self.allow_code and self.save_model is None:
             raise PrunescopeError(

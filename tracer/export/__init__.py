@@ -2,5 +2,5 @@
 
 In: a pruned model in memory, and where it came from. Out: a folder with safetensors, config,
 tokenizer, generation config and a model card, or the reason why no class of transformers holds it.
-Exports: `saved_model.ModelSaver`, `holding.find_holding`, `padding.pad`.
+Exports: `checkpoint.write_checkpoint`, `holding.find_holding`, `padding.pad`, `card.render`.
 """

@@ -19,7 +19,7 @@ from prunescope.taxonomy.runs.run import sha256_of
 from prunescope.taxonomy.words import significant
 from prunescope.tracer.export.checking import Checked, check_saved
 from prunescope.tracer.export.holding import CODE_FILE, Holding
-from prunescope.tracer.model.load import Loaded, load_tokenizer
+from prunescope.tracer.model.load import Loaded, load_tokenizer, quiet
 
 SHARD = "4GB"  # of a safetensors file, at most
 _ROOM = 1.05  # of the bytes of the weights: config and tokenizer are small
@@ -100,7 +100,7 @@ def write_checkpoint(folder: Path, model: Any, loaded: Loaded, holding: Holding)
     try:
         dense = {name: _dense(tensor) for name, tensor in model.state_dict().items()}
         packed = any(dense[name] is not tensor for name, tensor in model.state_dict().items())
-        with torch.no_grad():
+        with torch.no_grad(), quiet():
             model.save_pretrained(
                 folder, max_shard_size=SHARD, **({"state_dict": dense} if packed else {})
             )

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -30,7 +31,10 @@ from prunescope.tracer.model.narrow import epsilons, is_norm
 from prunescope.tracer.residual.sublayers import RemovedNorm, RemovedSublayer
 
 # What a config that a class does not understand makes it raise.
-_REFUSED = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
+_REFUSED = (
+    RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError,
+    StrictDataclassError,
+)  # fmt: skip
 # The names of a config for each field of LayerShape in which pruned layers differ.
 _KEYS = {
     "heads": ("num_attention_heads", "n_head"),
@@ -86,9 +90,11 @@ def find_holding(model: Any, *, allow_code: bool = False) -> Holding:
 def _configs(model: Any) -> Iterator[tuple[str, Any]]:
     """Yield the configs to try, the simplest first."""
     plain = copy.deepcopy(model.config)
-    _set_channels(model, plain)
     _set_epsilon(model, plain)
     yield "plain", plain
+    sized = copy.deepcopy(plain)
+    if _set_sizes(model, sized):
+        yield "plain", sized
     layers = _values_by_layer(model)
     if layers:
         per_layer = copy.deepcopy(plain)
@@ -140,18 +146,23 @@ def mlp_key(config: Any) -> str:
     return next((name for name in plain if hasattr(config, name)), "")
 
 
-def _set_channels(model: Any, config: Any) -> None:
-    """Write the channels that all layers share into a config that leaves them to its class."""
-    text = config.get_text_config(decoder=True)
-    key = mlp_key(text)
-    if not key or getattr(text, key) is not None:
-        return
+def _set_sizes(model: Any, config: Any) -> bool:
+    """Write the sizes that all layers share into a config; return whether it changed."""
     try:
         shape = model_shape(model)
     except PrunescopeError:
-        return
-    if not shape.layer_shapes and shape.mlp.intermediate:
-        setattr(text, key, shape.mlp.intermediate)
+        return False
+    text, layer, has_changed = config.get_text_config(decoder=True), shape.layer(0), False
+    if shape.layer_shapes:
+        return False
+    for field, names in _KEYS.items():
+        held = (n for n in names if isinstance(getattr(text, n, None), int))
+        name = mlp_key(text) if field == "intermediate" else next(held, "")
+        size = getattr(layer, field)
+        if name and size and getattr(text, name) != size:
+            setattr(text, name, size)
+            has_changed = True
+    return has_changed
 
 
 def _set_epsilon(model: Any, config: Any) -> None:

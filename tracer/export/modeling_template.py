@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel as Base
 
 
-class LowRank(nn.Module):
+class PairOfLinears(nn.Module):
     """Two linear modules in the place of one: [.., K] to [.., r] to [.., N]."""
 
     def __init__(self, rank: int, outputs: int, inputs: int, *, bias: bool) -> None:
@@ -52,7 +52,7 @@ def reshape(model: nn.Module, modules: dict[str, dict[str, Any]]) -> None:
     for path, spec in modules.items():
         if "rank" in spec:
             outputs, inputs = spec["shape"]
-            low_rank = LowRank(spec["rank"], outputs, inputs, bias=spec["bias"])
+            low_rank = PairOfLinears(spec["rank"], outputs, inputs, bias=spec["bias"])
             model.set_submodule(path, low_rank)
         elif "removed" in spec:
             model.set_submodule(path, Removed(spec["removed"]))

@@ -82,7 +82,7 @@ def pad(model: Any, legal: Legal) -> Record:
     padded = [entry for entry in (*heads, *mlps) if entry.wanted != entry.total]
     record: Record = {"engine": legal.engine, "tp": legal.tp, "parameters": 0}
     for key, entries in (("kv_heads", heads), ("intermediate", mlps)):
-        if any(entry in padded for entry in entries):
+        if any(entry.wanted != entry.total for entry in entries):
             record[key] = {"before": [e.total for e in entries], "after": entries[0].wanted}
     if not padded:
         return record

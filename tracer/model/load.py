@@ -123,7 +123,7 @@ def load_model(name: str, *, dtype: str, device: torch.device, attn: str) -> Loa
     options: LoadOptions = {"attn_implementation": attn}
     if dtype != "auto":
         options["dtype"] = _TORCH_DTYPES[dtype_name(dtype) or ""]
-    with _quiet():
+    with quiet():
         try:
             loaded = _loaded(name, options, device)
         except NoSuchAttention:
@@ -456,7 +456,7 @@ def load_tokenizer(loaded: Loaded) -> Any | None:
     if loaded.where is None:
         return None
     try:
-        with _quiet():
+        with quiet():
             tokenizer = AutoTokenizer.from_pretrained(loaded.where, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError):
         return None
@@ -497,7 +497,7 @@ def _explained(model_id: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Switch off the progress bars and the advice of transformers until the context closes."""
     logging = transformers.utils.logging
     bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()

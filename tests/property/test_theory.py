@@ -1,15 +1,13 @@
-"""A forward op by op, the experts of a layer, and the choice of what to keep: any sizes."""
+"""A forward op by op, and the experts of a layer: any sizes."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from random import Random
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from prunescope.taxonomy.allocations.allocation import Allocation, LayerOption, undominated
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.expert_routing import Routing, expert_load, zipf_weights
 from prunescope.taxonomy.families import families, family
@@ -121,57 +119,3 @@ def test_every_token_reaches_its_experts_and_an_uneven_router_reaches_fewer(
     assert uneven.distinct <= even.distinct * (1 + 1e-9)
     weights = zipf_weights(experts, exponent)
     assert sorted(weights, reverse=True) == list(weights)
-
-
-OPTIONS = st.builds(
-    LayerOption, cost=st.floats(0.1, 9), loss=st.floats(0, 3), channels=st.integers(1, 4)
-)
-LAYERS = st.lists(st.lists(OPTIONS, min_size=1, max_size=4), min_size=1, max_size=5)
-
-
-@QUICK
-@given(layers=LAYERS, share=st.floats(0.1, 1.2), more=st.floats(1, 2))
-def test_an_allocation_keeps_to_its_cost_and_a_larger_one_loses_no_more(
-    layers: list[list[LayerOption]], share: float, more: float
-) -> None:
-    allocation = Allocation(layers)
-    cost = share * sum(max(option.cost for option in layer) for layer in layers)
-    chosen, richer = allocation.best(cost), allocation.best(cost * more)
-    cheapest = sum(option.cost for option in allocation.cheapest())
-    assert cheapest == pytest.approx(sum(min(o.cost for o in layer) for layer in layers))
-    if chosen is None:
-        return
-    assert richer is not None
-    assert sum(option.cost for option in chosen) <= cost * (1 + 1e-6)
-    assert all(option in layer for option, layer in zip(chosen, layers, strict=True))
-    assert sum(o.loss for o in richer) <= sum(o.loss for o in chosen) + 1e-9
-
-
-@QUICK
-@given(layers=LAYERS)
-def test_along_the_frontier_of_allocations_each_higher_cost_loses_less(
-    layers: list[list[LayerOption]],
-) -> None:
-    points = Allocation(layers).frontier()
-    assert points
-    for before, after in zip(points, points[1:], strict=False):
-        assert before.cost < after.cost
-        assert before.loss > after.loss
-    least = sum(min(option.loss for option in layer) for layer in layers)
-    assert points[-1].loss == pytest.approx(least)
-
-
-@QUICK
-@given(layer=st.lists(OPTIONS, min_size=1, max_size=8), order=st.randoms(use_true_random=False))
-def test_what_dominates_stays_whatever_the_order_and_however_often_it_is_asked(
-    layer: list[LayerOption], order: Random
-) -> None:
-    pairs = [(round(option.cost), option) for option in layer]
-    kept = undominated(pairs)
-    shuffled = list(pairs)
-    order.shuffle(shuffled)
-    values = [(units, option.loss) for units, option in kept]
-    assert [(units, option.loss) for units, option in undominated(shuffled)] == values
-    assert undominated(kept) == kept
-    for units, option in pairs:
-        assert any(u <= units and o.loss <= option.loss for u, o in kept)

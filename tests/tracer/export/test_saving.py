@@ -1,0 +1,188 @@
+"""A pruned model saved, loaded by transformers alone in a new process, and compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from prunescope.taxonomy.engines import legal_sizes
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.tracer.calibration.point import Point
+from prunescope.tracer.export import checkpoint
+from prunescope.tracer.export.checking import Checked
+from prunescope.tracer.export.checkpoint import check_target, write_checkpoint
+from prunescope.tracer.export.holding import find_holding
+from prunescope.tracer.export.padding import pad
+from prunescope.tracer.model.load import Loaded
+from prunescope.tracer.pruners import family_point, pruner
+from tests.tracer.tiny_models import tiny_model
+
+IDS = torch.arange(1, 33)[None] * 7 % 512
+
+
+def prune(model: Any, name: str, sparsity: float = 0.5, **knobs: Any) -> Any:
+    """Return the model pruned by a family, at random."""
+    point = family_point(name, Point(sparsity=sparsity, knobs=knobs))
+    with torch.no_grad():
+        return pruner(name).prune(model, point).model
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    """Return the logits of 32 tokens."""
+    return model(IDS, use_cache=False).logits
+
+
+def save(model: Any, folder: Path, *, allow_code: bool = False) -> Any:
+    """Save a model without the new process, and load it as transformers does."""
+    folder.mkdir()
+    loaded = Loaded(model=model, id="tiny", source="preset", notes=[])
+    holding = find_holding(model, allow_code=allow_code)
+    write_checkpoint(folder, model, loaded, holding)
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=allow_code
+    ).eval()
+
+
+@pytest.fixture
+def _here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the new process to one test: it takes seconds to import torch."""
+
+    def same(_folder: Path, model: Any, *, with_code: bool) -> Checked:
+        assert isinstance(with_code, bool)
+        count = sum(p.numel() for p in model.parameters())
+        return Checked(difference=0.0, largest=1.0, allowed=0.0, parameters=count)
+
+    monkeypatch.setattr(checkpoint, "check_saved", same)
+
+
+@pytest.mark.usefixtures("_here")
+@pytest.mark.parametrize(
+    ("name", "family", "knobs"),
+    [
+        ("llama", "static-nk", {}),
+        ("llama", "static-m", {}),
+        ("llama", "static-k-mask", {}),
+        ("llama", "static-k-24", {}),
+        ("llama", "static-nk-cross", {"junctions": "same"}),
+        ("qwen3", "static-nk", {}),
+        ("gpt2", "static-nk-mlp", {}),
+        ("mixtral", "static-experts", {}),
+        ("mixtral", "static-topk", {}),
+    ],
+)
+def test_what_a_class_holds_is_loaded_with_the_same_logits(
+    tmp_path: Path, name: str, family: str, knobs: dict[str, Any]
+) -> None:
+    pruned = prune(tiny_model(name).eval(), family, **knobs)
+    expected = logits(pruned)
+    loaded = save(pruned, tmp_path / "saved")
+    assert torch.equal(logits(loaded), expected)
+    counts = [sum(p.numel() for p in m.parameters()) for m in (loaded, pruned)]
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize(
+    ("family", "knobs", "reason"),
+    [
+        ("static-k-lowrank", {}, "is a LowRank"),
+        ("static-m", {"unit": "mlp"}, "RemovedSublayer"),
+        ("dynamic-m", {}, "is a|decides at run time|not a module"),
+        ("dynamic-nk", {}, "is a|decides at run time|not a module"),
+    ],
+)
+def test_what_no_class_holds_is_refused_with_the_first_difference(
+    family: str, knobs: dict[str, Any], reason: str
+) -> None:
+    pruned = prune(tiny_model("llama").eval(), family, **knobs)
+    with pytest.raises(PrunescopeError, match=reason):
+        find_holding(pruned)
+
+
+@pytest.mark.usefixtures("_here")
+@pytest.mark.parametrize(
+    ("family", "knobs"), [("static-k-lowrank", {}), ("static-m", {"unit": "mlp"})]
+)
+def test_a_modeling_file_holds_the_rest(tmp_path: Path, family: str, knobs: dict[str, Any]) -> None:
+    pruned = prune(tiny_model("llama").eval(), family, **knobs)
+    expected = logits(pruned)
+    loaded = save(pruned, tmp_path / "saved", allow_code=True)
+    assert "prunescope" not in (tmp_path / "saved" / "modeling_pruned.py").read_text().split()
+    assert torch.allclose(logits(loaded), expected, atol=1e-6)
+
+
+def uneven() -> Any:
+    """Return a Llama whose second layer has 48 of 96 channels."""
+    from prunescope.tracer.model.channels import find_channels
+    from prunescope.tracer.model.layers import decoder_layers
+
+    model = tiny_model("llama").eval()
+    name, layers = decoder_layers(model)
+    with torch.no_grad():
+        find_channels(layers[1], f"{name}.1")[0].cut(list(range(48)))
+    return model
+
+
+@pytest.mark.usefixtures("_here")
+def test_layers_of_different_widths_are_refused_padded_or_brought_by_code(tmp_path: Path) -> None:
+    model = uneven()
+    expected = logits(model)
+    with pytest.raises(PrunescopeError, match=r"\[48, 64\], where the class builds \[96, 64\]"):
+        find_holding(model)
+    coded = save(model, tmp_path / "code", allow_code=True)
+    assert torch.equal(logits(coded), expected)
+    record = pad(model, legal_sizes("vllm"))
+    # 48 channels more: gate and up [48, 64] and their biases, down [64, 48].
+    assert record["parameters"] == 48 * (3 * 64 + 2)
+    assert record["intermediate"]["after"] == 96
+    padded = save(model, tmp_path / "padded")
+    assert torch.allclose(logits(padded), expected, atol=1e-6)
+
+
+def test_heads_are_padded_to_what_tensor_parallelism_divides() -> None:
+    """2 KV heads of 4 query heads: 8 ranks take no fewer than 4 KV heads of 8."""
+    model = tiny_model("llama").eval()
+    expected = logits(model)
+    record = pad(model, legal_sizes("vllm", 8))
+    assert record["kv_heads"]["after"] == 4
+    assert model.config.num_attention_heads == 8
+    assert torch.allclose(logits(model), expected, atol=1e-5)
+
+
+def test_the_new_process_compares_and_refuses_another_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = prune(tiny_model("llama").eval(), "static-nk")
+    loaded = Loaded(model=model, id="tiny", source="preset", notes=[])
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    saved = write_checkpoint(folder, model, loaded, find_holding(model))
+    assert saved.checked.is_equal
+    assert saved.weights.keys() == {"model.safetensors"}
+    original = type(model).save_pretrained
+
+    def damaged(self: Any, *args: Any, **kwargs: Any) -> None:
+        with torch.no_grad():
+            weight = self.get_output_embeddings().weight
+            weight.mul_(2)
+            original(self, *args, **kwargs)
+            weight.div_(2)
+
+    monkeypatch.setattr(type(model), "save_pretrained", damaged)
+    other = tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(PrunescopeError, match="gives other logits"):
+        write_checkpoint(other, model, loaded, find_holding(model))
+
+
+def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
+    check_target(tmp_path / "new")
+    (tmp_path / "full").mkdir()
+    check_target(tmp_path / "full")
+    (tmp_path / "full" / "x").touch()
+    with pytest.raises(PrunescopeError, match="holds something"):
+        check_target(tmp_path / "full")
