@@ -28,35 +28,36 @@ def leave_out_earlier_work(linked: Linked, trace: Trace, unusual: UnusualCalls) 
     Limitations: It is a guess. What ran then is not in the trace; most likely it was launched
     before the trace began.
     """
-    row = _first_blocked(linked, trace, unusual)
-    if row is None:
+    longest = _first_blocked(linked, trace, unusual)
+    if longest is None:
         return linked
-    earlier_ns = int(parts_of_gaps(trace, linked, unusual)["blocked"][row])
+    row, earlier_ns = longest
     gap, wall = linked.gap.copy(), linked.wall.copy()
     gap[row] -= earlier_ns
     wall[linked.step[row]] -= earlier_ns
     return replace(linked, gap=gap, wall=wall, earlier_work_ns=earlier_ns)
 
 
-def _first_blocked(linked: Linked, trace: Trace, unusual: UnusualCalls) -> int | None:
-    """Return the row that earlier work blocked; None where there is none.
+def _first_blocked(linked: Linked, trace: Trace, unusual: UnusualCalls) -> tuple[int, int] | None:
+    """Return the row that earlier work blocked, and for how long (ns); None where there is none.
 
     The causes of gaps are only computed where a long gap ends with the first event of a stream.
     """
     if not trace.on_device or not len(linked.step) or linked.carry_over["events"]:
         return None
-    device, stream = trace.device, trace.device["stream"][linked.event]
+    device = trace.device
     is_long = (linked.step == linked.step.min()) & (linked.gap > LAUNCHED)
-    first_of_stream = [
-        row
-        for row in np.flatnonzero(is_long).tolist()
-        if not ((device["stream"] == stream[row]) & (device["ts"] < linked.start[row])).any()
-    ]
-    if not first_of_stream:
+    if not is_long.any():
+        return None
+    _, stream = np.unique(device["stream"], return_inverse=True)
+    first = np.full(stream.max() + 1, np.iinfo(np.int64).max)
+    np.minimum.at(first, stream, device["ts"])
+    is_first = is_long & (linked.start <= first[stream[linked.event]])
+    if not is_first.any():
         return None
     blocked = np.where(is_long, parts_of_gaps(trace, linked, unusual)["blocked"], 0)
     row = int(blocked.argmax())
     ran_before = int(device["dur"][device["ts"] < linked.start[row]].sum())
-    if row not in first_of_stream or not blocked[row] or ran_before > _HARDLY * blocked[row]:
+    if not is_first[row] or not blocked[row] or ran_before > _HARDLY * blocked[row]:
         return None
-    return row
+    return row, int(blocked[row])
