@@ -61,6 +61,9 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape:
 
 def read_witnesses(config: Mapping[str, Any]) -> Witnessed:
     """Return the shape of a model, and which witness it is from; see `read_shape`."""
+    written: Any = config  # of a file: anything
+    if not isinstance(written, Mapping):
+        return Witnessed(ModelShape.from_config(config), "config")
     key = config_hash(config)
     if key not in _known:
         if len(_known) >= _REMEMBERED:

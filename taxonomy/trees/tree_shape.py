@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prunescope.taxonomy.configs.config import (
+    NESTED,
     expert_groups,
     language_part,
     layer_kinds,
@@ -71,7 +72,7 @@ def shape_of_tree(inventory: Inventory, config: Mapping[str, Any]) -> ModelShape
     Raises:
         PrunescopeError: Some of its modules are not understood; the message names them.
     """
-    cfg = language_part(config)
+    cfg = _decoder(config)
     layers, outside = _stacks(inventory)
     if not layers:
         raise _not_read(inventory, "it has no list of layers that tokens pass")
@@ -86,6 +87,15 @@ def shape_of_tree(inventory: Inventory, config: Mapping[str, Any]) -> ModelShape
     if shape.parameters() != inventory.parameters:
         raise _not_read(inventory, "the numbers of its parts do not add up")
     return shape
+
+
+def _decoder(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the config of the decoder, as it is written where its reader refuses a key."""
+    try:
+        return language_part(config)
+    except PrunescopeError:  # a key of layers, which the tree answers
+        parts = (config[name] for name in NESTED if isinstance(config.get(name), Mapping))
+        return next(parts, config)
 
 
 def _not_read(inventory: Inventory, why: str) -> PrunescopeError:
