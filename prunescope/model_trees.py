@@ -7,7 +7,6 @@ a second command on the same config imports neither.
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,6 +35,8 @@ def read_tree_of(config: Mapping[str, Any]) -> Inventory | None:
 
     Limitations: where the cache cannot be written, each command builds the tree again.
     """
+    import importlib.metadata  # takes longer than all else here, and few configs need it
+
     try:
         versions = [importlib.metadata.version(name) for name in ("torch", "transformers")]
     except importlib.metadata.PackageNotFoundError:

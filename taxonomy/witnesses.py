@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -21,7 +21,6 @@ from prunescope.taxonomy.configs.config import language_part
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.inventory import config_hash, inventory_of
 from prunescope.taxonomy.shape import ModelShape
-from prunescope.taxonomy.trees.tree_shape import shape_of_tree
 
 # Keys that change the shapes of some layers, or add matrices. A reader of configs that does not
 # know what they mean for a type reads another model.
@@ -96,6 +95,8 @@ def _read(config: Mapping[str, Any]) -> Witnessed:
         return Witnessed(told, "config", _alone(config))
     if told is not None and told.parameters() == tree.parameters:
         return Witnessed(told, "both")
+    from prunescope.taxonomy.trees.tree_shape import shape_of_tree  # few configs need it
+
     shape = shape_of_tree(tree, config)
     numbers = f" ({told.parameters():,} by the config alone)" if told is not None else ""
     note = (
@@ -146,5 +147,5 @@ def unread_keys(config: Mapping[str, Any]) -> list[str]:
 @cache
 def agreed() -> Agreed:
     """Return the model types whose config is known to agree with the tree."""
-    text = resources.files("prunescope.taxonomy.configs").joinpath("agreed.json").read_bytes()
+    text = (Path(__file__).parent / "configs" / "agreed.json").read_bytes()
     return msgspec.json.decode(text, type=Agreed)
