@@ -1,7 +1,7 @@
 """The layer and role of every product of two sides, from both sides together.
 
 In: a phase of both sides, each with the layers and roles that its own modules, ranges, config,
-graphs or order give. Out: an Assignment for each product, and the frames with them. The two sides
+graphs or order give. Out: a RoleAssignment for each product, and the frames with them. Two sides
 are aligned by what they run (ledger/sequence.py), before anything has a name: what one side knows
 of a product, its partner on the other side takes. Where neither side knows a layer, the parts that
 repeat are layers.
@@ -40,7 +40,7 @@ _MOST_SEQUENCES = 32  # distinct steps of a side that are compared
 
 
 @dataclass(frozen=True)
-class Assignment:
+class RoleAssignment:
     """The place of a product.
 
     Attributes:
@@ -63,7 +63,7 @@ class _Placed:
 
     instance: int
     product: Product
-    place: Assignment
+    place: RoleAssignment
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class Resolution:
         disagreements: How often partners that both have a role have two, by the roles.
     """
 
-    dense: dict[tuple[int, int], Assignment]
-    pruned: dict[tuple[int, int], Assignment]
+    dense: dict[tuple[int, int], RoleAssignment]
+    pruned: dict[tuple[int, int], RoleAssignment]
     disagreements: Counter[tuple[str, str]]
 
 
@@ -111,10 +111,21 @@ def resolve(dense: Kernels, pruned: Kernels) -> Resolution:
     by_order = dense.is_by_order and pruned.is_by_order
     more_layers = len(_layers_of(old)) >= len(_layers_of(new))
     new_lacks, old_lacks = (not _layers_of(side) for side in (new, old))
-    _take_from(old, new, resolution.pruned, lacks_layers=new_lacks,
-               may_renumber=by_order and more_layers, seen=resolution)  # fmt: skip
-    _take_from(new, old, resolution.dense, lacks_layers=old_lacks,
-               may_renumber=by_order and not more_layers)  # fmt: skip
+    _take_from(
+        old,
+        new,
+        resolution.pruned,
+        lacks_layers=new_lacks,
+        may_renumber=by_order and more_layers,
+        seen=resolution,
+    )
+    _take_from(
+        new,
+        old,
+        resolution.dense,
+        lacks_layers=old_lacks,
+        may_renumber=by_order and not more_layers,
+    )
     return resolution
 
 
@@ -136,7 +147,7 @@ def _list_products(kernels: Kernels) -> _Steps:
             product = Product(op or name)
         else:
             product = known.setdefault((kind, call), _describe(kernels, kind, op or name, call))
-        place = Assignment(layer, role, source, 0.0 if role in UNPLACED else trusted)
+        place = RoleAssignment(layer, role, source, 0.0 if role in UNPLACED else trusted)
         steps.setdefault(step, []).append(_Placed(instance, product, place))
     return steps
 
@@ -189,13 +200,13 @@ def _number_by_repeats(steps: _Steps) -> _Steps | None:
         if sum(layer is not None for layer in layers) < _MOST * len(layers):
             return None
         numbered[step] = [
-            replace(p, place=Assignment(layer, p.place.role, "repeats", _BY_ORDER))
+            replace(p, place=RoleAssignment(layer, p.place.role, "repeats", _BY_ORDER))
             for p, layer in zip(products, layers, strict=True)
         ]
     return numbered
 
 
-def _assigned(steps: _Steps) -> Iterator[tuple[tuple[int, int], Assignment]]:
+def _assigned(steps: _Steps) -> Iterator[tuple[tuple[int, int], RoleAssignment]]:
     """Yield the places of products, by step and instance."""
     for step, products in steps.items():
         yield from (((step, p.instance), p.place) for p in products if p.place.layer is not None)
@@ -204,7 +215,7 @@ def _assigned(steps: _Steps) -> Iterator[tuple[tuple[int, int], Assignment]]:
 def _take_from(
     givers: _Steps,
     takers: _Steps,
-    taken: dict[tuple[int, int], Assignment],
+    taken: dict[tuple[int, int], RoleAssignment],
     *,
     lacks_layers: bool,
     may_renumber: bool,
@@ -235,7 +246,7 @@ def _take_from(
     for step, taker, giver in partners:
         own = taker.place
         if giver is None:
-            place = Assignment(None, "unknown", "none", 0.0) if renumbers else own
+            place = RoleAssignment(None, "unknown", "none", 0.0) if renumbers else own
         else:
             place = _combine(taker, giver, takes_layers=lacks_layers or renumbers)
             if renumbers:
@@ -274,7 +285,7 @@ def _are_named(*products: _Placed) -> bool:
     return all(product.place.role not in UNPLACED for product in products)
 
 
-def _combine(taker: _Placed, giver: _Placed, *, takes_layers: bool) -> Assignment:
+def _combine(taker: _Placed, giver: _Placed, *, takes_layers: bool) -> RoleAssignment:
     """Return the place of a product, with what its partner adds."""
     own, theirs = taker.place, giver.place
     layer = theirs.layer if takes_layers else own.layer
@@ -282,7 +293,7 @@ def _combine(taker: _Placed, giver: _Placed, *, takes_layers: bool) -> Assignmen
     if (layer, role) == (own.layer, own.role):
         return own
     likeness = compare(giver.product, taker.product, frozenset()) / _EQUAL
-    return Assignment(layer, role, "partner", theirs.confidence * max(likeness, _BY_ORDER))
+    return RoleAssignment(layer, role, "partner", theirs.confidence * max(likeness, _BY_ORDER))
 
 
 def _most_similar(
@@ -320,7 +331,7 @@ def apply_resolution(
 
 def _with_places(
     kernels: Kernels,
-    places: dict[tuple[int, int], Assignment],
+    places: dict[tuple[int, int], RoleAssignment],
     giver: Kernels,
     *,
     by_repeats: bool,
@@ -355,7 +366,7 @@ def _with_places(
     return _noted(kernels, note("roles-of-other-side", roles=roles)) if roles else kernels
 
 
-def _count_layers(places: dict[tuple[int, int], Assignment]) -> int:
+def _count_layers(places: dict[tuple[int, int], RoleAssignment]) -> int:
     return len({place.layer for place in places.values()} - {None})
 
 

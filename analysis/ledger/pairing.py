@@ -105,8 +105,9 @@ class Units:
         pruned: The sums of the pruned side.
         alignment: The alignment of their layers.
         parts: The parts of the units; None takes each unit as one part.
-        kept: The share of calls that is left of matched work without a known layer, [units], where
-            layers were removed; None means that all calls of every unit are left.
+        kept: The share of calls that is left of matched work without a known layer, and of layers
+            that lost a sublayer, [units], where either were removed; None means that all calls of
+            every unit are left.
     """
 
     keys: list[UnitKey]
@@ -163,13 +164,14 @@ def pair(dense: Kernels, pruned: Kernels, layer_map: list[int] | None = None) ->
         key=lambda k: (k[0] is None, k[0] if k[0] is not None else 0, k[1:]),
     )
     index = {k: i for i, k in enumerate(keys)}
+    cut = _find_cut_layers(_unit_keys(d), _unit_keys(p))
     return Units(
         keys,
         _side_sums(d, index, dense),
         _side_sums(p, index, pruned),
         alignment,
         _sum_parts(frames, index, (dense, pruned)),
-        _count_kept_calls(keys, frames, (dense, pruned)) if alignment.removed else None,
+        _count_kept_calls(keys, frames, (dense, pruned)) if cut or alignment.removed else None,
     )
 
 
@@ -178,16 +180,35 @@ def _count_kept_calls(
 ) -> Floats:
     """Return the share of the calls of each unit that is left.
 
-    It is below 1 for norms and the like that no module assigns to a layer: the calls of removed
-    layers, and the gaps before them, are gone.
+    It is below 1 for norms and the like that no module assigns to a layer, and for the norm and the
+    residual of a layer that lost a sublayer: the calls of what was removed, and the gaps before
+    them, are gone.
     """
+    cut = _find_cut_layers(*(_unit_keys(frame[[*_UNIT]].unique()) for frame in frames))
+    of_cut = pl.col("unit_layer").is_null() | (
+        pl.col("unit_layer").is_in(cut) & pl.col("class").is_in(PRODUCTS).not_()
+    )
     calls = []
     for frame, side in zip(frames, sides, strict=True):
-        rows = frame.filter(pl.col("unit_layer").is_null()).select(*_UNIT, "step", "instance")
+        rows = frame.filter(of_cut).select(*_UNIT, "step", "instance")
         counts = rows.unique().group_by(*_UNIT).len()
         calls.append({(a, b, c): n / side.num_steps for a, b, c, n in counts.iter_rows()})
     before, after = calls
     return np.array([min(1.0, after.get(k, 0.0) / before[k]) if k in before else 1.0 for k in keys])
+
+
+def _find_cut_layers(dense: list[UnitKey], pruned: list[UnitKey]) -> list[int]:
+    """Return the layers that are on both sides, and lost all products of some role."""
+    here = {(layer, role) for layer, role, _ in pruned}
+    layers = {layer for layer, _ in here}
+    return sorted(
+        {
+            layer
+            for layer, role, cls in dense
+            if cls in PRODUCTS and layer in layers and (layer, role) not in here
+            if layer is not None
+        }
+    )
 
 
 def _sum_known(column: str) -> pl.Expr:

@@ -72,8 +72,10 @@ def align_products(old: Sequence[Product], new: Sequence[Product]) -> list[tuple
     if len(joined) == len(new):
         return pairs
     as_ranks = _align(old, joined)
-    sums = [sum(compare(old[i], side[j], None) for i, j in found)
-            for side, found in ((new, pairs), (joined, as_ranks))]  # fmt: skip
+    sums = [
+        sum(compare(old[i], side[j], None) for i, j in found)
+        for side, found in ((new, pairs), (joined, as_ranks))
+    ]
     if sums[1] <= sums[0]:  # two narrower ones look like a rank of a third
         return pairs
     return [(i, place) for i, j in as_ranks for place in places[j]]

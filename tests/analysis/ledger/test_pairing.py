@@ -13,10 +13,11 @@ import pytest
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.alignment import Alignment, align
 from prunescope.analysis.ledger.pairing import pair
+from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.trace.load import load
 from tests.analysis.decoder import Layer, Setting, decoder
 from tests.chrome import k, op, save
-from tests.records import kernels_in
+from tests.records import BF16, kernel_row, kernels_in, kernels_of, ledger_of, product
 
 FULL, NO_MLP = Layer(), Layer(mlp=False)
 Layers = Mapping[int, Layer] | Sequence[Layer]
@@ -134,3 +135,14 @@ def test_sparse_and_eager_work_pairs_with_what_it_replaces(tmp_path: Path) -> No
     assert eager.matched.all()
     at = eager.keys.index((0, "attention", "attention"))
     assert eager.pruned.busy[at].tolist() == [3_000 + 2_000 + 3_000] * 2
+
+
+def test_gaps_before_what_went_with_a_sublayer_are_coverage() -> None:
+    """One layer loses its MLP and with it the second of two sums, of 2 us with 3 us before it."""
+    add = OpCall("aten::add", ((32, 64), (32, 64)), (BF16, BF16))
+    total = {**kernel_row(0, "residual", busy=2_000, gap=3_000), "of": add}
+    kept = [kernel_row(0, "o", product(64, 64), busy=10_000), total]
+    dense = kernels_of(*kept, kernel_row(0, "up", product(96, 64), busy=5_000), total)
+    rows = ledger_of(dense, kernels_of(*kept))
+    assert (rows["kernel_efficiency"], rows["launch_idle"]) == (0, 0)
+    assert rows["pruned"] == 15_000
