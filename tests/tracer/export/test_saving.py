@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from prunescope.taxonomy.engines import legal_sizes
+from prunescope.taxonomy.engines import engine_answers, layouts_of, legal_sizes
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.export import checkpoint
 from prunescope.tracer.export.checking import Checked
@@ -150,6 +151,11 @@ def test_heads_are_padded_to_what_tensor_parallelism_divides() -> None:
     record = pad(model, legal_sizes("vllm", 8))
     assert record["kv_heads"]["after"] == 4
     assert model.config.num_attention_heads == 8
+    # The config that vLLM gets is one that its class takes, by the rules of its source.
+    shape = ModelShape.from_config(model.config.to_dict())
+    answers = {x.engine: x for x in engine_answers(layouts_of([], shape), shape, 8)}
+    assert answers["vllm"].runs
+    assert model.config.intermediate_size % 8 == 0
     assert torch.allclose(logits(model), expected, atol=1e-5)
 
 
