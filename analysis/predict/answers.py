@@ -162,6 +162,7 @@ def prompt_of(setting: Setting, *, batch: int, prompt_len: int, logits: str) -> 
         itemsize=itemsize(setting.dtype) or 2,
         routing=setting.routing,
         absorbed=setting.absorbs,
+        kv_itemsize=setting.kv_itemsize,
     )
 
 

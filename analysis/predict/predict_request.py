@@ -138,12 +138,27 @@ class ForwardRequest:
         ),
     ] = None
     attn: Annotated[
-        Literal["eager", "sdpa"],
+        Literal["eager", "sdpa", "flash"],
         Option(
-            help="How eager modules run attention: scores in memory, or one fused kernel (SDPA, "
-            "FlashAttention)."
+            help="How eager modules run attention: scores in memory; SDPA, one fused kernel that "
+            "reads grouped keys and values expanded; or FlashAttention, which reads them as they "
+            "are."
         ),
     ] = "eager"
+    cache: Annotated[
+        Literal["dynamic", "static"],
+        Option(
+            help="What holds keys and values in eager modules: a dynamic cache, which each step "
+            "copies to append to it, or a static one, which it writes in place."
+        ),
+    ] = "dynamic"
+    kv_dtype: Annotated[
+        Literal["fp8", "int8", "int4"] | None,
+        Option(
+            help="Number format in which keys and values are cached; without it, that of "
+            "activations."
+        ),
+    ] = None
     depth: Annotated[
         float,
         Option(
