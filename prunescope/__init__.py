@@ -21,6 +21,7 @@ from prunescope.api import (
     analyze,
     bundle,
     check,
+    claim,
     compare,
     devices,
     families,
@@ -36,6 +37,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 
 if TYPE_CHECKING:
     from prunescope.results.allocation_plan import AllocationPlan
+    from prunescope.results.claim import Claim
     from prunescope.results.comparison import Comparison
     from prunescope.results.pareto import Pareto
     from prunescope.results.prediction import Prediction
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 __version__ = "0.3.0"
 __all__ = [
     "AllocationPlan",
+    "Claim",
     "Comparison",
     "Pareto",
     "Prediction",
@@ -61,6 +64,7 @@ __all__ = [
     "bundle",
     "capture",
     "check",
+    "claim",
     "compare",
     "devices",
     "families",
@@ -74,6 +78,7 @@ __all__ = [
 ]
 _LAZY = {
     "AllocationPlan": "prunescope.results.allocation_plan",
+    "Claim": "prunescope.results.claim",
     "Comparison": "prunescope.results.comparison",
     "Pareto": "prunescope.results.pareto",
     "Prediction": "prunescope.results.prediction",

@@ -175,7 +175,7 @@ def check_options(request: PredictRequest) -> None:
     else:
         refuse(("--workload", "--losses", "--loss"), "needs --rank", "add --rank")
         if request.new_tokens is None:
-            refuse(("--pruned-batch", "--chunk"), "needs --new-tokens", "add --new-tokens N")
+            refuse(("--pruned-batch",), "needs --new-tokens", "add --new-tokens N")
         if request.pruned_model is None and request.method is None:
             refuse(("--pruned-batch", "--depth"), "needs --method", "add --method")
     if request.pruned_model is not None:

@@ -28,6 +28,7 @@ from prunescope.analysis.predict.constants import (
     SPARSE_LIBRARIES,
     Constants,
     Runtime,
+    defaults_on,
 )
 from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.analysis.predict.routing_file import read_routing
@@ -105,7 +106,7 @@ class Setting:
     @property
     def host_is_known(self) -> bool:
         """Whether the time of an eager dispatch was given."""
-        return self.constants.dispatch_ns != DEFAULT.dispatch_ns
+        return self.constants.dispatch_ns != defaults_on(self.device).dispatch_ns
 
 
 _read_preset = lru_cache(maxsize=64)(read_model)
@@ -283,7 +284,7 @@ def resolve(
         pp=_check_pp(request.pp, shape.layers),
         routing=target.routing,
         gemm_ceiling=target.gemm_ceiling,
-        constants=_constants(request),
+        constants=_constants(request, device),
         runtime=runtime,
         wide_flop_per_s=_wide_peak(device, target.dtype) if runtime and runtime.mixed else None,
         stored_itemsize=_stored_itemsize(
@@ -564,11 +565,11 @@ def _runtime(name: str | None) -> Runtime | None:
     return RUNTIMES[name] if name else None
 
 
-def _constants(request: PredictRequest) -> Constants:
-    """Return the constants with the host time of a request."""
+def _constants(request: PredictRequest, device: Device) -> Constants:
+    """Return the constants on a device, with the host time of a request."""
     us = request.host_us_per_op
     if us is None:
-        return DEFAULT
+        return defaults_on(device)
     if not 0 < us < 1e6:
         raise PrunescopeError(
             f"a host cannot take {us:g} us an op", hint="for example --host-us-per-op 12"
