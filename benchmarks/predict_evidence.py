@@ -4,8 +4,8 @@
 
 Reads every published cell, writes analysis/predict/measurements.json. A kind is a mechanism in a
 phase under an engine. `between_kinds` is the root of the mean square of misses, kinds alike;
-`level` is the smallest number of standard deviations that holds 90 % of the cells of kinds that were left
-out whole, kinds alike, in ranges that are as wide as the constants or the kinds say.
+`level` is the smallest number of standard deviations that holds 90 % of the cells of kinds that
+were left out whole, kinds alike, in ranges that are as wide as the constants or the kinds say.
 """
 
 from __future__ import annotations

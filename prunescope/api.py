@@ -177,7 +177,6 @@ def sweep(request: SweepRequest) -> Path:
     return run(request, request.progress)
 
 
-@helpful
 def claim(claimed: float, model: str | None = None, **options: Any) -> Claim:
     """Judge a claimed speedup, as `prunescope claim` does.
 
@@ -193,7 +192,7 @@ def claim(claimed: float, model: str | None = None, **options: Any) -> Claim:
         PrunescopeError: The setting is not one point, or cannot be predicted.
 
     Examples:
-        >>> prunescope.claim(1.9, "llama-3.1-8b", method="static-nk", device="h100-sxm")
+        >>> prunescope.claim(1.9, "llama-3.1-8b", device="h100-sxm", phase="decode", **pruning)
     """
     from prunescope.results.claim import Claim
     from prunescope.taxonomy.option import checked

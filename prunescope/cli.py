@@ -237,12 +237,15 @@ def _claim(
 ) -> None:
     """Judge a claimed speedup by the bound, the range and the measurements behind it.
 
-    Exit code 0: plausible; 3: impossible or not supported; 4: unknown. Impossible is above what a slow dense model over the roofline of the pruned one gives; not
-    supported is outside of the range; unknown has no published measurement of its kind.
+    Exit code 0: plausible; 3: impossible or not supported; 4: unknown. Impossible is above what a
+    slow dense model over the roofline of the pruned one gives; not supported is outside of the
+    range; unknown has no published measurement of its kind.
 
     \b
-    prunescope claim 1.9 --model llama-3.1-8b --device h100-sxm --method static-nk \\
-        --sparsity 0.5 --phase decode --batch 1
+    prunescope claim 1.9 --model llama-3.1-8b --device h100-sxm --phase decode --batch 1 \\
+        --method static-nk --sparsity 0.5
+    prunescope claim 3 --model llama-3.1-8b --device h100-sxm --phase prefill \\
+        --method static-nk --sparsity 0.5
     """
     from prunescope.results.claim import Claim
     from prunescope.results.result import deliver_result

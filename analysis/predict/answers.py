@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from prunescope.analysis.predict.constants import OVERHEAD_BYTES, Constants
 from prunescope.analysis.predict.costs import estimate_costs
-from prunescope.analysis.predict.evidence import evidence_behind
+from prunescope.analysis.predict.evidence import evidence_behind, half_width, kind_of
 from prunescope.analysis.predict.kernel_times import op_cost_ns, rates
 from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.analysis.predict.ranges import (
@@ -262,14 +262,8 @@ def answer_uncertainty(
     )
     value = speedup(dense.setting.constants)
     modes = host_modes(speedup, dense.steps[1], terms)
-    return value, uncertainty_of(
-        speedup,
-        pruned.prompt,
-        terms,
-        differences=whole,
-        modes=modes,
-        like=pruned.longer_forward,
-    )
+    spread = uncertainty_of(speedup, pruned.prompt, terms, differences=whole, modes=modes)
+    return value, replace(spread, kinds=half_width(kind_of(pruned.longer_forward)))
 
 
 def answer_memory(whole: Answer, *, pruned: bool) -> Memory:

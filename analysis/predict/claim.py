@@ -17,7 +17,7 @@ from prunescope.analysis.predict.predict_request import PredictRequest, command_
 from prunescope.analysis.predict.request_points import methods, sparsities
 from prunescope.analysis.predict.setting import Setting, resolve, workloads
 from prunescope.analysis.predict.side import PredictedSide, predicted_side
-from prunescope.analysis.schema.prediction import Claim, Evidence
+from prunescope.analysis.schema.prediction import Claim, RangeEvidence
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.words import percent
 
@@ -84,7 +84,7 @@ def _check_single(request: PredictRequest) -> None:
     if len(split_places(request)) * len(names) * len(shares) > 1:
         raise PrunescopeError("a claim is about one point", hint="give one method and one sparsity")
     if names == [None] and request.pruned_model is None:
-        raise PrunescopeError("a claim needs a --method", hint="for example --method static-nk")
+        raise PrunescopeError("a claim needs a --method", hint="a name of `prunescope families`")
     if request.phase == "both" and not request.new_tokens:
         raise PrunescopeError(
             "a claim is about one phase", hint="--phase prefill or decode, or --new-tokens N"
@@ -130,7 +130,9 @@ def _bound_of_answers(setting: Setting, request: PredictRequest) -> float:
     return slow / paced(pruned, setting.constants)
 
 
-def _verdict(claimed: float, bound: float, span: list[float], evidence: Evidence | None) -> str:
+def _verdict(
+    claimed: float, bound: float, span: list[float], evidence: RangeEvidence | None
+) -> str:
     """Return the verdict on a claim."""
     if claimed > bound:
         return IMPOSSIBLE
@@ -145,7 +147,7 @@ def _why(
     bound: float,
     span: list[float],
     expected: float,
-    evidence: Evidence | None,
+    evidence: RangeEvidence | None,
 ) -> str:
     """Return the sentence that a reviewer can quote."""
     stands = evidence.text if evidence is not None else "no measurement of this kind"

@@ -351,7 +351,9 @@ _OF_DESKTOPS = re.compile(r"(rtx|gtx)-\d{4}(-|$)")
 def defaults_on(device: Device) -> Constants:
     """Return the constants in use on a device, where a request gives none."""
     host = TABLE["dispatch_ns"].desktop
-    return replace(DEFAULT, dispatch_ns=host) if _OF_DESKTOPS.match(device.name) else DEFAULT
+    if host is None or not _OF_DESKTOPS.match(device.name):
+        return DEFAULT
+    return replace(DEFAULT, dispatch_ns=host)
 
 
 def is_measured_on(device: Device) -> bool:

@@ -20,7 +20,7 @@ import msgspec
 
 from prunescope.analysis.predict.setting import Setting
 from prunescope.analysis.predict.side import PredictedSide
-from prunescope.analysis.schema.prediction import Evidence, NearSource
+from prunescope.analysis.schema.prediction import NearSource, RangeEvidence
 
 NEAR = 1.0  # a measurement farther away is of another kind
 FAR = 1.0  # the weight of what is known of kinds without a measurement, in publications
@@ -164,7 +164,7 @@ def half_width(kind: Kind) -> float:
 
 
 @lru_cache(maxsize=4096)
-def evidence_of(kind: Kind, named: str) -> Evidence:
+def evidence_of(kind: Kind, named: str) -> RangeEvidence:
     """Return the measurements nearest to a kind; `named` is the mechanism in words."""
     rows = _of_mechanism().get(kind.mechanism, ())
     ranked = sorted(((distance(kind, row.kind), row) for row in rows), key=lambda item: item[0])
@@ -175,7 +175,7 @@ def evidence_of(kind: Kind, named: str) -> Evidence:
         nearest.setdefault(
             row.source, NearSource(source=row.source, setting=row.setting, distance=round(apart, 3))
         )
-    return Evidence(
+    return RangeEvidence(
         measurements=len(near),
         publications=len(publications),
         nearest=list(nearest.values())[:_SHOWN],
@@ -205,6 +205,6 @@ def named_mechanism(setting: Setting) -> str:
     return f"{setting.family.title} ({setting.family.unit})"
 
 
-def evidence_behind(side: PredictedSide) -> Evidence:
+def evidence_behind(side: PredictedSide) -> RangeEvidence:
     """Return what stands behind the range of a pruned forward."""
     return evidence_of(kind_of(side), named_mechanism(side.setting))

@@ -35,7 +35,8 @@ def split_places(request: PredictRequest) -> list[PredictRequest]:
 
 def join_places(request: PredictRequest, predictions: Sequence[Prediction]) -> Prediction:
     """Return one prediction of those of several places; a point is labelled with its place."""
-    points, curves, warnings = [], {}, []
+    points, warnings = [], []
+    curves: dict[str, dict[str, dict[str, list[float]]]] = {}
     for prediction in predictions:
         device = prediction.subject.device
         for point in prediction.points:

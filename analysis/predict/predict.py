@@ -126,7 +126,7 @@ def _point(
         sparsity=setting.sparsity if method else None,
         knobs=dict(setting.knobs),
         phases=phases,
-        answer=predict_answers(setting, request) if request.new_tokens else None,
+        answer=predict_answers(setting, request) if request.new_tokens or request.chunk else None,
         kernel=setting.sparse_library if method and "layout" in method.adds else None,
         assumed=_assumed_knobs(setting, request),
     )

@@ -175,7 +175,6 @@ def uncertainty_of(
     differences: Differences,
     names: Collection[str] = tuple(TABLE),
     modes: tuple[float, ...] = (),
-    like: PredictedSide | None = None,
 ) -> Uncertainty:
     """Return the uncertainty of any speedup on the device of `side`.
 
@@ -186,7 +185,6 @@ def uncertainty_of(
         differences: What a measured dense model leaves unknown.
         names: The constants that can change the speedup.
         modes: The speedups by whether the host is the slower (see `Uncertainty`).
-        like: The forward whose kind of measurement counts; None: `side`.
 
     Returns:
         The uncertainty.
@@ -223,7 +221,7 @@ def uncertainty_of(
         measured=is_measured_on(device),
         sensitivities=tuple(rows),
         modes=modes,
-        kinds=half_width(kind_of(like or side)),
+        kinds=half_width(kind_of(side)),
     )
 
 

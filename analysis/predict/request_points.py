@@ -143,8 +143,8 @@ def _kernel_key(name: str | None, knobs: Mapping[str, Any]) -> object:
 
 _NOT_WITH_FROM_RUN = ("--rank", "--workload", "--losses", "--loss",
                       "--new-tokens", "--pruned-batch", "--chunk", "--tp", "--pp", "--ep",
-                      "--launch", "--runtime", "--attn", "--cache", "--kv-dtype", "--host-us-per-op", "--weights",
-                      "--extra-ms", "--depth")  # fmt: skip
+                      "--launch", "--runtime", "--attn", "--cache", "--kv-dtype",
+                      "--host-us-per-op", "--weights", "--extra-ms", "--depth")  # fmt: skip
 _NOT_WITH_PRUNED_MODEL = ("--method", "--sparsity", "--set", "--depth", "--out")
 _NOT_WITH_RANK = ("--pruned-model", "--method", "--phase", "--context", "--out", "--pruned-batch",
                   "--depth")  # fmt: skip

@@ -334,8 +334,8 @@ def list_assumptions(setting: Setting) -> list[str]:
         )
     if setting.kv_itemsize is not None:
         sentences.append(
-            f"the cache holds its keys and values in {round(8 * setting.kv_itemsize)} bits, without "
-            "the scales of a block; attention multiplies them in 16 bits"
+            f"the cache holds its keys and values in {round(8 * setting.kv_itemsize)} bits, "
+            "without the scales of a block; attention multiplies them in 16 bits"
         )
     if setting.runtime is None:
         return sentences

@@ -127,7 +127,7 @@ class NearSource(msgspec.Struct, kw_only=True):
     distance: float  # 0: the same in all that counts; above 1 it is of another kind
 
 
-class Evidence(msgspec.Struct, kw_only=True):
+class RangeEvidence(msgspec.Struct, kw_only=True):
     """The published measurements behind a range.
 
     `measurements` and `publications` count those of this kind; `nearest` has the nearest ones of
@@ -156,7 +156,7 @@ class Execution(msgspec.Struct, kw_only=True):
     pipeline: Pipeline | None = None  # null: one stage
     gains: Span | None = None  # batches at which the range is above 1; of fewer experts, one point
     above_roofline: str | None = None  # why the speedup is above the roofline's
-    evidence: Evidence | None = None  # what stands behind `range`
+    evidence: RangeEvidence | None = None  # what stands behind `range`
 
 
 class Expected(msgspec.Struct, kw_only=True):
@@ -196,7 +196,7 @@ class Speed(msgspec.Struct, kw_only=True):
 
     speedup: float
     range: list[float]
-    evidence: Evidence | None = None
+    evidence: RangeEvidence | None = None
 
 
 class PredictedAnswer(msgspec.Struct, kw_only=True):
@@ -309,7 +309,7 @@ class Claim(msgspec.Struct, kw_only=True):
     expected: float
     phase: str
     why: str
-    evidence: Evidence | None
+    evidence: RangeEvidence | None
     warnings: list[str] = []
     command: str = ""  # that predicts the same
 

@@ -19,7 +19,7 @@ class Claim(Result, ByName):
     """The result of `claim`: the dict of `--json`, which prints as the command does.
 
     Examples:
-        >>> claim = prunescope.claim(9, "llama-3.1-8b", method="static-k-24", phase="decode")
+        >>> claim = prunescope.claim(9, "llama-3.1-8b", phase="decode", **pruning)
         >>> claim["verdict"], claim["why"]
     """
 

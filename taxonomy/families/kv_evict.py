@@ -40,8 +40,8 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     keep = str(point.knobs["keep"]) if sparsity else ""
     dense = dense_plan(shape, work)
     if work.prefill:
-        ranking = {"attention": min(OBSERVED, work.keys), "accumulated": work.keys}
-        return [replace(dense, ranking=ranking.get(keep, 0))]
+        queries = {"attention": min(OBSERVED, work.keys), "accumulated": work.keys}
+        return [replace(dense, ranking=queries.get(keep, 0))]
     held = kept_count(work.keys, sparsity)
     every = int(point.knobs.get("every", 1))
     ranking = 1 if keep == "accumulated" and every == 1 else 0
