@@ -326,8 +326,8 @@ def _added_kernels(side: PredictedSide) -> float:
         elif op.cls == "attention":
             cache_pass = op.rows < 1 and not work.prefill
             ranks = _SCORE_KERNELS * op.ranked_in + _PICK_KERNELS * (op.ranked > 0)
-            ranks += (_SCORE_KERNELS + _PICK_KERNELS) * op.compacted
-            total += op.layers * (_ESTIMATE_KERNELS * op.estimated + cache_pass + ranks)
+            moves = (_SCORE_KERNELS + _PICK_KERNELS) * op.compacted
+            total += op.layers * (_ESTIMATE_KERNELS * op.estimated + cache_pass + ranks + moves)
     return total
 
 
