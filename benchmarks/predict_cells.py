@@ -16,7 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from prunescope.analysis.predict.answers import answer_uncertainty, predict_answer
+from prunescope.analysis.predict.answers import (
+    answer_uncertainty,
+    predict_answer,
+    predict_answers,
+)
 from prunescope.analysis.predict.constants import Constants
 from prunescope.analysis.predict.costs import expected_speedup
 from prunescope.analysis.predict.kernel_times import op_ns
@@ -27,7 +31,8 @@ from prunescope.analysis.predict.ranges import (
     host_modes,
     uncertainty_of,
 )
-from prunescope.analysis.predict.setting import Setting, resolve, workloads
+from prunescope.analysis.predict.request_points import as_one_pass
+from prunescope.analysis.predict.setting import Setting, read_model_on_device, resolve, workloads
 from prunescope.analysis.predict.side import PredictedSide, predicted_side
 from prunescope.taxonomy.option import options_of
 from prunescope.taxonomy.plan import Workload
@@ -116,19 +121,34 @@ def commanded_cells() -> Iterator[Cell]:
             yield _commanded(row)
 
 
+def third_cells() -> Iterator[Cell]:
+    """The cells of published_third.csv, from which neither constants nor the error are read."""
+    with (HERE / "published_third.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            yield _commanded(row)
+
+
 def _commanded(row: dict[str, str]) -> Cell:
     request = request_of(row["options"])
-    setting, _ = resolve(request, str(request.method), float(str(request.sparsity)), [])
-    work = workloads(request, setting)[0]
-    if request.new_tokens:
-        gain = _generate(setting, work, request.new_tokens)
+    request = as_one_pass(request, read_model_on_device(request, []).shape)
+    sparsity = None if request.sparsity is None else float(str(request.sparsity))
+    setting, _ = resolve(request, request.method and str(request.method), sparsity, [])
+    works = {work.phase: work for work in workloads(request, setting)}
+    work = works.get(row["phase"], next(iter(works.values())))
+    answered = request.new_tokens or 0
+    if request.chunk:  # of a prompt, whose forward is measured
+        answered = 0
+    if row["phase"] == "throughput":
+        gain = _throughput(setting, request)
+    elif answered:
+        gain = _generate(setting, work, answered)
     else:
         gain = _forward(setting, work)
     return Cell(
         group=row["source"], source=row["source"], family=str(setting.family and setting.family.id),
         phase=row["phase"], label=row["setting"], setting=setting, measured=float(row["measured"]),
-        gain=gain, work=work, what="generate" if request.new_tokens else "forward",
-        new_tokens=request.new_tokens or 0, commanded=True,
+        gain=gain, work=work, what="generate" if answered else "forward",
+        new_tokens=answered, commanded=True,
     )  # fmt: skip
 
 
@@ -149,7 +169,9 @@ def request_of(options: str) -> PredictRequest:
         else:
             types = {option.type, *get_args(option.type)}
             kind = int if int in types else float if float in types else str
-            found[option.name] = kind(value)
+            is_file = option.name in ("model", "pruned_model") and value.startswith("configs/")
+            made = option.option.canonical or kind
+            found[option.name] = str(HERE / value) if is_file else made(value)
     return PredictRequest(**found)
 
 
@@ -216,6 +238,15 @@ def _gemms(
     def gain(constants: Constants | None) -> float:
         now = _with(setting, constants)
         return ns(predicted_side(now, work, pruned=False)) / ns(predicted_side(now, work))
+
+    return gain
+
+
+def _throughput(setting: Setting, request: PredictRequest) -> Callable[[Constants | None], float]:
+    def gain(constants: Constants | None) -> float:
+        answer = predict_answers(_with(setting, constants), request)
+        assert answer.throughput is not None
+        return answer.throughput.speedup
 
     return gain
 

@@ -22,6 +22,7 @@ from prunescope.api import (
     bundle,
     capture_engine,
     check,
+    claim,
     compare,
     devices,
     families,
@@ -38,6 +39,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 
 if TYPE_CHECKING:
     from prunescope.results.allocation_plan import AllocationPlan
+    from prunescope.results.claim import Claim
     from prunescope.results.comparison import Comparison
     from prunescope.results.history import History
     from prunescope.results.pareto import Pareto
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 __version__ = "0.3.0"
 __all__ = [
     "AllocationPlan",
+    "Claim",
     "Comparison",
     "History",
     "Pareto",
@@ -66,6 +69,7 @@ __all__ = [
     "capture",
     "capture_engine",
     "check",
+    "claim",
     "compare",
     "devices",
     "families",
@@ -80,6 +84,7 @@ __all__ = [
 ]
 _LAZY = {
     "AllocationPlan": "prunescope.results.allocation_plan",
+    "Claim": "prunescope.results.claim",
     "Comparison": "prunescope.results.comparison",
     "History": "prunescope.results.history",
     "Pareto": "prunescope.results.pareto",

@@ -30,6 +30,7 @@ from prunescope.tracer.sweep.request import SweepRequest
 if TYPE_CHECKING:
     from prunescope.analysis.device.hardware import Device
     from prunescope.results.allocation_plan import AllocationPlan
+    from prunescope.results.claim import Claim
     from prunescope.results.comparison import Comparison
     from prunescope.results.history import History
     from prunescope.results.pareto import Pareto
@@ -209,6 +210,29 @@ def sweep(request: SweepRequest) -> Path:
     from prunescope.tracer.sweep.sweep import sweep as run
 
     return run(request, request.progress)
+
+
+def claim(claimed: float, model: str | None = None, **options: Any) -> Claim:
+    """Judge a claimed speedup, as `prunescope claim` does.
+
+    Args:
+        claimed: The speedup that is claimed, dense over pruned time.
+        model: The model, as `predict` takes it.
+        options: The other options of `predict`: one method at one sparsity, in one phase.
+
+    Returns:
+        The judgement: its `verdict`, `bound`, `range`, and `why`.
+
+    Raises:
+        PrunescopeError: The setting is not one point, or cannot be predicted.
+
+    Examples:
+        >>> prunescope.claim(1.9, "llama-3.1-8b", device="h100-sxm", phase="decode", **pruning)
+    """
+    from prunescope.results.claim import Claim
+    from prunescope.taxonomy.option import checked
+
+    return Claim.compute(claimed, checked(PredictRequest(model, **options)))
 
 
 @takes(GemmRequest)

@@ -212,6 +212,42 @@ def _predict(
     deliver_result(result, json_target, prediction(result, explain=explain))
 
 
+@app.command("claim")
+@from_options
+def _claim(
+    request: PredictRequest,
+    *,
+    claimed: Annotated[
+        float,
+        Option(
+            help="Speedup that is claimed, dense over pruned time.",
+            metavar="SPEEDUP",
+            argument=True,
+        ),
+    ],
+    json_target: Json = None,
+) -> None:
+    """Judge a claimed speedup by the bound, the range and the measurements behind it.
+
+    Exit code 0: plausible; 3: impossible or not supported; 4: unknown. Impossible is above what a
+    slow dense model over the roofline of the pruned one gives; not supported is outside of the
+    range; unknown has no published measurement of its kind.
+
+    \b
+    prunescope claim 1.9 --model llama-3.1-8b --device h100-sxm --phase decode --batch 1 \\
+        --method static-nk --sparsity 0.5
+    prunescope claim 3 --model llama-3.1-8b --device h100-sxm --phase prefill \\
+        --method static-nk --sparsity 0.5
+    """
+    from prunescope.results.claim import Claim
+    from prunescope.results.result import deliver_result
+
+    result = Claim.compute(claimed, request)
+    deliver_result(result, json_target)
+    if result.exit_code:
+        raise typer.Exit(result.exit_code)
+
+
 @app.command("allocate")
 @from_options
 def _allocate(

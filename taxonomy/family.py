@@ -80,6 +80,11 @@ def recorded(_knobs: Mapping[str, Value]) -> str:
     return ""
 
 
+def unimplied(_shape: ModelShape, _knobs: Mapping[str, Value], _tokens: int) -> float | None:
+    """Return None for `Family.implied_sparsity`: no knob gives a number of what is cut."""
+    return None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FamilyPoint:
     """The request to a family: nominal sparsity s in [0, 1) and knobs by name.
@@ -128,6 +133,8 @@ class Family:
     plans: Callable[[ModelShape, Workload, FamilyPoint], list[Plan]]
     extension: bool = False  # placed by us, not by the paper
     knobs: Mapping[str, Knob] = field(default_factory=dict)
+    # The sparsity that knobs alone give, at a number of tokens; None: they leave it open.
+    implied_sparsity: Callable[[ModelShape, Mapping[str, Value], int], float | None] = unimplied
     adds: tuple[str, ...] = ()  # kernels that only the pruned model runs
     keeps_weights: bool = False  # all dense weights stay in memory
     only: float | None = None  # the only sparsity other than 0

@@ -47,7 +47,8 @@ class Workload:
     `context` is L, the keys that a decode query sees, itself included; None: `prompt_len`.
     `routing` says how often each expert is chosen; None: all as often. `absorbed`: a decode step of
     latent attention multiplies its queries into the cached latents, as serving engines do, and does
-    not expand keys and values from them, as transformers does.
+    not expand keys and values from them, as transformers does. `kv_itemsize`: the bytes of a cached
+    number; None: `itemsize`.
     """
 
     phase: str
@@ -58,6 +59,7 @@ class Workload:
     itemsize: float = 2
     routing: Routing | None = None
     absorbed: bool = False
+    kv_itemsize: float | None = None
 
     def __post_init__(self) -> None:
         if self.phase not in PHASES or self.logits not in LOGITS:
@@ -80,6 +82,7 @@ class Workload:
         itemsize: float,
         routing: Routing | None = None,
         absorbed: bool = False,
+        kv_itemsize: float | None = None,
     ) -> Workload:
         """Make a forward of `phase` with these sizes and `itemsize` bytes per number."""
         return cls(
@@ -91,7 +94,13 @@ class Workload:
             itemsize=itemsize,
             routing=routing,
             absorbed=absorbed,
+            kv_itemsize=kv_itemsize,
         )
+
+    @property
+    def cached_itemsize(self) -> float:
+        """The bytes of a number in the cache of keys and values."""
+        return self.itemsize if self.kv_itemsize is None else self.kv_itemsize
 
     @property
     def prefill(self) -> bool:
@@ -164,6 +173,7 @@ class Plan:
     cached: float = 1
     held: int | None = None
     ranking: int = 0
+    compacted: float = 0  # share of the held keys that a decode step gathers anew
     runs: float = 1  # probability that an op on fewer rows runs at all in this forward
     linear: Callable[[str, int, int], tuple[Piece, ...]] = whole
     routers: tuple[str, ...] = ()  # sublayers ("attention", "mlp") with a router [T, h] -> 1
@@ -221,6 +231,7 @@ class Op:
     estimated: bool = False  # which keys it reads is estimated in each forward
     ranked: float = 0  # scores that rank keys, in addition to those of the attention itself
     ranked_in: int = 0  # pieces that they are computed in, one after the other
+    compacted: float = 0  # share of its cache that is gathered anew
 
     @property
     def gathered(self) -> bool:

@@ -292,7 +292,8 @@ def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
     heads = batch * max(1, round(shape.attention.heads * plan.heads))
     q_io = heads * per_head * queries * plan.queries
     new = batch * queries * cached * _share_of_keys(plan)
-    read = b * batch * seen * cached * plan.keys * (1 if plan.absorbed else plan.heads)
+    read = work.cached_itemsize * batch * seen * cached * plan.keys
+    read *= 1 if plan.absorbed else plan.heads
     read = 0.0 if work.prefill else read
     rows = max(1, round(queries * plan.queries))
     columns = max(1, round((keys if work.prefill else seen) * plan.scores / plan.queries))
@@ -306,13 +307,16 @@ def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
         flop=2 * heads * per_head * pairs * plan.scores,
         bytes=b * (q_io + new) + read,
         kv_read=read,
-        kv_write=b * batch * queries * shape.cache_elements() * _share_of_keys(plan),
+        kv_write=(
+            work.cached_itemsize * batch * queries * shape.cache_elements() * _share_of_keys(plan)
+        ),
         kv_heads=1 if plan.absorbed else shape.attention.kv_heads,
         rows=plan.queries,
         runs=plan.runs if plan.queries < 1 else 1,
         estimated=plan.scores < plan.queries * plan.cached,
         ranked=heads * (plan.ranking * keys - plan.ranking * (plan.ranking - 1) / 2),
         ranked_in=math.ceil(plan.ranking / RANKED_AT_ONCE),
+        compacted=0.0 if window else plan.compacted,
     )
 
 
@@ -424,7 +428,7 @@ def kv_cache_bytes(plans: Sequence[Plan]) -> float:
         plan.shape.kv_bytes(
             batch=plan.work.batch,
             context=plan.work.keys,
-            itemsize=plan.work.itemsize,
+            itemsize=plan.work.cached_itemsize,
             held=plan.held,
             cached=plan.cached,
         )

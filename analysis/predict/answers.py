@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from prunescope.analysis.predict.constants import OVERHEAD_BYTES, Constants
 from prunescope.analysis.predict.costs import estimate_costs
+from prunescope.analysis.predict.evidence import evidence_behind, half_width, kind_of
 from prunescope.analysis.predict.kernel_times import op_cost_ns, rates
 from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.analysis.predict.ranges import (
@@ -69,6 +70,13 @@ class Answer:
             weight * estimate_costs(side).total_ns(c, terms)
             for weight, side in zip(_WEIGHTS, self.steps, strict=True)
         )
+
+    @property
+    def longer_forward(self) -> PredictedSide:
+        """The forward that takes most of the time: the prompt, or a step in the middle."""
+        c = self.setting.constants
+        long_prompt = self.ttft_ns(c) >= self.total_ns(c) / 2
+        return self.prompt if long_prompt else self.steps[1]
 
     def total_ns(self, c: Constants) -> float:
         """Return the time to the last token."""
@@ -162,6 +170,7 @@ def prompt_of(setting: Setting, *, batch: int, prompt_len: int, logits: str) -> 
         itemsize=itemsize(setting.dtype) or 2,
         routing=setting.routing,
         absorbed=setting.absorbs,
+        kv_itemsize=setting.kv_itemsize,
     )
 
 
@@ -219,7 +228,9 @@ def _throughput(dense: Answer, pruned: Answer) -> Speed:
 def _speed(dense: Answer, pruned: Answer, cost: Callable[[Answer, Constants], float]) -> Speed:
     """Return the speedup of a cost of whole answers, and its range."""
     value, spread = answer_uncertainty(dense, pruned, cost)
-    return Speed(speedup=value, range=spread.range_of(value))
+    return Speed(
+        speedup=value, range=spread.range_of(value), evidence=evidence_behind(pruned.longer_forward)
+    )
 
 
 def answer_uncertainty(
@@ -251,7 +262,8 @@ def answer_uncertainty(
     )
     value = speedup(dense.setting.constants)
     modes = host_modes(speedup, dense.steps[1], terms)
-    return value, uncertainty_of(speedup, pruned.prompt, terms, differences=whole, modes=modes)
+    spread = uncertainty_of(speedup, pruned.prompt, terms, differences=whole, modes=modes)
+    return value, replace(spread, kinds=half_width(kind_of(pruned.longer_forward)))
 
 
 def answer_memory(whole: Answer, *, pruned: bool) -> Memory:

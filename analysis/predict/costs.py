@@ -18,6 +18,13 @@ from prunescope.analysis.predict.constants import (
     Constants,
     link_byte_per_s,
 )
+from prunescope.analysis.predict.eager_attention import (
+    EAGER_LAUNCHES,
+    FUSED_LAUNCHES,
+    attention_bytes,
+    has_scores_in_memory,
+    kv_expansions,
+)
 from prunescope.analysis.predict.forward import LAST
 from prunescope.analysis.predict.kernel_times import OpCost, kernels_of, op_cost, op_cost_ns, rates
 from prunescope.analysis.predict.setting import Setting
@@ -258,7 +265,7 @@ def estimate_costs(side: PredictedSide) -> CostEstimate:
     key = (device.name, setting.flop_per_s, setting.byte_per_s, setting.sparse_library,
            setting.launch, setting.gemm_ceiling, device.sm, device.boost_hz, setting.dtype,
            setting.runtime, setting.wide_flop_per_s, setting.extra_ns,
-           setting.fused_attention)  # fmt: skip
+           setting.attn, setting.cache)  # fmt: skip
     return side.forward.once(key, compute)
 
 
@@ -319,7 +326,8 @@ def _added_kernels(side: PredictedSide) -> float:
         elif op.cls == "attention":
             cache_pass = op.rows < 1 and not work.prefill
             ranks = _SCORE_KERNELS * op.ranked_in + _PICK_KERNELS * (op.ranked > 0)
-            total += op.layers * (_ESTIMATE_KERNELS * op.estimated + cache_pass + ranks)
+            moves = (_SCORE_KERNELS + _PICK_KERNELS) * op.compacted
+            total += op.layers * (_ESTIMATE_KERNELS * op.estimated + cache_pass + ranks + moves)
     return total
 
 
@@ -339,6 +347,7 @@ def _added_bytes(side: PredictedSide) -> AddedBytes:
             streamed += op.layers * 2 * gemm.batch * gemm.m * gemm.n * work.itemsize
         elif op.cls == "attention":
             streamed += op.layers * op.ranked * _rank_score_bytes(side)
+            gathered += op.layers * 2 * op.compacted * op.kv_read
             if op.estimated and work.prefill:  # queries are pooled
                 heads = op.gemms[0].batch // work.batch
                 streamed += op.layers * work.rows * heads * op.gemms[0].k * work.itemsize
@@ -354,9 +363,8 @@ def _rank_score_bytes(side: PredictedSide) -> float:
     over the queries (as tracer.pruners.kv_evict does). Writing it takes longer than the 2d FLOPs
     that make it. Eager attention writes its scores anyway, and they are added up.
     """
-    b, setting = side.work.itemsize, side.setting
-    unfused = setting.launch == "eager" and not setting.fused_attention
-    return b if unfused else 6 * b + 8
+    b = side.work.itemsize
+    return b if has_scores_in_memory(side.setting) else 6 * b + 8
 
 
 def _is_added_router(op: Op) -> bool:
@@ -394,19 +402,19 @@ _EAGER = {
     "mlp_norm": _NORM,
     "rope": EagerOp(10, 6, 1, 18 / 4),
     "activation": EagerOp(2, 0, 1, 10 / 6),
-    "attention": EagerOp(9, 10, 1),
+    "attention": EagerOp(EAGER_LAUNCHES, 10, 1),
 }
 # An expert in a loop calls its linear layers and its activation. It also finds its tokens (a number
 # is compared, four are read back, a mask is searched), gathers their rows and gates, multiplies by
 # the gates and adds to the output (Qwen3MoeExperts.forward, by the ops of a profile).
 _EXPERT_ACTIVATION = EagerOp(2 + 10, 8, 2, 10 / 6)
-_FUSED_ATTENTION = EagerOp(4, 6, 1)  # two concatenations, the fused kernel, a copy
+_FUSED_ATTENTION = EagerOp(FUSED_LAUNCHES, 6, 1)
 _LINEAR, _OTHER = EagerOp(1, 2, 1), EagerOp(1, 0, 0)
 
 
 def _eager_op(op: Op, setting: Setting) -> EagerOp:
     """Return an op as eager modules run it."""
-    if op.cls == "attention" and setting.fused_attention:
+    if op.cls == "attention" and setting.attn != "eager":
         return _FUSED_ATTENTION
     if op.experts and op.role == "activation" and setting.loops_experts:
         return _EXPERT_ACTIVATION
@@ -420,31 +428,12 @@ def _host_ops(side: PredictedSide) -> tuple[float, float]:
         eager, times = _eager_op(op, side.setting), op.layers * op.runs
         if side.setting.loops_experts:
             times *= op.experts or 1.0
-        launches += times * (eager.launches + _kv_copies(side, op))
+        launches += times * (eager.launches + kv_expansions(side.setting, op))
         calls += times * (eager.modules + 0.5 * eager.views)
     return launches, calls
 
 
 def _eager_bytes(side: PredictedSide, op: Op) -> float:
-    """Return the bytes that one layer of an op moves beyond its fused kernel.
-
-    Attention in decode copies the cache to append to it, and expands the keys and values of grouped
-    queries. In both phases it writes scores of b bytes each, scales and masks them, and takes the
-    softmax in float32: 8b + 8 bytes per score, none where the kernel is fused.
-    """
-    b = side.work.itemsize
+    """Return the bytes that one layer of an op moves beyond its fused kernel."""
     more = (_eager_op(op, side.setting).traffic - 1) * op.bytes
-    if op.cls != "attention":
-        return more
-    scores = op.gemms[0]
-    if not side.setting.fused_attention:
-        more += (8 * b + 8) * scores.batch * scores.m * scores.n
-    if side.work.prefill:
-        return more
-    expanded = _kv_copies(side, op) / 2 * (1 + side.setting.shape.attention.group)
-    return more + 2 * op.kv_read + expanded * op.kv_read
-
-
-def _kv_copies(side: PredictedSide, op: Op) -> int:
-    """Count the copies of keys and values for the queries that share them."""
-    return 2 * (op.cls == "attention" and side.setting.shape.attention.group > 1)
+    return more + attention_bytes(side, op) if op.cls == "attention" else more

@@ -30,7 +30,11 @@ def with_wide_rest(whole: Forward) -> Forward:
     size = whole.work.itemsize
     if size >= WIDE:
         return whole
-    return whole.with_ops(lambda ops: _mixed_ops(ops, size), kv_share=whole.kv_share * WIDE / size)
+    own = whole.work.kv_itemsize is not None  # the cache has a format of its own
+    wider = 1.0 if own else WIDE / size
+    return whole.with_ops(
+        lambda ops: _mixed_ops(ops, size, cache_wider=wider), kv_share=whole.kv_share * wider
+    )
 
 
 def with_stored_itemsize(
@@ -67,15 +71,15 @@ def _stored_op(op: Op, *, itemsize: float, before: float, indices_shrink: bool) 
     )
 
 
-def _mixed_ops(ops: Iterable[Op], size: float) -> Iterator[Op]:
+def _mixed_ops(ops: Iterable[Op], size: float, *, cache_wider: float) -> Iterator[Op]:
     """Yield the ops in 16 bits, except for linear layers.
 
     Each of these comes behind the kernel that quantises its input, unless it shares its input with
-    one before it.
+    one before it. `cache_wider`: how many times the bytes of a cached number grow.
     """
     for op in ops:
         if op.role not in LINEAR:
-            yield _widen(op, WIDE / size)
+            yield _widen(op, WIDE / size, cache_wider)
             continue
         gemm = op.gemms[0]
         rows = gemm.m * gemm.batch
@@ -84,15 +88,15 @@ def _mixed_ops(ops: Iterable[Op], size: float) -> Iterator[Op]:
         yield replace(op, bytes=op.bytes + (WIDE - size) * rows * gemm.n)
 
 
-def _widen(op: Op, times: float) -> Op:
-    """Return an op with `times` as many bytes."""
+def _widen(op: Op, times: float, cache_times: float) -> Op:
+    """Return an op with `times` as many bytes, those of its cache `cache_times` as many."""
     return replace(
         op,
-        bytes=op.bytes * times,
+        bytes=(op.bytes - op.kv_read) * times + op.kv_read * cache_times,
         weight_bytes=op.weight_bytes * times,
         stored_bytes=op.stored_bytes * times,
-        kv_read=op.kv_read * times,
-        kv_write=op.kv_write * times,
+        kv_read=op.kv_read * cache_times,
+        kv_write=op.kv_write * cache_times,
     )
 
 

@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from prunescope.analysis.device.hardware import same_chip
+from prunescope.analysis.predict.attention_rates import attention_share
 from prunescope.analysis.predict.constants import (
     DEFAULT,
     MARLIN,
@@ -25,7 +26,8 @@ from prunescope.analysis.predict.constants import (
     Constants,
     SparseRate,
 )
-from prunescope.analysis.predict.formats import LINEAR
+from prunescope.analysis.predict.eager_attention import has_scores_in_memory
+from prunescope.analysis.predict.formats import LINEAR, WIDE
 from prunescope.analysis.predict.setting import Setting
 from prunescope.analysis.predict.side import PredictedSide
 from prunescope.taxonomy.plan import Op
@@ -108,6 +110,7 @@ class OpCost(NamedTuple):
     sparse: float  # the time of a 2:4 GEMM over half of the dense time; 0: not 2:4
     gathered: bool
     unpacks: bool = False  # weights have fewer bits than they are multiplied in
+    attention: float = 0.0  # the share of the peak that attention reaches; 0: that of a GEMM
 
 
 class Rates(NamedTuple):
@@ -123,6 +126,7 @@ class Rates(NamedTuple):
     gathered: float
     start: float  # seconds that one more kernel takes
     unpack: float = 1.0  # the rate over that of a GEMM whose weights are not unpacked
+    attention: float = 0.0  # the rate of attention over that of its generation; 0: that of a GEMM
 
 
 def op_cost(side: PredictedSide, op: Op) -> OpCost:
@@ -157,7 +161,20 @@ def op_cost(side: PredictedSide, op: Op) -> OpCost:
         sparse_rate(setting).value if op.sparse else 0.0,
         op.rows < 1,
         setting.sparse_library == MARLIN and op.role in LINEAR,
+        _attention_share(side, op),
     )
+
+
+def _attention_share(side: PredictedSide, op: Op) -> float:
+    """Return the share of the peak that a fused attention of a prompt reaches; 0: that of a GEMM.
+
+    Eager scores are two GEMMs, and a decode step reads its cache.
+    """
+    fused = op.cls == "attention" and side.work.prefill and side.work.itemsize <= WIDE
+    if not fused or has_scores_in_memory(side.setting):
+        return 0.0
+    scores = op.gemms[0]
+    return attention_share(side.setting.device, keys=side.work.keys, head=scores.k)
 
 
 def _cut(choice: TileChoice, compute: float, sums: float) -> _Cut:
@@ -196,6 +213,7 @@ def rates(setting: Setting, c: Constants, active: Collection[str]) -> Rates:
         c.gathered_kernel if "gathered" in active else 1.0,
         start / 1e9,
         c.unpack_rate if reached else 1.0,
+        c.attention_rate if reached else 0.0,
     )
 
 
@@ -214,7 +232,8 @@ def op_cost_ns(cost: OpCost, r: Rates) -> float:
         seconds = _fastest_cut(cost, r)[0]
     else:
         memory = cost.memory / r.stream_share * (r.pointwise if cost.pointwise else 1.0)
-        seconds = max(cost.compute / r.gemm_share * _slowdown(cost, r), memory)
+        share = cost.attention * r.attention or r.gemm_share
+        seconds = max(cost.compute / share * _slowdown(cost, r), memory)
     return seconds * (r.gathered if cost.gathered else 1.0) * 1e9
 
 

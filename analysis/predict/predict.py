@@ -11,6 +11,7 @@ from typing import Any
 
 from prunescope.analysis.predict.answers import predict_answers
 from prunescope.analysis.predict.break_even import Speedups
+from prunescope.analysis.predict.places import join_places, split_places
 from prunescope.analysis.predict.predict_request import (
     PredictRequest,
     command_of,
@@ -69,6 +70,10 @@ def predict(request: PredictRequest) -> Prediction:
     Raises:
         PrunescopeError: No point exists, or an option is unknown or contradicts another.
     """
+    places = split_places(request)
+    if len(places) > 1:
+        return join_places(request, [predict(place) for place in places])
+    [request] = places
     check_options(request)
     warnings: list[str] = []
     names = label_methods(methods(request.method), request.knobs, warnings)
@@ -121,7 +126,7 @@ def _point(
         sparsity=setting.sparsity if method else None,
         knobs=dict(setting.knobs),
         phases=phases,
-        answer=predict_answers(setting, request) if request.new_tokens else None,
+        answer=predict_answers(setting, request) if request.new_tokens or request.chunk else None,
         kernel=setting.sparse_library if method and "layout" in method.adds else None,
         assumed=_assumed_knobs(setting, request),
     )

@@ -10,21 +10,39 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from prunescope.taxonomy.arguments import whole_number
+from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.option import (
     MOST,
     Bandwidth,
-    Batch,
     Knobs,
     Logits,
     NamedOption,
     Option,
     Peaks,
     PromptLen,
+    check_count,
     fill_missing,
     options_of,
 )
 
 WorkloadName = Literal["chat", "rag", "batch", "long", "agent"]
+
+
+def as_batches(given: Any) -> int | tuple[int, ...]:
+    """Return a number of sequences, or several: of a number, a text "1,16" or a list.
+
+    Raises PrunescopeError where one is no whole number from 1 on.
+    """
+    is_list = not isinstance(given, str | bytes | int | float) and hasattr(given, "__iter__")
+    words = list(given) if is_list else str(given).split(",")
+    numbers = [whole_number(str(word).strip()) for word in words]
+    if not numbers or None in numbers:
+        raise PrunescopeError(
+            f"--batch is {str(given)[:40]!r}", hint="a whole number, or several as 1,16"
+        )
+    batches = tuple(check_count("--batch", number, least=1) for number in numbers)
+    return batches[0] if len(batches) == 1 else batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +71,9 @@ class ForwardRequest:
         str | None,
         Option(
             help="Device to predict for, by its name in `prunescope devices` or in nvidia-smi "
-            "(not cuda or cpu); without it, give --peak and --bandwidth.",
-            metavar="NAME",
+            "(not cuda or cpu); several, separated by commas, make a grid; without it, give --peak "
+            "and --bandwidth.",
+            metavar="NAME,...",
             complete="devices",
         ),
     ] = None
@@ -85,7 +104,16 @@ class ForwardRequest:
             "of a model that decodes nothing, such as an encoder or a vision transformer."
         ),
     ] = "both"
-    batch: Batch = 1
+    batch: Annotated[
+        Any,  # a number; `predict` splits a list into requests of one each
+        Option(
+            help="Number of sequences that run at a time; several, as 1,16, make a grid.",
+            unit="sequences",
+            metavar="N,...",
+            typed=str,
+            canonical=as_batches,
+        ),
+    ] = 1
     prompt_len: PromptLen = 512
     context: Annotated[
         int | None,
@@ -138,12 +166,27 @@ class ForwardRequest:
         ),
     ] = None
     attn: Annotated[
-        Literal["eager", "sdpa"],
+        Literal["eager", "sdpa", "flash"],
         Option(
-            help="How eager modules run attention: scores in memory, or one fused kernel (SDPA, "
-            "FlashAttention)."
+            help="How eager modules run attention: scores in memory; SDPA, one fused kernel that "
+            "reads grouped keys and values expanded; or FlashAttention, which reads them as they "
+            "are."
         ),
     ] = "eager"
+    cache: Annotated[
+        Literal["dynamic", "static"],
+        Option(
+            help="What holds keys and values in eager modules: a dynamic cache, which each step "
+            "copies to append to it, or a static one, which it writes in place."
+        ),
+    ] = "dynamic"
+    kv_dtype: Annotated[
+        Literal["fp8", "int8", "int4"] | None,
+        Option(
+            help="Number format in which keys and values are cached; without it, that of "
+            "activations."
+        ),
+    ] = None
     depth: Annotated[
         float,
         Option(

@@ -23,6 +23,7 @@ from prunescope.analysis.predict.constants import (
     link_byte_per_s,
 )
 from prunescope.analysis.predict.costs import CostEstimate, estimate_costs, total_ns
+from prunescope.analysis.predict.evidence import evidence_behind
 from prunescope.analysis.predict.kernel_times import cut_of, kernels_of, op_cost_ns, rates
 from prunescope.analysis.predict.ranges import Uncertainty, uncertainty
 from prunescope.analysis.predict.setting import Setting
@@ -250,9 +251,14 @@ def execution(
             )
         )
         before = after
+    bound, dense_over_pruned = dense.ns / pruned.ns, before[0] / before[1]
+    if (row := _held_to_bound(dense, before, bound)) is not None:
+        rows.append(row)
+        before = before[0], before[1] + row.pruned_ns
     speedup = before[0] / before[1]
     spread = uncertainty(dense, pruned, terms)
     low, high = spread.range_of(speedup)
+    high = max(high, dense_over_pruned)  # what the costs promised before the bound
     notes = [*_host_notes(dense, pruned, spread, terms), *_exchange_notes(pruned, terms)]
     if high / speedup - 1 < _NARROW or 1 - low / speedup < _NARROW:
         same = percent(1 - spread.differences.reshaped_share)
@@ -274,6 +280,26 @@ def execution(
         notes=notes,
         pipeline=pipeline,
         above_roofline=_above_roofline(dense, pruned, before, rows),
+        evidence=evidence_behind(pruned),
+    )
+
+
+def _held_to_bound(dense: PredictedSide, ns: tuple[float, float], bound: float) -> TermRow | None:
+    """Return the row that holds a decode step to its roofline speedup; None where it is below.
+
+    A step reads each weight and key once, and what costs add to both sides is not more than
+    proportional to that: the copies of a cache that shrink with it are a choice of the dense side,
+    which an implementation that evicts need not share.
+    """
+    if dense.work.prefill or ns[0] / ns[1] <= bound:
+        return None
+    return TermRow(
+        name="bound",
+        dense_ns=0.0,
+        pruned_ns=ns[0] / bound - ns[1],
+        mechanism="no decode step gains more than the roofline: the costs above promised "
+        f"{ns[0] / ns[1]:.2f}",
+        figure="the bytes of both sides",
     )
 
 

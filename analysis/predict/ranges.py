@@ -21,6 +21,7 @@ from prunescope.analysis.predict.constants import (
     is_measured_on,
 )
 from prunescope.analysis.predict.costs import estimate_costs, total_ns
+from prunescope.analysis.predict.evidence import half_width, kind_of
 from prunescope.analysis.predict.kernel_times import cut_of, op_cost_ns, rates
 from prunescope.analysis.predict.routing_file import ZIPF_EXPONENT, zipf
 from prunescope.analysis.predict.side import PredictedSide, predicted_side
@@ -75,6 +76,7 @@ class Uncertainty:
     measured: bool
     sensitivities: tuple[Sensitivity, ...] = ()
     modes: tuple[float, ...] = ()  # speedups of an eager forward, by its host (see `host_modes`)
+    kinds: float = 0.0  # how far measurements of such kinds miss, in logarithms (see evidence.py)
 
     def of_model(self, error: ModelError = ERROR, *, measured: bool) -> float:
         """Return the standard deviation of the model's own error, before its scale."""
@@ -94,13 +96,17 @@ class Uncertainty:
     def range_of(
         self, speedup: float, error: ModelError = ERROR, *, measured: bool | None = None
     ) -> list[float]:
-        """Return [low, high] of a speedup; both modes with the model's own error lie in it."""
+        """Return [low, high] of a speedup; both modes with the model's own error lie in it.
+
+        It is at least as wide as measurements of such kinds have missed by.
+        """
         seen = self.measured if measured is None else measured
         below, above = self.spreads(error, measured=seen)
         own = math.exp(error.scale * self.of_model(error, measured=seen))
         low = [speedup * math.exp(-error.scale * below), *(mode / own for mode in self.modes)]
         high = [speedup * math.exp(error.scale * above), *(mode * own for mode in self.modes)]
-        return [min(low), max(high)]
+        wider = math.exp(self.kinds)
+        return [min(*low, speedup / wider), max(*high, speedup * wider)]
 
 
 def differences(dense: PredictedSide, pruned: PredictedSide, terms: Collection[str]) -> Differences:
@@ -215,6 +221,7 @@ def uncertainty_of(
         measured=is_measured_on(device),
         sensitivities=tuple(rows),
         modes=modes,
+        kinds=half_width(kind_of(side)),
     )
 
 

@@ -40,7 +40,6 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families, family
 from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.match import MATCHES, removed_shares, solve
-from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.words import percent
 
 
@@ -187,7 +186,7 @@ def _row_at_share(
     """
     chosen = _applicable(base, family)
     knobs = chosen.point(0.0, {k: v for k, v in given.items() if k in chosen.knobs}).knobs
-    work = _longer_forward(dense)
+    work = dense.longer_forward.work
     sparsity = family.only
     if not sparsity:
         sparsity = solve(chosen, share, by=by, shape=base.shape, work=work, knobs=knobs).own
@@ -277,13 +276,6 @@ def _loss_warnings(losses: SweepLosses, usable: SweepLosses, model: str | None) 
     return warnings
 
 
-def _longer_forward(dense: Answer) -> Workload:
-    """Return the forward that takes most of the dense time: the prompt, or a step of its answer."""
-    c = dense.setting.constants
-    long_prompt = dense.ttft_ns(c) >= dense.total_ns(c) / 2
-    return dense.work if long_prompt else dense.steps[1].work
-
-
 def _rank_family(setting: Setting, dense: Answer) -> Ranked:
     """Return the row of a family at its own sparsity."""
     chosen = setting.family
@@ -303,7 +295,7 @@ def _rank_family(setting: Setting, dense: Answer) -> Ranked:
             chosen,
             setting.sparsity,
             shape=setting.shape,
-            work=_longer_forward(dense),
+            work=dense.longer_forward.work,
             knobs=setting.knobs,
         ),
         speedup=speed.speedup,

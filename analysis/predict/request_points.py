@@ -143,8 +143,8 @@ def _kernel_key(name: str | None, knobs: Mapping[str, Any]) -> object:
 
 _NOT_WITH_FROM_RUN = ("--rank", "--workload", "--losses", "--loss",
                       "--new-tokens", "--pruned-batch", "--chunk", "--tp", "--pp", "--ep",
-                      "--launch", "--runtime", "--attn", "--host-us-per-op", "--weights",
-                      "--extra-ms", "--depth")  # fmt: skip
+                      "--launch", "--runtime", "--attn", "--cache", "--kv-dtype",
+                      "--host-us-per-op", "--weights", "--extra-ms", "--depth")  # fmt: skip
 _NOT_WITH_PRUNED_MODEL = ("--method", "--sparsity", "--set", "--depth", "--out")
 _NOT_WITH_RANK = ("--pruned-model", "--method", "--phase", "--context", "--out", "--pruned-batch",
                   "--depth")  # fmt: skip
@@ -176,7 +176,7 @@ def check_options(request: PredictRequest) -> None:
         refuse(("--eager-trace",), "needs --from-run", "give the trace of a step with --from-run")
         refuse((*_OF_RANK, *_OBJECTIVES), "needs --rank", "add --rank")
         if request.new_tokens is None:
-            refuse(("--pruned-batch", "--chunk"), "needs --new-tokens", "add --new-tokens N")
+            refuse(("--pruned-batch",), "needs --new-tokens", "add --new-tokens N")
         if request.pruned_model is None and request.method is None:
             refuse(("--pruned-batch", "--depth"), "needs --method", "add --method")
     if request.pruned_model is not None:

@@ -28,6 +28,7 @@ from prunescope.analysis.predict.constants import (
     SPARSE_LIBRARIES,
     Constants,
     Runtime,
+    defaults_on,
 )
 from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.analysis.predict.routing_file import read_routing
@@ -76,7 +77,9 @@ class Setting:
     runtime: Runtime | None = None  # None: the kernels alone
     wide_flop_per_s: float | None = None  # rate of what stays in 16 bits; None: all is `dtype`
     stored_itemsize: float | None = None  # bytes per stored number; None: as multiplied
-    fused_attention: bool = False  # in eager modules; elsewhere attention is fused
+    attn: str = "eager"  # of eager modules: eager, sdpa or flash; elsewhere attention is fused
+    cache: str = "dynamic"  # of eager modules: a dynamic one is copied to append to it
+    kv_itemsize: float | None = None  # bytes of a cached number; None: as the others
     layers_kept: float = 1.0  # the share of layers that --depth keeps
     extra_ns: float = 0.0  # time outside the model, on both sides
     named: Mapping[str, str] = field(default_factory=dict)  # knobs that the method's name implies
@@ -103,7 +106,7 @@ class Setting:
     @property
     def host_is_known(self) -> bool:
         """Whether the time of an eager dispatch was given."""
-        return self.constants.dispatch_ns != DEFAULT.dispatch_ns
+        return self.constants.dispatch_ns != defaults_on(self.device).dispatch_ns
 
 
 _read_preset = lru_cache(maxsize=64)(read_model)
@@ -120,7 +123,12 @@ def workloads(request: PredictRequest, setting: Setting) -> list[Workload]:
     size = itemsize(setting.dtype) or 2
     return [
         Workload.from_sizes(
-            phase, request, itemsize=size, routing=setting.routing, absorbed=setting.absorbs
+            phase,
+            request,
+            itemsize=size,
+            routing=setting.routing,
+            absorbed=setting.absorbs,
+            kv_itemsize=setting.kv_itemsize,
         )
         for phase in _phases(request)
     ]
@@ -240,6 +248,8 @@ def resolve(
     if chosen is not None:
         check_applies(chosen.id, chosen.applies, target.traits)
     given = default if sparsity is None else sparsity
+    if chosen and (implied := _implied_sparsity(request, chosen, shape)) is not None:
+        given = implied
     runtime = _runtime(request.runtime)
     library = runtime.library if runtime else "torch"
     sparse_library, given_knobs = split_library(
@@ -274,13 +284,15 @@ def resolve(
         pp=_check_pp(request.pp, shape.layers),
         routing=target.routing,
         gemm_ceiling=target.gemm_ceiling,
-        constants=_constants(request),
+        constants=_constants(request, device),
         runtime=runtime,
         wide_flop_per_s=_wide_peak(device, target.dtype) if runtime and runtime.mixed else None,
         stored_itemsize=_stored_itemsize(
             request.weights or (MARLIN_WEIGHTS if sparse_library == MARLIN else None)
         ),
-        fused_attention=request.attn == "sdpa",
+        attn=request.attn,
+        cache=request.cache,
+        kv_itemsize=_stored_itemsize(request.kv_dtype),
         layers_kept=_layers_kept(request.depth, shape.layers),
         extra_ns=_extra_ns(request.extra_ms),
         named=method_knobs,
@@ -288,6 +300,15 @@ def resolve(
         pruned_shape=target.pruned.shape if target.pruned else None,
     )
     return setting, target.source
+
+
+def _implied_sparsity(request: PredictRequest, chosen: Family, shape: ModelShape) -> float | None:
+    """Return the sparsity that the knobs of a request give at its length; None where none does."""
+    tokens = request.context or request.prompt_len + (request.new_tokens or 0)
+    if chosen.skips_tokens:
+        tokens = request.prompt_len
+    knobs = {key: value for key, value in request.knobs.items() if key in chosen.knobs}
+    return chosen.implied_sparsity(shape, chosen.point(0.0, knobs).knobs, tokens)
 
 
 def list_assumptions(setting: Setting) -> list[str]:
@@ -315,6 +336,11 @@ def list_assumptions(setting: Setting) -> list[str]:
         sentences.append(
             f"both sides store the weights of linear layers in {bits} bits and multiply them in "
             f"{setting.dtype} by Marlin kernels"
+        )
+    if setting.kv_itemsize is not None:
+        sentences.append(
+            f"the cache holds its keys and values in {round(8 * setting.kv_itemsize)} bits, "
+            "without the scales of a block; attention multiplies them in 16 bits"
         )
     if setting.runtime is None:
         return sentences
@@ -544,11 +570,11 @@ def _runtime(name: str | None) -> Runtime | None:
     return RUNTIMES[name] if name else None
 
 
-def _constants(request: PredictRequest) -> Constants:
-    """Return the constants with the host time of a request."""
+def _constants(request: PredictRequest, device: Device) -> Constants:
+    """Return the constants on a device, with the host time of a request."""
     us = request.host_us_per_op
     if us is None:
-        return DEFAULT
+        return defaults_on(device)
     if not 0 < us < 1e6:
         raise PrunescopeError(
             f"a host cannot take {us:g} us an op", hint="for example --host-us-per-op 12"

@@ -121,6 +121,28 @@ class Pipeline(msgspec.Struct, kw_only=True):
     range: list[float]
 
 
+class NearSource(msgspec.Struct, kw_only=True):
+    """A publication near to a setting, with its nearest measurement and how far that is."""
+
+    source: str
+    setting: str
+    distance: float  # 0: the same in all that counts; above 1 it is of another kind
+
+
+class RangeEvidence(msgspec.Struct, kw_only=True):
+    """The published measurements behind a range.
+
+    `measurements` and `publications` count those of this kind; `nearest` has the nearest ones of
+    any kind with the same mechanism, and `distance` that of the first. Null: none cuts the same.
+    """
+
+    measurements: int
+    publications: int
+    nearest: list[NearSource]
+    distance: float | None
+    text: str
+
+
 class Execution(msgspec.Struct, kw_only=True):
     """The expected time: the roofline and `terms`, in order, sum to `dense_ns` and `pruned_ns`."""
 
@@ -136,6 +158,7 @@ class Execution(msgspec.Struct, kw_only=True):
     pipeline: Pipeline | None = None  # null: one stage
     gains: Span | None = None  # batches at which the range is above 1; of fewer experts, one point
     above_roofline: str | None = None  # why the speedup is above the roofline's
+    evidence: RangeEvidence | None = None  # what stands behind `range`
 
 
 class Expected(msgspec.Struct, kw_only=True):
@@ -175,6 +198,7 @@ class Speed(msgspec.Struct, kw_only=True):
 
     speedup: float
     range: list[float]
+    evidence: RangeEvidence | None = None
 
 
 class PredictedAnswer(msgspec.Struct, kw_only=True):
@@ -249,6 +273,8 @@ class PredictedPoint(msgspec.Struct, kw_only=True):
     # Of a published method that was asked for by name: what its paper executes, what runs here
     # instead, and what was read, as `families --method` shows them.
     published: dict[str, Any] | None = None
+    device: str | None = None  # of a grid over several devices
+    batch: int | None = None  # of a grid over several batches
 
 
 class Prediction(msgspec.Struct, kw_only=True):
@@ -267,6 +293,27 @@ class Prediction(msgspec.Struct, kw_only=True):
     assumed: list[str] = []  # of the engine and the number formats
     options: dict[str, Any] = {}  # every option by name, given or not
     command: str = ""  # that gives the same prediction
+
+
+class Claim(msgspec.Struct, kw_only=True):
+    """The judgement of a claimed speedup.
+
+    `verdict`: impossible (above `bound`), not_supported (outside of `range`), plausible, or unknown
+    (no measurement of this kind). `why` is the sentence to quote.
+    """
+
+    schema: int = 1
+    tool: str = "prunescope claim"
+    verdict: str
+    claimed: float
+    bound: float
+    range: list[float]
+    expected: float
+    phase: str
+    why: str
+    evidence: RangeEvidence | None
+    warnings: list[str] = []
+    command: str = ""  # that predicts the same
 
 
 class Ranked(msgspec.Struct, kw_only=True):

@@ -44,7 +44,8 @@ def drop_layers(knobs: Mapping[str, Value], valid: range) -> list[int]:
     """Return the layers after which tokens leave, ascending.
 
     They are `after`, or those of `schedule`, or the ends of all `stages` but the last, into which
-    the `valid.stop` layers fall.
+    the `valid.stop` layers fall. With `removed` tokens a layer and none of these named they are all
+    of `valid`.
 
     Raises:
         PrunescopeError: The layers are not ascending whole numbers, or no attention stands
@@ -52,6 +53,8 @@ def drop_layers(knobs: Mapping[str, Value], valid: range) -> list[int]:
             of them to rank the tokens.
     """
     schedule, stages = str(knobs.get("schedule", "")), int(knobs.get("stages", 1))
+    if int(knobs.get("removed", 0)) and not schedule and stages == 1:
+        return [*valid]
     if schedule and stages != 1:
         raise PrunescopeError(
             f"schedule={schedule} and stages={stages} both say where tokens leave",
@@ -90,13 +93,58 @@ def dropped_after(sparsity: float, step: int, steps: int) -> float:
     return sparsity if step == steps else float(1 - (1 - sparsity) ** (step / steps))
 
 
+def tokens_left(point: FamilyPoint, prompt: int, step: int, steps: int, *, merged: bool) -> int:
+    """Return the tokens of a prompt that are left after a step of several.
+
+    Each step removes the `removed` tokens of the point's knobs, or the share that its sparsity
+    gives. One always stays; merging pairs tokens up, so that no step takes more than half of those
+    beside the first (`parse_r` and `bipartite_soft_matching` of github.com/facebookresearch/ToMe).
+    """
+    removed = int(point.knobs.get("removed", 0))
+    if not removed:
+        return kept_count(prompt, dropped_after(point.sparsity, step, steps))
+    if removed < 0:
+        raise PrunescopeError(
+            f"removed={removed} is no number of tokens", hint="for example --set removed=13"
+        )
+    left = prompt
+    for _ in range(step):
+        left -= min(removed, (left - 1) // 2 if merged else left - 1)
+    return left
+
+
+def implied_sparsity(shape: ModelShape, knobs: Mapping[str, Value], tokens: int) -> float | None:
+    """Return the share of the tokens that is gone in the end, where `removed` gives their number.
+
+    Returns None where the knobs leave it to the sparsity.
+    """
+    if not int(knobs.get("removed", 0)):
+        return None
+    layers = drop_layers(knobs, _valid(shape, knobs))
+    point = FamilyPoint(sparsity=0.0, knobs=knobs)
+    left = tokens_left(point, tokens, len(layers), len(layers), merged=shape.is_one_pass)
+    return 1 - left / tokens
+
+
+def _valid(shape: ModelShape, knobs: Mapping[str, Value]) -> range:
+    """Return after how many layers tokens can leave in a prediction.
+
+    An encoder merges them in a layer, behind its attention, and so in the last one, too. None of
+    the layers sees the tokens that left before the first (`after=0`), by a score of what made them.
+    """
+    if shape.is_one_pass and int(knobs.get("removed", 0)):
+        return range(1, shape.layers + 1)
+    before = str(knobs.get("after")) == "0" and not knobs.get("schedule")
+    return range(shape.layers) if before else ranked(shape)
+
+
 def steps(shape: ModelShape, point: FamilyPoint) -> list[tuple[int, float]]:
     """Return (layer after which tokens leave, share of all tokens gone from there on), in order.
 
     Raises:
         PrunescopeError: `drop_layers` refuses the knobs.
     """
-    layers = drop_layers(point.knobs, ranked(shape))
+    layers = drop_layers(point.knobs, _valid(shape, point.knobs))
     return [
         (after, dropped_after(point.sparsity, step, len(layers)))
         for step, after in enumerate(layers, 1)
@@ -115,9 +163,11 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
             state they
             cannot enter.
     """
-    if point.sparsity == 0:
+    removed = int(point.knobs.get("removed", 0))
+    if point.sparsity == 0 and not removed:
         return [dense_plan(shape, work)]
-    drops, revived = steps(shape, point), float(point.knobs.get("revived", 0.0))
+    drops = [after for after, _ in steps(shape, point)]
+    revived = float(point.knobs.get("revived", 0.0))
     if not 0 <= revived <= 1:
         raise PrunescopeError(
             f"revived={revived:g} is not a share",
@@ -129,29 +179,56 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
             "them",
             hint="leave revived at 0",
         )
-    ends = [*(after for after, _ in drops[1:]), shape.layers]
-    stacks = [_stack(shape, range(drops[0][0]), work, 0)]
-    for (after, dropped), end in zip(drops, ends, strict=True):
-        away, new = _away(work, dropped, revived)
-        stacks.append(_stack(shape, range(after, end), _shorter(work, away), new))
-    return stacks
+    merged = bool(removed) and shape.is_one_pass
+    stacks, first, before, new = [], 0, work, 0.0
+    for step, after in enumerate(drops, 1):
+        left = tokens_left(point, work.prompt_len, step, len(drops), merged=merged)
+        away, more = _away(work, work.prompt_len - left, revived)
+        behind = _shorter(work, away)
+        if merged:  # the attention of layer `after` sees what came in, its MLP what is left
+            stacks += [
+                _stack(shape, range(first, after - 1), before, new),
+                _stack(shape, range(after - 1, after), before, new, mlp=False),
+                _stack(shape, range(after - 1, after), behind, more, attention=False),
+            ]
+        else:
+            stacks.append(_stack(shape, range(first, after), before, new))
+        first, before, new = after, behind, more
+    stacks.append(_stack(shape, range(first, shape.layers), before, new))
+    return [plan for plan in stacks if plan is not None]
 
 
-def _stack(shape: ModelShape, layers: range, work: Workload, new: float) -> Plan:
-    """Return the plan of these layers, on `new` earlier tokens and the one of a step."""
+def _stack(
+    shape: ModelShape,
+    layers: range,
+    work: Workload,
+    new: float,
+    *,
+    attention: bool = True,
+    mlp: bool = True,
+) -> Plan | None:
+    """Return the plan of these layers, on `new` earlier tokens and the one of a step.
+
+    `attention` and `mlp` say which of their sublayers it has. Returns None for no layers.
+    """
+    if not layers:
+        return None
     plan = dense_plan(shape.select_layers(layers), work)
-    plan = replace(plan, attention_layers=len(layers), mlp_layers=len(layers))
+    plan = replace(
+        plan,
+        attention_layers=len(layers) if attention else 0,
+        mlp_layers=len(layers) if mlp else 0,
+    )
     if not new:
         return plan
     return replace(plan, rows=dict.fromkeys(_ROWS, 1 + new), scores=1 + new, queries=1 + new)
 
 
-def _away(work: Workload, dropped: float, revived: float) -> tuple[int, float]:
+def _away(work: Workload, left: int, revived: float) -> tuple[int, float]:
     """Return the tokens of each prompt that are away in these layers, and those that come back now.
 
-    In each step the share `revived` of all that left comes back, until none is away.
+    In each step the share `revived` of all that `left` comes back, until none is away.
     """
-    left = work.prompt_len - kept_count(work.prompt_len, dropped)
     if work.prefill or work.context is None:
         return left, 0
     before, after = (
@@ -197,9 +274,14 @@ FAMILY = Family(
     unrecorded=recorded,
     methods=("LazyLLM", "FastV", "PyramidDrop"),
     plans=plans,
+    implied_sparsity=implied_sparsity,
     extension=True,
     knobs={
-        "after": Knob(2, "layers that still see every token"),
+        "after": Knob(
+            2,
+            "layers that still see every token; 0, in predict: tokens leave before the first, as "
+            "image tokens that the encoder ranks do",
+        ),
         "schedule": Knob(
             "",
             "layers after which tokens leave in steps, as 8,16,24, each time the same share of "
@@ -209,6 +291,12 @@ FAMILY = Family(
             1,
             "equal stages of the layers: tokens leave in steps, at the end of each but the last "
             "(LazyLLM, PyramidDrop); 1: all in one step",
+        ),
+        "removed": Knob(
+            0,
+            "tokens that each layer of the schedule removes, all layers without one (ToMe: equal "
+            "numbers, an encoder behind its attention); 0: the share that the sparsity gives",
+            if_given=True,
         ),
         "revived": Knob(
             0.0,

@@ -9,6 +9,7 @@ tokens may differ from those of prefill and decode.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +18,8 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import StaticLayer
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.families.token_drop import drop_layers, dropped_after
-from prunescope.taxonomy.keep import kept_count
+from prunescope.taxonomy.families.token_drop import drop_layers, tokens_left
+from prunescope.taxonomy.family import FamilyPoint, Value
 from prunescope.tracer.attention.attention_parts import AttentionParts
 from prunescope.tracer.attention.counted_cache import LayerPlace, last_columns, layer_places
 from prunescope.tracer.attention.plain_attention import PlainAttention
@@ -59,7 +60,8 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     drop = _Drop(any(place.is_tracked for place in places))
     sampler = Sampler(point, "token-drop")
     rankers = [
-        TokenRanker(sampler.share_stream(), step, len(afters)) for step in range(1, len(afters) + 1)
+        TokenRanker(sampler.share_stream(), step, len(afters), knobs=point.knobs)
+        for step in range(1, len(afters) + 1)
     ]
 
     def build() -> list[TokenRanker]:
@@ -76,7 +78,8 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         return rankers
 
     rebuild(model, build, sparsity=point.sparsity)
-    compat.set_static_layers(model, _static_layers(places, afters, point.sparsity))
+    asked = FamilyPoint(sparsity=point.sparsity, knobs=point.knobs)
+    compat.set_static_layers(model, _static_layers(places, afters, asked))
     try:
         check_runs(model, _DROPPED, sampler.stream)
     except PrunescopeError:
@@ -84,6 +87,8 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         drop.last = len(layers) - 1
         check_runs(model, _DROPPED, sampler.stream)
     kept: dict[str, Any] = {"tokens": 1 - point.sparsity, "after": afters[0]}
+    if removed := int(point.knobs.get("removed", 0)):
+        kept = {"removed": removed, "after": afters[0]}
     notes = [
         f"ranked by the attention of layer {parts.layer}, the last before the drop"
         for after, parts in watched.items()
@@ -99,7 +104,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 
 
 def _static_layers(
-    places: list[LayerPlace], afters: list[int], sparsity: float
+    places: list[LayerPlace], afters: list[int], point: FamilyPoint
 ) -> compat.StaticLayers:
     """Return a function that makes the shorter layers of a static cache, behind a drop."""
 
@@ -113,8 +118,8 @@ def _static_layers(
                 )
             step = sum(after <= place.number for after in afters)
             if step and place.attends:
-                dropped = dropped_after(sparsity, step, len(afters))
-                shorter[place.cached] = StaticLayer(kept_count(prompt, dropped) + more)
+                left = tokens_left(point, prompt, step, len(afters), merged=False)
+                shorter[place.cached] = StaticLayer(left + more)
         return shorter
 
     return layers
@@ -170,9 +175,12 @@ class _Drop:
 class TokenRanker(nn.Module):
     """A ranker that keeps the tokens that the last token attends to most, over all heads."""
 
-    def __init__(self, sampler: Sampler, step: int, steps: int) -> None:
+    def __init__(
+        self, sampler: Sampler, step: int, steps: int, *, knobs: Mapping[str, Value] | None = None
+    ) -> None:
         super().__init__()
         self.sparsity, self.sampler, self.step, self.steps = 0.0, sampler, step, steps
+        self.knobs = dict(knobs or {})
 
     def forward(
         self, hidden: Tensor, query: Tensor, keys: Tensor, *, prompt: int
@@ -188,7 +196,8 @@ class TokenRanker(nn.Module):
         mass = (grouped @ keys.transpose(-1, -2)).softmax(-1).mean((1, 2))  # [B, S]
         scores = self.sampler.replace(mass)
         scores[:, -1] = float("inf")  # the next token follows from the last one
-        kept = kept_count(prompt, dropped_after(self.sparsity, self.step, self.steps))
+        point = FamilyPoint(sparsity=self.sparsity, knobs=self.knobs)
+        kept = tokens_left(point, prompt, self.step, self.steps, merged=False)
         positions = scores.topk(kept).indices.sort().values
         flat = flat_positions(positions, length).flatten()
         rows = hidden.reshape(batch * length, -1).index_select(0, flat)

@@ -1,0 +1,57 @@
+"""Attention as eager modules run it: ops that launch, copies of the cache, expanded heads.
+
+A setting says how attention is run (`--attn`) and what holds its keys (`--cache`); an attention Op
+gives the ops of a layer and the bytes beyond those of one fused kernel. Counted in transformers
+4.57:
+
+- `eager_attention_forward` (models/llama/modeling_llama.py) expands grouped keys and values
+  (`repeat_kv`), and writes scores, scales and masks them, takes their softmax in float32.
+- `sdpa_attention_forward` (integrations/sdpa_attention.py) expands them too, unless there is no
+  mask (`use_gqa_in_sdpa`), and runs one fused kernel.
+- `flash_attention_forward` (integrations/flash_attention.py) hands grouped heads to a kernel that
+  reads them as they are.
+- `DynamicLayer.update` (cache_utils.py) concatenates: it reads all keys and values and writes them
+  anew. `StaticLayer.update` writes the new ones in place (`index_copy_`).
+"""
+
+from __future__ import annotations
+
+from prunescope.analysis.predict.setting import Setting
+from prunescope.analysis.predict.side import PredictedSide
+from prunescope.taxonomy.plan import Op
+
+# Ops of an attention that launch: with a dynamic cache two concatenations; scores, scale, mask,
+# softmax, cast, values and a copy, or the fused kernel and a copy. A static cache has two copies
+# into place instead of the concatenations.
+EAGER_LAUNCHES, FUSED_LAUNCHES = 9, 4
+
+
+def has_scores_in_memory(setting: Setting) -> bool:
+    """Return whether scores are written out: by eager modules without a fused kernel."""
+    return setting.launch == "eager" and setting.attn == "eager"
+
+
+def kv_expansions(setting: Setting, op: Op) -> int:
+    """Count the ops that expand keys and values for the queries that share them."""
+    expands = op.cls == "attention" and setting.attn != "flash"
+    return 2 if expands and setting.shape.attention.group > 1 else 0
+
+
+def attention_bytes(side: PredictedSide, op: Op) -> float:
+    """Return the bytes that a layer of attention moves beyond its fused kernel.
+
+    Scores in memory: b bytes each, scaled and masked, and a softmax in float32, 8b + 8 together. In
+    decode a dynamic cache is read and written to append to it. Expanding keys and values reads them
+    and writes G times as many, which the kernel then reads: 2G of them beyond the one that the
+    fused kernel reads.
+    """
+    setting, b, more = side.setting, side.work.itemsize, 0.0
+    scores = op.gemms[0]
+    if has_scores_in_memory(setting):
+        more += (8 * b + 8) * scores.batch * scores.m * scores.n
+    if side.work.prefill:
+        return more
+    if setting.cache == "dynamic":
+        more += 2 * op.kv_read
+    expanded = kv_expansions(setting, op) / 2
+    return more + expanded * 2 * setting.shape.attention.group * op.kv_read
