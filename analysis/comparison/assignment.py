@@ -73,7 +73,7 @@ class Resolution:
     Attributes:
         dense: Those of the dense side that differ from what its own sources say.
         pruned: Those of the pruned side.
-        disagreements: How often partners that both have a role have two, by the roles.
+        disagreements: How often equal partners that both have a role have two, by the roles.
     """
 
     dense: dict[tuple[int, int], RoleAssignment]
@@ -251,7 +251,12 @@ def _take_from(
             place = _combine(taker, giver, takes_layers=lacks_layers or renumbers)
             if renumbers:
                 place = replace(place, role=giver.place.role)
-            elif seen is not None and own.role != giver.place.role and _are_named(taker, giver):
+            elif (
+                seen is not None
+                and taker.product == giver.product
+                and own.role != giver.place.role
+                and _are_named(taker, giver)
+            ):
                 seen.disagreements[own.role, giver.place.role] += 1
         if (place.layer, place.role) != (own.layer, own.role):
             taken[step, taker.instance] = place
