@@ -64,8 +64,9 @@ COMMANDS = {
         "--launch",
         "--runtime", "--host-us-per-op", "--weights", "--extra-ms",
         "--attn", "--cache", "--kv-dtype", "--depth",
-        "--without", "--from-run", "--new-tokens", "--pruned-batch", "--chunk", "--tp",
+        "--without", "--from-run", "--eager-trace", "--new-tokens", "--pruned-batch", "--chunk", "--tp",
         "--pp", "--ep", "--routing",
+        "--ttft-ms", "--tpot-ms", "--latency-ms", "--throughput", "--arrivals",
         "--rank", "--workload", "--losses", "--loss", "--json",
     },
     "allocate": {
