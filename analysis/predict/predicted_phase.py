@@ -252,7 +252,8 @@ def execution(
         )
         before = after
     bound, dense_over_pruned = dense.ns / pruned.ns, before[0] / before[1]
-    if (row := _held_to_bound(dense, before, bound)) is not None:
+    waits = sum(row.dense_ns - row.pruned_ns for row in rows if row.name == "launch")
+    if (row := _held_to_bound(dense, before, bound, max(0.0, waits))) is not None:
         rows.append(row)
         before = before[0], before[1] + row.pruned_ns
     speedup = before[0] / before[1]
@@ -284,19 +285,23 @@ def execution(
     )
 
 
-def _held_to_bound(dense: PredictedSide, ns: tuple[float, float], bound: float) -> TermRow | None:
+def _held_to_bound(
+    dense: PredictedSide, ns: tuple[float, float], bound: float, waits: float
+) -> TermRow | None:
     """Return the row that holds a decode step to its roofline speedup; None where it is below.
 
+    `waits` are the ns in which the device waits for the host less: no roofline bounds those.
     A step reads each weight and key once, and what costs add to both sides is not more than
     proportional to that: the copies of a cache that shrink with it are a choice of the dense side,
     which an implementation that evicts need not share.
     """
-    if dense.work.prefill or ns[0] / ns[1] <= bound:
+    least = (ns[0] - waits) / bound
+    if dense.work.prefill or ns[1] >= least:
         return None
     return TermRow(
         name="bound",
         dense_ns=0.0,
-        pruned_ns=ns[0] / bound - ns[1],
+        pruned_ns=least - ns[1],
         mechanism="no decode step gains more than the roofline: the costs above promised "
         f"{ns[0] / ns[1]:.2f}",
         figure="the bytes of both sides",
