@@ -432,9 +432,9 @@ def _phase(
 
 def _bounds_that_cross(bounds: Ladder | None) -> list[Notice]:
     """Note a coverage bound above the FLOP ratio of a pruning that removes FLOPs."""
-    if bounds is None or bounds.coverage is None or bounds.flop is None:
+    if bounds is None or bounds.coverage is None or bounds.flop is None or bounds.flop < 1:
         return []
-    if bounds.coverage <= _ABOVE * max(bounds.flop, 1.0):
+    if bounds.coverage <= _ABOVE * bounds.flop:
         return []
     return [note("coverage-above-flop", coverage=bounds.coverage, flop=bounds.flop)]
 

@@ -11,8 +11,10 @@ from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.phase_kind import has_backward
 from prunescope.taxonomy.words import ms, percent
 
+EXPOSED = "exposed-communication"
 
-@finding("exposed-communication", "warning")
+
+@finding(EXPOSED, "warning")
 def exposed_communication(c: Context) -> Found | None:
     """Report that communication between devices runs alone for a good part of the step."""
     communication = c.phase.communication

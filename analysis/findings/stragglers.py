@@ -23,6 +23,7 @@ import polars as pl
 
 from prunescope.analysis.findings.checks import as_finding
 from prunescope.analysis.findings.collective_replay import COLUMNS, CollectiveReplay, replay
+from prunescope.analysis.findings.communication import EXPOSED
 from prunescope.analysis.findings.context import enumerate_words, largest_sums
 from prunescope.analysis.findings.host import HOST_COLLECTIVES, name_late_ranks
 from prunescope.analysis.findings.registry import FINDINGS, Found, finding
@@ -180,12 +181,15 @@ def with_straggler(
     behind: list[RankTime] = []
     late = late_rank(ranks, compared, frames)
     if late is not None and (result := straggler(late)) is not None:
+        # The waits for it are in the communication of all ranks, and their cause is that rank.
+        for rank in ranks:
+            marked[rank.name] = _without_gain_of_waits(marked[rank.name])
         item = as_finding(FINDINGS[LATE_RANK], result)
         item.evidence.insert(1, _difference_from_usual(late, compared, frames))
         for each in late.each:
             behind.append(each.rank)
-            findings = [_finding_of_late_rank(old, each) for old in phases[each.rank.name].findings]
-            marked[each.rank.name] = _with_findings(phases[each.rank.name], findings)
+            findings = [_finding_of_late_rank(old, each) for old in marked[each.rank.name].findings]
+            marked[each.rank.name] = _with_findings(marked[each.rank.name], findings)
         marked[late.rank.name] = _waits_for_critical(marked[late.rank.name], item)
     for rank in ranks:
         if rank in behind:
@@ -208,6 +212,15 @@ def _waits_for_critical(phase: Phase, item: Finding) -> Phase:
     first = [old for old in phase.findings if old.order[0] == 0 or old.severity == "critical"]
     others = [old for old in phase.findings if old not in first]
     return _with_findings(phase, [*first, item, *others])
+
+
+def _without_gain_of_waits(phase: Phase) -> Phase:
+    """Take the gain from communication that nothing overlaps: it waits for a late rank."""
+    findings = [
+        msgspec.structs.replace(old, predicted_ns=None) if old.id == EXPOSED else old
+        for old in phase.findings
+    ]
+    return _with_findings(phase, sorted(findings, key=lambda finding: finding.order))
 
 
 def _finding_of_late_rank(item: Finding, late: Late) -> Finding:
