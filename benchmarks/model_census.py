@@ -86,7 +86,9 @@ def main() -> int:
     for size, measured in zip(SIZES[1:], sizes, strict=True):
         sys.stdout.write(f"{size} {_counts(measured)}\n")
     if options.write:
-        table = _agreed([rows["CAUSAL_LM"], *sizes])
+        table = _agreed(
+            [rows["CAUSAL_LM"], *sizes], [row for each in rows.values() for row in each]
+        )
         path = ROOT / "taxonomy/configs/agreed.json"
         path.write_text(json.dumps(msgspec.to_builtins(table), indent=1) + "\n")
         (ROOT / "docs/models.md").write_text(_page(rows, sizes))
@@ -151,10 +153,10 @@ def _counts(rows: list[Row]) -> str:
     return f"{exact} of {len(rows)} exact ({dict(how)}), {refused} refused, {off} off"
 
 
-def _agreed(sizes: list[list[Row]]) -> witnesses.Agreed:
-    """Return the types whose config alone is exact at every size that transformers builds."""
+def _agreed(sizes: list[list[Row]], heads: list[Row]) -> witnesses.Agreed:
+    """Return the types whose config alone is exact at every size and under every head."""
     right = {row.kind for row in sizes[0]}
-    for rows in sizes:
+    for rows in (heads, *sizes):
         right -= {row.kind for row in rows if row.told != row.parameters}
     library = f"transformers {transformers.__version__}"
     return witnesses.Agreed(library=library, types=tuple(sorted(right)))
