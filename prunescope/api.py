@@ -251,6 +251,8 @@ def check(
     *,
     require: Sequence[str] | str,
     baseline: Path | str | None = None,
+    allow_undecided: bool = False,
+    junit: Path | str | None = None,
 ) -> Check:
     """Check a report against rules, as `prunescope check` does.
 
@@ -261,19 +263,26 @@ def check(
         subject: A report, or a run, a trace or a report.json.
         require: The rules.
         baseline: The run or trace of the dense model; None: the dense run in the run folder.
+        allow_undecided: Whether it passes though some rules could not be decided.
+        junit: The file to write the outcome to as JUnit XML; None: none.
 
     Returns:
-        The verdict on each rule in each phase.
+        The verdict on each rule in each phase; `passed` where every one was decided and holds.
 
     Raises:
         PrunescopeError: A rule names nothing, on either side of its operator; the report has no
-            phase, or lacks what every rule asks for.
+            phase; dense and pruned run are each in the folder of the other; with
+            `allow_undecided`, the report lacks what every rule asks for.
 
     Examples:
         >>> prunescope.check("traces/first", require="prefill.realised >= 1.2").passed
     """
     from prunescope.analysis.schema.report import Report as PlainReport
-    from prunescope.rules import check_report, parse_rules, require_something
+    from prunescope.output import check_target, write_target
+    from prunescope.rules import check_report, junit_xml, parse_rules
+
+    target = as_path(junit)
+    check_target(target, "JUnit XML")
 
     rules = [require] if isinstance(require, str) else require
     if not isinstance(rules, Sequence) or not all(isinstance(rule, str) for rule in rules):
@@ -283,8 +292,9 @@ def check(
     parsed = parse_rules(rules)
     if not isinstance(subject, PlainReport):
         subject = _report_of(needed_path(subject), as_path(baseline))
-    outcome = check_report(subject, parsed)
-    require_something(subject, parsed)
+    outcome = check_report(subject, parsed, allow_undecided=allow_undecided)
+    if target is not None:
+        write_target(junit_xml(outcome), target)
     return outcome
 
 

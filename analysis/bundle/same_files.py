@@ -1,7 +1,7 @@
 """Whether two files of a bundle hold the same, and nothing else.
 
-In: the bytes of a file in a bundle and of the same file rebuilt. Out: a yes or no. What is packed is
-compared unpacked, and a file in which anything lies besides its content is never the same: data
+In: the bytes of a file in a bundle and of the same file rebuilt. Out: a yes or no. What is packed
+is compared unpacked, and a file in which anything lies besides its content is never the same: data
 after a gzip member, chunks of a PNG that the other lacks, a key twice in a JSON object.
 """
 

@@ -199,7 +199,7 @@ def _wrong_index(files: Mapping[str, bytes], index: BundleIndex) -> dict[str, st
         return {INDEX: "does not name every run of the bundle"}
     listed = index.inputs.keys() | index.outputs.keys()
     if index.outputs:  # bundles of older versions list their inputs alone
-        why = {name: "no part of a bundle: not listed in bundle.json" for name in files}
+        why = dict.fromkeys(files, "no part of a bundle: not listed in bundle.json")
         why |= dict.fromkeys(listed, "listed in bundle.json and missing")
         if wrong := (files.keys() ^ listed) - {INDEX, SUMS}:
             return {name: why[name] for name in sorted(wrong)}

@@ -58,7 +58,7 @@ COMMANDS = {
         "--example", "--print-preset", "--json",
     },
     "pareto": {"folder", "--out", "--figures", "--gemm", "--json"},
-    "check": {"subject", "--require", "-r", "--baseline", "--strict", "--junit", "--json"},
+    "check": {"subject", "--require", "-r", "--baseline", "--allow-undecided", "--junit", "--json"},
     "reproduce": {"sweep", "--against", "--out", "--json"},
     "bundle": {"runs", "--out", "-o", "--anonymous", "--overwrite"},
     "verify": {"path", "--allow-missing-figures", "--allow-undrawn", "--json"},
