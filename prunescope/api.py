@@ -331,6 +331,8 @@ def check(
     subject: Report | Path | str,
     *,
     require: Sequence[str] | str,
+    allow_undecided: bool = False,
+    junit: Path | str | None = None,
     history: Path | str | None = None,
     commit: str | None = None,
     **options: Any,
@@ -343,25 +345,32 @@ def check(
     Args:
         subject: A report, or a run, a trace, a report.json or a folder with one.
         require: The rules.
+        allow_undecided: Whether it passes though some rules could not be decided.
+        junit: The file to write the outcome to as JUnit XML; None: none.
         history: A history that the rules on `history` compare with, and that a line of each phase
             is then added to; None: none.
         commit: What was measured, for the history; None: the commit that CI or git names.
         **options: Options of `analyze`, such as baseline, model, eager_trace and device.
 
     Returns:
-        The verdict on each rule in each phase.
+        The verdict on each rule in each phase; `passed` where every one was decided and holds.
 
     Raises:
         PrunescopeError: A rule names nothing, on either side of its operator; the report has no
-            phase, or lacks what every rule asks for.
+            phase; dense and pruned run are each in the folder of the other; with
+            `allow_undecided`, the report lacks what every rule asks for.
 
     Examples:
         >>> prunescope.check("traces/first", require="prefill.realised >= 1.2").passed
     """
     from prunescope.analysis.schema.report import Report as PlainReport
     from prunescope.measured_history import add_to_history
+    from prunescope.output import check_target, write_target
     from prunescope.role_rules import changes_of_history
-    from prunescope.rules import check_report, parse_rules, require_something
+    from prunescope.rules import check_report, junit_xml, parse_rules
+
+    target = as_path(junit)
+    check_target(target, "JUnit XML")
 
     rules = [require] if isinstance(require, str) else require
     if not isinstance(rules, Sequence) or not all(isinstance(rule, str) for rule in rules):
@@ -375,8 +384,9 @@ def check(
         raise _analysed_already("the report", options)
     kept, model = as_path(history), options.get("model")
     changes = None if kept is None else changes_of_history(kept, subject, model)
-    outcome = check_report(subject, parsed, changes)
-    require_something(subject, parsed)
+    outcome = check_report(subject, parsed, changes, allow_undecided=allow_undecided)
+    if target is not None:
+        write_target(junit_xml(outcome), target)
     if kept is not None:
         add_to_history(subject, kept, commit=commit, model=model)
     return outcome

@@ -462,8 +462,12 @@ def _check(
             metavar="RULE",
         ),
     ],
-    strict: Annotated[
-        bool, Option(help="Fail on undecided rules as well; without it, they pass.")
+    allow_undecided: Annotated[
+        bool,
+        Option(
+            help="Pass though some rules are undecided; without it, or with --strict, they fail.",
+            flag="--allow-undecided/--strict",
+        ),
     ] = False,
     junit: Annotated[
         Path | None,
@@ -474,18 +478,19 @@ def _check(
     ] = None,
     json_target: Json = None,
 ) -> None:
-    """Check a run against rules, as a gate in CI: one line per rule, exit code 3 if one fails.
+    """Check a run against rules, as a gate in CI: exit code 0 if every rule holds, else 3.
 
     A path is a metric, or PHASE.metric. Speedups: realised, nominal, flop, coverage, roofline,
     busy. Others: share_of_bound, family, wall, tokens_per_s, items_per_s, weight_bytes,
     kv_bytes, peak_memory_bytes, ledger.ROW, sparsity.NAME, findings, findings.SEVERITY,
     findings.ID; roles.ROLE.efficiency, roles.ROLE.time and roles.ROLE.share (of the busy time), as
     in decode.roles.down.efficiency; history, how much longer a step takes than the history
-    says. PHASE is a name of the report, or prefill or decode for the phases of that kind. Where
-    the 95 % interval of a value contains the threshold, or a speedup has none, the rule is
-    undecided; so is every rule of a partial report, and one on a speedup or a row of the ledger
-    where dense and pruned do not compare. A name that does not exist, in a path or as a family,
-    is an error (exit code 2), as is a report that lacks what every rule asks for.
+    says. PHASE is a name of the report, or prefill or decode for the phases of that kind. A rule
+    is undecided, which is exit code 3 too, where the 95 % interval of a value contains the
+    threshold or a time has none, where the report is partial, where times are not valid, and
+    where dense and pruned do not compare or there is no dense run. A name that does not exist, in
+    a path or as a family, is an error (exit code 2), and so are a dense and a pruned run that are
+    each in the folder of the other.
 
     \b
     prunescope check traces/first --require 'prefill.realised >= 1.2'
@@ -498,12 +503,17 @@ def _check(
 
     from prunescope.analysis.report.escape import clean
     from prunescope.check_summary import append_summary, given_options
-    from prunescope.output import check_target, show_result, write_json
-    from prunescope.rules import junit_xml, verdict_lines
+    from prunescope.output import check_target, show_result
+    from prunescope.rules import verdict_lines
 
-    check_target(junit)
     check_target(options.summary)
-    outcome = prunescope.check(subject, require=require, **given_options(options))
+    outcome = prunescope.check(
+        subject,
+        require=require,
+        allow_undecided=allow_undecided,
+        junit=junit,
+        **given_options(options),
+    )
     marks = {
         "held": ("ok", "green"),
         "failed": ("FAILED", "bold red"),
@@ -513,16 +523,14 @@ def _check(
     for state, line in verdict_lines(outcome):
         mark, style = marks[state]
         shown.append(f"{mark:6} ", style).append(clean(line) + "\n")
-    if strict and outcome.undecided:
+    if outcome.undecided and not allow_undecided:
         count = f"{len(outcome.undecided)} of {len(outcome.verdicts)}"
-        shown.append(f"--strict: {count} not decided: {clean('; '.join(outcome.undecided))}\n")
+        shown.append(f"{count} not decided: {clean('; '.join(outcome.undecided))}\n")
     shown.rstrip()
     if options.summary is not None:
         append_summary(options.summary, outcome)
-    if junit is not None:
-        write_json(junit_xml(outcome, strict=strict), junit)
     show_result(outcome.to_dict(), json_target, people=shown)
-    if not outcome.passed or (strict and not outcome.decided):
+    if not outcome.passed:
         raise typer.Exit(3)
 
 

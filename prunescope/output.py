@@ -18,6 +18,7 @@ from rich.console import Console, RenderableType
 
 from prunescope.taxonomy.atomic_write import write_file
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.words import when
 
 QUIET_S = 10.0  # between two lines of progress in a file
 
@@ -85,8 +86,12 @@ def _print_progress(noun: str) -> Callable[[int, int], None]:
     return on_done
 
 
-def check_target(target: str | Path | None) -> None:
+def check_target(target: str | Path | None, form: str = "JSON") -> None:
     """Refuse, before any work is done, a target that can never be written.
+
+    Args:
+        target: The file, "-" for standard output, or None for no file.
+        form: What would be written, for the message.
 
     Raises:
         PrunescopeError: The target is a folder, or lies in a folder that does not exist.
@@ -97,8 +102,9 @@ def check_target(target: str | Path | None) -> None:
     if path.is_dir() or not path.absolute().parent.is_dir():
         problem = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
         raise PrunescopeError(
-            f"cannot write JSON: {target} {problem}",
-            hint="name a file in an existing folder, or - for standard output",
+            f"cannot write {form}: {target} {problem}",
+            hint="name a file in an existing folder"
+            + when(form == "JSON", ", or - for standard output"),
         )
 
 
@@ -120,8 +126,23 @@ def write_json(content: bytes | Mapping[str, Any], target: str | Path | None) ->
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
         return
-    path = Path(target).resolve()  # a link stays a link
-    if path.exists() and not path.is_file():
-        path.write_bytes(content)  # /dev/null, a pipe: nothing to replace
-        return
-    write_file(path, content)
+    write_target(content, Path(target))
+
+
+def write_target(content: bytes, target: Path) -> None:
+    """Write a file that the user named, whole or not at all.
+
+    Raises:
+        PrunescopeError: It cannot be written; the message names it as it was given.
+    """
+    path = target.resolve()  # a link stays a link
+    try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)  # /dev/null, a pipe: nothing to replace
+        else:
+            write_file(path, content)
+    except OSError as error:
+        raise PrunescopeError(
+            f"cannot write {target}: {error.strerror or error}",
+            hint="check its folder, its permissions and the space left",
+        ) from None

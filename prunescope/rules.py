@@ -4,7 +4,8 @@ In: a Report and rules. Out: a Check: one RuleOutcome per rule and phase (held, 
 Intervals decide: a rule holds if the whole 95 % interval does, fails if none of it does, and is
 undecided otherwise. It is undecided too if a value or the interval of a time is not known, if the
 report is partial, if its times are not valid, or if its two sides do not compare. A row of the
-ledger that is no evidence (`is_beyond_noise`) may as well be 0.
+ledger that is no evidence (`is_beyond_noise`) may as well be 0. The check passes only if every rule
+was decided and holds.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import math
 import operator
 import re
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,6 +32,7 @@ from prunescope.role_rules import (
 )
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.families import cutting, families
+from prunescope.taxonomy.student_t import t_quantile_975
 from prunescope.taxonomy.words import when
 
 if TYPE_CHECKING:
@@ -66,6 +69,9 @@ _TIMED = (
     "coverage", "roofline", "busy", "realised", "share_of_bound", "wall", "tokens_per_s",
     "items_per_s", "ledger.", "roles.", HISTORY,
 )  # fmt: skip
+_RATES = ("tokens_per_s", "items_per_s")
+# Metrics that compare the shapes of both sides, or count findings that do.
+_OF_SHAPES = ("family", "flop", "sparsity.flop", "sparsity.bytes", "findings")
 # Metrics that are a ratio or difference of both sides.
 _COMPARES = ("coverage", "roofline", "busy", "realised", "share_of_bound", "ledger.")
 _NO_INTERVAL = "it has no interval, which takes five steps a side or unprofiled samples"
@@ -109,14 +115,16 @@ class RuleOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """All verdicts. `passed`: no rule failed; with `strict`, none is undecided either."""
+    """All verdicts. With `allow_undecided`, rules that are not decided do not count."""
 
     verdicts: tuple[RuleOutcome, ...]
+    allow_undecided: bool = False
 
     @property
     def passed(self) -> bool:
-        """Whether no rule failed."""
-        return all(v.state != "failed" for v in self.verdicts)
+        """Whether every rule was decided and holds."""
+        accepted = ("held", "undecided") if self.allow_undecided else ("held",)
+        return all(v.state in accepted for v in self.verdicts)
 
     @property
     def decided(self) -> bool:
@@ -259,7 +267,11 @@ def _metric_units(metric: str) -> tuple[str, ...]:
 
 
 def check_report(
-    report: Report, rules: Sequence[Rule], changes: Mapping[str, Value] | None = None
+    report: Report,
+    rules: Sequence[Rule],
+    changes: Mapping[str, Value] | None = None,
+    *,
+    allow_undecided: bool = False,
 ) -> Check:
     """Check a report against rules.
 
@@ -267,19 +279,26 @@ def check_report(
         report: The report.
         rules: The rules, by `parse_rules`.
         changes: How much longer a step of each phase takes than its history says.
+        allow_undecided: Whether the check passes though some rules are not decided.
 
     Returns:
         The verdict on each rule in each phase.
 
     Raises:
-        PrunescopeError: A rule names a phase that the report does not have, or the report has no
-            phase: no rule would be about anything.
+        PrunescopeError: A rule names a phase that the report does not have, the report has no
+            phase (no rule would be about anything), its two sides are not what their folders say,
+            or, with `allow_undecided`, nothing that the rules ask for is known.
     """
     if not report.phases:
         raise PrunescopeError(
             "the report has no phase: there is nothing to check",
             hint="analyze the run again: its report.json has prefill, decode or both",
         )
+    from prunescope.analysis.schema.report import MISLABELLED
+
+    for phase in report.phases.values():
+        if (contradiction := phase.finding(MISLABELLED)) is not None:
+            raise PrunescopeError(contradiction.text, hint=contradiction.change or "")
     verdicts = []
     for rule in rules:
         names = list(report.phases)
@@ -293,7 +312,9 @@ def check_report(
         for name in names:
             measured = (changes or {}).get(name) if rule.metric == HISTORY else None
             verdicts.append(_judge(replace(rule, measured=measured), name, report))
-    return Check(tuple(verdicts))
+    if allow_undecided:
+        _require_something(report, rules)
+    return Check(tuple(verdicts), allow_undecided)
 
 
 def _has_quantity(rule: Rule, report: Report) -> Iterator[bool]:
@@ -305,7 +326,7 @@ def _has_quantity(rule: Rule, report: Report) -> Iterator[bool]:
             ) is not None
 
 
-def require_something(report: Report, rules: Sequence[Rule]) -> None:
+def _require_something(report: Report, rules: Sequence[Rule]) -> None:
     """Refuse a whole report that lacks what every rule asks for.
 
     No rule would be decided, and a gate would pass on nothing.
@@ -332,15 +353,35 @@ def _judge(rule: Rule, name: str, report: Report) -> RuleOutcome:
     phase = report.phases[name]
     state, seen, why = (_judge_word if rule.number is None else _judge_number)(rule, phase)
     value, low, high = (None, None, None) if rule.number is None else _value_and_ends(rule, phase)
+    if state == "undecided" and value is None and phase.baseline is None and _compares(rule):
+        why += ": there is no dense run to compare with, which --baseline names"
     if why := "the report is partial" if report.partial else _caveat(rule, phase) or why:
         state = "undecided"
     ci95 = None if low is None or high is None else (low, high)
     return RuleOutcome(rule.text, name, state, seen, why, value, ci95)
 
 
+def _compares(rule: Rule) -> bool:
+    """Return whether a rule is about both sides."""
+    return rule.metric.startswith((*_COMPARES, *_OF_SHAPES, "nominal", "sparsity."))
+
+
+def _lacks_baseline(rule: Rule, phase: Phase) -> bool:
+    """Return whether a rule counts a finding that only a comparison can have, and there is none."""
+    name = current_id(rule.metric.removeprefix(_FINDING))
+    if phase.baseline is not None or not rule.metric.startswith(_FINDING) or name in SEVERITIES:
+        return False
+    from prunescope.analysis.findings.registry import registered  # imports polars
+
+    return any(finding.id == name and finding.compares for finding in registered())
+
+
 def _caveat(rule: Rule, phase: Phase) -> str:
     """Return why a phase decides nothing for a rule; "" if it does."""
-    if rule.metric.startswith(_COMPARES) and not phase.is_speedup:
+    if _lacks_baseline(rule, phase):
+        return "only a comparison finds it, and there is no dense run, which --baseline names"
+    hides = rule.metric.startswith(_OF_SHAPES) and not phase.shows_pruning
+    if hides or (rule.metric.startswith(_COMPARES) and not phase.is_speedup):
         differences = phase.comparison.differences if phase.comparison else ()
         kinds = ", ".join(difference.kind for difference in differences)
         return f"dense and pruned do not compare{when(bool(kinds), f' (other {kinds})')}"
@@ -389,18 +430,15 @@ def _judge_number(rule: Rule, phase: Phase) -> tuple[State, str, str]:
 
 
 def _needs_interval(rule: Rule, phase: Phase) -> bool:
-    """Return whether a single value decides nothing.
+    """Return whether a single value decides nothing: a time, or a ratio of times.
 
-    It does not for a ratio or difference of two times, nor for the time of so few steps that none
-    could have an interval.
+    Times of roles have no interval; they need as many steps as one takes, or samples.
     """
     from prunescope.analysis.ledger.noise import LEAST_STEPS  # imports numpy
 
-    if rule.metric.startswith(_COMPARES) or rule.metric == HISTORY:
-        return True
-    return (
-        rule.metric.startswith(_TIMED) and phase.unprofiled_ns is None and phase.steps < LEAST_STEPS
-    )
+    if is_role_metric(rule.metric):
+        return phase.unprofiled_ns is None and phase.steps < LEAST_STEPS
+    return rule.metric.startswith(_TIMED)
 
 
 def _is_row_within_noise(rule: Rule, phase: Phase) -> bool:
@@ -426,8 +464,13 @@ def _value_and_ends(rule: Rule, phase: Phase) -> tuple[float | None, float | Non
     if head == "roles":
         return role_value(metric, phase), None, None
     if metric == "wall":
-        timed = phase.unprofiled_ns
-        return _with_ends(timed.ci95, timed.median) if timed else (phase.wall_ns, None, None)
+        return _step_time(phase)
+    if metric in _RATES:
+        rate: float | None = getattr(phase, metric)
+        time, low, high = _step_time(phase)
+        if rate is None or low is None or high is None or not low > 0:
+            return rate, None, None
+        return rate, rate * time / high, rate * time / low
     if head == "ledger":
         return _row_values(name, phase, as_share=rule.unit == "%")
     if head == "sparsity":
@@ -438,6 +481,22 @@ def _value_and_ends(rule: Rule, phase: Phase) -> tuple[float | None, float | Non
         return float(sum(1 for _ in among)), None, None
     value: float | None = getattr(phase, metric)
     return value, None, None
+
+
+def _step_time(phase: Phase) -> tuple[float, float | None, float | None]:
+    """Return the time of a step and the ends of its interval, ns; None if it has none.
+
+    Without samples it is the mean over profiled steps, with Student's interval over five or more.
+    """
+    from prunescope.analysis.ledger.noise import LEAST_STEPS  # imports numpy
+
+    if (timed := phase.unprofiled_ns) is not None:
+        return timed.median, timed.ci95[0], timed.ci95[1]
+    walls = phase.step_ns
+    if len(walls) < LEAST_STEPS:
+        return phase.wall_ns, None, None
+    half = t_quantile_975(len(walls) - 1) * statistics.stdev(walls) / math.sqrt(len(walls))
+    return phase.wall_ns, phase.wall_ns - half, phase.wall_ns + half
 
 
 def _interval_ends(ladder: Ladder, metric: str) -> Sequence[float]:
@@ -485,16 +544,14 @@ def _with_phase(verdict: RuleOutcome) -> str:
     return verdict.rule if named else f"{verdict.rule} ({verdict.phase})"
 
 
-def junit_xml(check: Check, *, strict: bool) -> bytes:
+def junit_xml(check: Check) -> bytes:
     """Return JUnit XML with one test case per verdict.
 
-    Args:
-        check: The verdicts.
-        strict: Whether an undecided verdict is a failure; else it is skipped.
+    An undecided verdict is a failure, or skipped where the check allows it.
     """
-    bad = ("failed", "undecided") if strict else ("failed",)
+    skipped = len(check.undecided) if check.allow_undecided else 0
+    bad = ("failed",) if check.allow_undecided else ("failed", "undecided")
     failures = sum(v.state in bad for v in check.verdicts)
-    skipped = sum(v.state == "undecided" for v in check.verdicts) if not strict else 0
     suite = ElementTree.Element(
         "testsuite",
         name="prunescope check",

@@ -235,6 +235,10 @@ def _typed_one(kind: Any, value: Any) -> Any:
         wanted: Any = Integral if kind is int else Real
         if isinstance(value, bool) or not isinstance(value, wanted):
             raise _WrongTypeError
+        try:
+            float(value)
+        except OverflowError:
+            raise _WrongTypeError from None
         return value if type(value) is int else kind(value)
     if kind is bool:
         if type(value).__name__ not in ("bool", "bool_"):  # the latter is numpy's

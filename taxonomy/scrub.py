@@ -22,12 +22,19 @@ TOKEN = re.compile(
     r"|(?<![A-Za-z0-9_])(?:sk-[A-Za-z0-9_-]{16,}|[sr]k_(?:live|test)_[A-Za-z0-9]{10,}"
     r"|A[KS]IA[0-9A-Z]{12,}|AIza[\w-]{20,}|ya29\.[\w-]{16,}|xox[abeoprs]-[\w-]{8,}"
     r"|gsk_[A-Za-z0-9]{20,}|nvapi-[\w-]{16,}|npm_[A-Za-z0-9]{20,}|pypi-[\w-]{20,}"
-    r"|dop_v1_[0-9a-f]{16,}|wandb_v1_\w{16,}|r8_[A-Za-z0-9]{20,})"
+    r"|dop_v1_[0-9a-f]{16,}|wandb_v1_\w{16,}|r8_[A-Za-z0-9]{20,}"
+    r"|GOCSPX-[\w-]{16,}|gl(?:rt|ft|dt|soat)-[\w-]{12,}|GR1348941[\w-]{12,}|hvs\.[\w-]{16,}"
+    r"|dckr_pat_[\w-]{16,}|SG\.[\w-]{16,}\.[\w-]{16,}|AGE-SECRET-KEY-1[0-9A-Z]{16,}"
+    r"|sq0csp-[\w-]{20,})"
     r"|(?<![\w-])eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"
 )
 PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]+-----[^-]*(?:-----END [A-Z ]+-----)?")
 _CREDENTIALS = re.compile(r"(?i)\b[a-z][a-z0-9+.-]{1,20}://[^\s\"'<>/@]+@[^\s\"'<>)]*")
 _BEARER = re.compile(r"(?i)\b(bearer|basic) +[\w.~+/-]{8,}=*")
+# The rest of a header of HTTP that identifies somebody.
+_HEADER = re.compile(
+    r"(?i)\b((?:set-)?cookie|(?:proxy-)?authorization|x-(?:api-key|auth-token))(\s*:\s*)(?!<)\S[^\n\"']*"
+)
 # NAME=value, "name": "value", and `password: value`. A `token` of a tokenizer (`pad_token`) or of a
 # count is none, and "per token: 12.3 ms" holds none.
 _KEYED = (
@@ -81,7 +88,8 @@ _TRIGGERS = (
     "bearer", "basic ", "hf_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat", "glpat",
     "sk-", "k_live", "k_test", "akia", "asia", "aiza", "ya29", "xox", "gsk_", "nvapi", "npm_",
     "pypi-", "dop_v1", "wandb_v1", "r8_", "eyj", "api_org", "-----begin", ".local", ".lan",
-    ".internal", ".corp", ".intra",
+    ".internal", ".corp", ".intra", "cookie", "authorization", "gocspx", "glrt-", "glft-", "gldt-",
+    "glsoat-", "gr1348941", "hvs.", "dckr_pat", "sg.", "sq0csp",
 )  # fmt: skip
 # Options of a command line whose next word is a secret.
 _SECRET_OPTION = re.compile(rf"(?i)--?(?:[\w-]*{_KEYED}|token)")
@@ -97,6 +105,8 @@ def without_secrets(text: str) -> str:
     if "://" in text and "@" in text:
         text = _CREDENTIALS.sub(SECRET, text)
     text = TOKEN.sub(SECRET, text)
+    if ":" in text:
+        text = _HEADER.sub(rf"\1\2{SECRET}", text)
     if " " in text:
         text = _BEARER.sub(rf"\1 {SECRET}", text)
     if "=" in text:

@@ -20,7 +20,7 @@ from prunescope.analysis.ops.kernel_kinds import KINDS
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.presets import preset_names, preset_source
 from prunescope.taxonomy.roles import ROLES
-from prunescope.taxonomy.scrub import PRIVATE_KEY, SECRET, TOKEN
+from prunescope.taxonomy.scrub import PRIVATE_KEY, SECRET, TOKEN, without_secrets
 
 _TOP = r"(?:com|org|net|edu|gov|mil|io|ai|dev|cloud|cn|de|uk|fr|jp|kr|ch|ca|nl|se|it|es|in|au|at)"
 # Kind of suspicious text, its pattern, and the replacement.
@@ -127,7 +127,7 @@ def cleared(text: str, names: Iterable[str] = ()) -> str:
         kept.append(match[0])
         return f"\x00{len(kept) - 1}\x00"
 
-    text = _public_addresses().sub(keep, text)
+    text = _public_addresses().sub(keep, without_secrets(text))  # at least what any output lacks
     for _, pattern, instead in _PATTERNS:
         text = pattern.sub(instead, text)
     named = _name_pattern(names)

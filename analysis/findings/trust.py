@@ -18,6 +18,7 @@ from prunescope.analysis.inputs.side import Side
 from prunescope.analysis.kernels.frame import PRODUCTS
 from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.schema.report import (
+    MISLABELLED,
     MUCH_SLOWED,
     NOT_VALID,
     SWAPPED_SIDES,
@@ -41,6 +42,7 @@ _NAMED = 0.1  # of the gain beyond the bound: a ledger row worth naming
 _OFF = 0.1  # of the nominal sparsity: a difference worth a finding
 _GREW = 0.0005  # a share that does not round to 0.0 %
 _CLOCK = 0.05  # relative difference of clocks worth a finding
+_VARIANTS = ("dense", "pruned")
 _SHARES = {"parameters": "parameters", "flop": "FLOPs", "bytes": "bytes"}  # that are removed
 
 
@@ -446,6 +448,38 @@ def swapped_sides(c: Context) -> Found | None:
         evidence=lines,
         change="give the dense trace as --baseline, and the pruned one as the trace to analyse",
     )
+
+
+@finding(MISLABELLED, "critical")
+def mislabelled_sides(c: Context) -> Found | None:
+    """Report that a run lies in the folder of the other side, or stands for it.
+
+    Its run.json says which side it is.
+    """
+    lines = []
+    for stands_for, side in (("pruned", c.side), ("dense", c.baseline_side)):
+        if side is None or side.run is None:
+            continue
+        variant, folder = side.run.variant, side.path.name
+        if variant not in _VARIANTS:
+            continue
+        if folder in _VARIANTS and folder != variant:
+            lines.append(f"{folder}/run.json says that it is the {variant} run")
+        elif c.baseline_side is not None and variant != stands_for and _are_crossed(c):
+            lines.append(f"the run that stands for the {stands_for} one is the {variant} one")
+    if not lines:
+        return None
+    return Found(
+        text=f"dense and pruned are mixed up: {lines[0]}",
+        evidence=lines,
+        change="give each run the name that its run.json has, or give the dense run as --baseline",
+    )
+
+
+def _are_crossed(c: Context) -> bool:
+    """Return whether the dense run stands for the pruned one, and the pruned one for the dense."""
+    runs = (c.side.run, None if c.baseline_side is None else c.baseline_side.run)
+    return tuple(None if run is None else run.variant for run in runs) == _VARIANTS
 
 
 def _has_larger_gemms(c: Context) -> bool:

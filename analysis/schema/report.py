@@ -41,9 +41,10 @@ EXCLUSIVE_SHARE = 0.99
 CLOCK_SKEW = "clock-skew"  # the finding that makes causes of idle time doubtful
 CUT_OFF = "truncated-trace"  # the finding that a file ends before its trace does
 UNCERTAIN_CONFIG, SWAPPED_SIDES = "uncertain-config", "swapped-sides"
+MISLABELLED = "mislabelled-sides"  # the finding that a folder holds the other side's run
 # The findings that the sides, or the shapes of one, may not be what the reader takes them for: what
 # the ledger and other findings say of a pruning is then uncertain.
-SIDE_CAVEATS = frozenset({UNCERTAIN_CONFIG, SWAPPED_SIDES})
+SIDE_CAVEATS = frozenset({UNCERTAIN_CONFIG, SWAPPED_SIDES, MISLABELLED})
 NOT_VALID, CAPTURED = "timing-not-valid", "captured-step"
 # The findings that make the times of a phase no evidence: they were disturbed, or no step was
 # timed. (A cut-off trace is a difference between the sides: `Phase.is_speedup`.)
@@ -658,18 +659,15 @@ class Phase(msgspec.Struct, kw_only=True):
         """Yield which of its times, rates and findings do not follow from its other fields."""
         yield from self._wrong_times()
         rows = {row.row: row for row in self.ledger or ()}
-        if "pruned" in rows:  # the first row that is summed is what is promised of the dense time
-            if differs(rows["pruned"].ns, sum(r.moves_ns for r in rows.values() if not r.is_wall)):
-                yield "the rows of the ledger do not add up to the pruned time"
-        has_pruning = self.family is not None and self.family.id != "dense"
-        if (
-            self.ladder is not None
-            and self.ladder.realised_ci95
-            and self.is_speedup
-            and has_pruning
-        ):
-            if self.ladder.holds_one and not self.finding(NO_SPEEDUP):
-                yield f"its speedup is within noise, and it lacks the finding {NO_SPEEDUP}"
+        # The first row that is summed is what is promised of the dense time.
+        total = sum(row.moves_ns for row in rows.values() if not row.is_wall)
+        if "pruned" in rows and differs(rows["pruned"].ns, total):
+            yield "the rows of the ledger do not add up to the pruned time"
+        is_pruned = self.is_speedup and self.family is not None and self.family.id != "dense"
+        within_noise = self.ladder is not None and self.ladder.realised_ci95 is not None
+        within_noise = within_noise and self.ladder is not None and self.ladder.holds_one
+        if is_pruned and within_noise and not self.finding(NO_SPEEDUP):
+            yield f"its speedup is within noise, and it lacks the finding {NO_SPEEDUP}"
 
     def _wrong_times(self) -> Iterator[str]:
         """Yield which times, and ratios of times, do not follow from its other fields."""

@@ -81,7 +81,8 @@ COMMANDS = {
     },
     "pareto": {"folder", "--out", "--figures", "--gemm", "--json"},
     "check": {
-        "subject", "--require", "-r", "--baseline", "--strict", "--junit", "--json", "--summary",
+        "subject", "--require", "-r", "--baseline", "--allow-undecided", "--junit", "--json",
+        "--summary",
         "--history", "--commit", "--sparsity", "--device", "--eager-trace",
         "--baseline-eager-trace", "--phase-pattern", "--peak", "--bandwidth", "--hta", "--model",
         "--baseline-model", "--batch", "--prompt-len", "--context", "--phase", "--gemm", "--jobs",
