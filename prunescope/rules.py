@@ -466,11 +466,7 @@ def _value_and_ends(rule: Rule, phase: Phase) -> tuple[float | None, float | Non
     if metric == "wall":
         return _step_time(phase)
     if metric in _RATES:
-        rate: float | None = getattr(phase, metric)
-        time, low, high = _step_time(phase)
-        if rate is None or low is None or high is None or not low > 0:
-            return rate, None, None
-        return rate, rate * time / high, rate * time / low
+        return _rate(phase, getattr(phase, metric))
     if head == "ledger":
         return _row_values(name, phase, as_share=rule.unit == "%")
     if head == "sparsity":
@@ -481,6 +477,14 @@ def _value_and_ends(rule: Rule, phase: Phase) -> tuple[float | None, float | Non
         return float(sum(1 for _ in among)), None, None
     value: float | None = getattr(phase, metric)
     return value, None, None
+
+
+def _rate(phase: Phase, rate: float | None) -> tuple[float | None, float | None, float | None]:
+    """Return a rate and the ends of its interval, which are those of the time of a step."""
+    time, low, high = _step_time(phase)
+    if rate is None or low is None or high is None or not low > 0:
+        return rate, None, None
+    return rate, rate * time / high, rate * time / low
 
 
 def _step_time(phase: Phase) -> tuple[float, float | None, float | None]:

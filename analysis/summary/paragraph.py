@@ -207,7 +207,7 @@ def _family(phase: Phase) -> Iterator[str]:
             perhaps = f", perhaps {verdict.alternatives[0]}" if verdict.alternatives else ""
             unidentified = f"the order of kernels does not identify the family{perhaps}"
             yield f"{unidentified}: {_how_to_record_modules(phase)}"
-        elif verdict.id == "outside" and verdict.evidence and not _side_caveats(phase):
+        elif verdict.id == "outside" and verdict.evidence and not side_caveats(phase):
             yield f"{FAMILIES['outside']}: {verdict.evidence[0]}"
         elif verdict.id == "unknown" and not phase.lacks_sizes:  # else the headline says it
             yield from _few_shapes(phase)
