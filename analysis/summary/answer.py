@@ -32,10 +32,12 @@ from prunescope.analysis.summary.headline import FAMILIES
 from prunescope.analysis.summary.paragraph import (
     few_roles,
     keeps_shapes,
+    moved_convolutions,
     no_excess,
     recommended_changes,
     refused_configs,
     side_caveats,
+    unread_work,
     words_of_cause,
 )
 from prunescope.taxonomy import numbers
@@ -166,6 +168,7 @@ def _verdict(phase: Phase) -> Iterator[str]:
         if phase.finding(UNCERTAIN_CONFIG):
             yield "the config may be that of another model: tiles do not fit it"
         yield from _step_alone(phase) if ladder is None else _ratio(phase, ladder)
+        yield from unread_work(phase)
 
 
 def _ratio(phase: Phase, ladder: Ladder) -> Iterator[str]:
@@ -294,6 +297,7 @@ def _timed(phase: Phase) -> Iterator[str]:
         return
     if not phase.has_promise:
         yield from _family(phase)
+    yield from moved_convolutions(phase)
     if phase.lacks_sizes or not rows:
         return
     if reasons := ledger_invalid_reasons(phase):

@@ -145,13 +145,13 @@ def _sentence(text: str) -> str:
 
 def _reasons(phase: Phase, late: Finding | None) -> Iterator[str]:
     """Yield the sentences below the headline, without their capitals and full stops."""
-    yield from _unread_work(phase)
+    yield from unread_work(phase)
     if phase.ladder is None:
         yield from _largest_kinds(phase)
     elif phase.is_speedup:
         yield from refused_configs(phase)
         yield from _family(phase)  # read from shapes, whatever the times are
-        yield from _moved_convolutions(phase)
+        yield from moved_convolutions(phase)
         if not phase.invalid_times:
             yield from _spread(phase)
         if phase.ledger and not phase.invalid_times and not side_caveats(phase):
@@ -219,18 +219,18 @@ def _family(phase: Phase) -> Iterator[str]:
     yield f"{text}: {verdict.evidence[0]}" if verdict.evidence else text
 
 
-def _unread_work(phase: Phase) -> Iterator[str]:
+def unread_work(phase: Phase) -> Iterator[str]:
     """Yield how much work of the device is not read, where any is not: no time holds it."""
     for notice in phase.notices:
         if notice.kind == "unread-device-work":
             count, ns = notice.numbers["count"], notice.numbers["ns"]
             yield (
-                f"{count:,} events of the device ({numbers.time(ns)} in all) are not read, and in "
+                f"{count:,} events of the device ({numbers.brief_time(ns)} in all) are not read, and in "
                 "none of these times"
             )
 
 
-def _moved_convolutions(phase: Phase) -> Iterator[str]:
+def moved_convolutions(phase: Phase) -> Iterator[str]:
     """Yield how many convolutions went or came, and how many have other shapes, and which."""
     for moved in phase.moved:
         if moved.axis in ("gone", "added"):

@@ -20,7 +20,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from prunescope.taxonomy.configs.config import EXPERTS
+from prunescope.taxonomy.configs.config_sizes import EXPERTS
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.tracer.calibration.low_rank import LowRank
 from prunescope.tracer.export import modeling_template
