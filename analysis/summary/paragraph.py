@@ -225,7 +225,7 @@ def unread_work(phase: Phase) -> Iterator[str]:
         if notice.kind == "unread-device-work":
             count, ns = notice.numbers["count"], notice.numbers["ns"]
             yield (
-                f"{count:,} events of the device ({numbers.brief_time(ns)} in all) are not read, and in "
+                f"{count:,} events of the device ({numbers.brief_time(ns)}) are not read, and in "
                 "none of these times"
             )
 
