@@ -344,8 +344,9 @@ class Constants:
 
 
 DEFAULT = Constants()
-# The cards of desktops: their hosts clock higher than those of servers.
-_OF_DESKTOPS = re.compile(r"(rtx|gtx)-\d{4}(-|$)")
+# The cards of desktops (GeForce 2060 to 5090, not RTX 6000): their hosts clock higher than those of
+# servers.
+_OF_DESKTOPS = re.compile(r"(rtx|gtx)-\d{2}[5-9]0(-|$)")
 
 
 def defaults_on(device: Device) -> Constants:

@@ -85,14 +85,15 @@ def test_fewer_experts_a_token() -> None:
 
 
 def test_from_which_batch_on_it_gains() -> None:
-    """Below it nearly as many experts are read, and the range of the speedup includes 1."""
-    found = ask(batch=1)["predicted"]["execution"]
+    """Below it nearly as many experts are read, and the range of the speedup includes 1.
+
+    Nobody measured such steps, so that the range is wide: a gain is sure at three quarters.
+    """
+    found = ask(batch=1, sparsity=0.75)["predicted"]["execution"]
     gains = found["gains"]
-    assert any(
-        f"gains from batch {gains['from']} to {gains['to']}:" in note for note in found["notes"]
-    )
+    assert any(f"gains from batch {gains['from']} on:" in note for note in found["notes"])
     for batch, sure in ((gains["from"], True), (gains["from"] - 1, False)):
-        low, _ = ask(batch=batch)["predicted"]["execution"]["range"]
+        low, _ = ask(batch=batch, sparsity=0.75)["predicted"]["execution"]["range"]
         assert (low > 1) == sure
     # Where a token goes to all of the few experts there are, none is left to gain.
     assert find_first_and_last(lambda n: 5 <= n <= 9, (1, 4, 8, 16)) == {"from": 5, "to": 9}
@@ -115,8 +116,9 @@ def test_an_uneven_router_reads_fewer_experts() -> None:
         for found in (ask(batch=64), ask(batch=64, routing="zipf:0"))
     )
     assert wide["speedup"] == pytest.approx(narrow["speedup"])
-    assert wide["range"][0] < narrow["range"][0]
-    assert wide["range"][1] > narrow["range"][1]
+    # Where no measurement is near, that lies wholly within the least width of a range.
+    assert wide["range"][0] <= narrow["range"][0]
+    assert wide["range"][1] >= narrow["range"][1]
 
 
 def test_counts_of_a_file(tmp_path: Path) -> None:
@@ -286,8 +288,8 @@ def test_what_a_router_needs_stays_and_is_said() -> None:
 def test_gains_name_the_batch_up_to_which_the_dense_model_fits() -> None:
     """80 GiB less the 61.1 GB of weights hold 24.8 GB of keys, 48 layers x 1,024 values of 2 bytes
     and 1,025 keys a sequence: 246."""
-    notes = ask(batch=64)["predicted"]["execution"]["notes"]
-    assert any("to 567" in note and "fits into memory up to batch 24" in note for note in notes)
+    notes = ask(batch=64, sparsity=0.75)["predicted"]["execution"]["notes"]
+    assert any("fits into memory up to batch 246" in note for note in notes)
 
 
 def test_the_fullest_expert_has_a_token_and_no_more_than_all() -> None:
