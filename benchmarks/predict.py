@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+import predict_evidence
 from predict_cells import PAPER, Cell, cells, setting_of
 from predict_experts import section
 from predict_ranges import ranges, uncovered, worst
@@ -118,11 +119,17 @@ def layer_ns(method: str | None, phase: str) -> float:
 
 def main() -> int:
     """Write the page; 1 where a goal is missed."""
-    text = [_head(), _accuracy(), worst(known()), ranges(known()), _constants(), _layer(),
-            _derived(), section(), _winners()]  # fmt: skip
+    text = [_head(), _accuracy(), worst(known()), ranges(known()), _kinds(), _constants(),
+            _layer(), _derived(), section(), _winners()]  # fmt: skip
     out = Path(__file__).with_suffix(".md")
     out.write_text("\n\n".join(text) + "\n", encoding="utf-8")
     return 1 if _missed() else 0
+
+
+def _kinds() -> str:
+    misses = predict_evidence.published_misses()
+    lines = predict_evidence.section(misses, predict_evidence.leave_kinds_out(misses))
+    return "\n".join(["## Kinds left out\n", *lines])
 
 
 def _missed() -> bool:
