@@ -22,10 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STORIES = sorted((ROOT / "docs" / "stories").glob("*.md"))
 SLOW = {"a-bundle-to-review"}  # draws and compares every figure
 MOST_LINES = 80
-NEEDS_TRACES = (
-    "The commands read `traces/` of the repository: run them in a clone, or copy it into your "
-    "folder (`cp -r prunescope/traces .`).\n"
-)
+NEEDS_TRACES = "Run the commands in a clone of the repository: they read its `traces/`.\n"
 
 
 @pytest.fixture
