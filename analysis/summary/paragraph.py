@@ -456,8 +456,9 @@ def recommended_changes(phase: Phase) -> list[Finding]:
     if invalid:
         return invalid + critical[:1]
     worth = [finding for finding in advice if finding.predicted_ns or finding.severity != "info"]
-    # Nothing is known of a gain before the two runs compare.
-    return sorted(worth, key=lambda f: (f.id != NOT_COMPARABLE, f.order))[:1]
+    # Nothing is known of a gain before the two runs compare; and what all ranks wait for comes
+    # before the communication in which they wait.
+    return sorted(worth, key=lambda f: (f.id != NOT_COMPARABLE, f.id != LATE_RANK, f.order))[:1]
 
 
 def side_caveats(phase: Phase) -> list[Finding]:
