@@ -252,7 +252,8 @@ def execution(
         )
         before = after
     bound, dense_over_pruned = dense.ns / pruned.ns, before[0] / before[1]
-    waits = sum(row.dense_ns - row.pruned_ns for row in rows if row.name == "launch")
+    is_eager = dense.setting.launch == "eager"
+    waits = sum(row.dense_ns - row.pruned_ns for row in rows if is_eager and row.name == "launch")
     if (row := _held_to_bound(dense, before, bound, max(0.0, waits))) is not None:
         rows.append(row)
         before = before[0], before[1] + row.pruned_ns
@@ -290,7 +291,8 @@ def _held_to_bound(
 ) -> TermRow | None:
     """Return the row that holds a decode step to its roofline speedup; None where it is below.
 
-    `waits` are the ns in which the device waits for the host less: no roofline bounds those.
+    `waits` are the ns in which the device of eager modules waits less for their host: no roofline
+    bounds those.
     A step reads each weight and key once, and what costs add to both sides is not more than
     proportional to that: the copies of a cache that shrink with it are a choice of the dense side,
     which an implementation that evicts need not share.

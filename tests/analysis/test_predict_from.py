@@ -109,7 +109,8 @@ def test_a_pruned_model_stands_in_place_of_a_family() -> None:
     (row,) = ask(pruned_model=str(pruned), **at)["phases"]["prefill"]["families"]
     assert (row["id"], row["label"]) == ("pruned", "pruned") and not row["extension"]
     assert row["expected"] == pytest.approx(half["expected"])
-    assert row["memory_bytes"] == half["memory_bytes"] and row["range"] == half["range"]
+    assert row["memory_bytes"] == half["memory_bytes"]
+    assert row["range"][0] < row["expected"] < row["range"][1]  # of a kind that nobody measured
     assert 0 < row["sparsity"] < 0.5  # the embedding stays
     with pytest.raises(PrunescopeError, match="--method cannot be combined with --pruned-model"):
         ask(pruned_model=str(pruned), method="static-m", **at)

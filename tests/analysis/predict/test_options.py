@@ -26,7 +26,6 @@ POINT = {"model": "tiny-llama", "device": "h100-sxm"}
         ({"losses": "sweep"}, "--losses needs --rank"),
         ({"loss": 0.1}, "--loss needs --rank"),
         ({"method": "static-nk", "pruned_batch": 8}, "--pruned-batch needs --new-tokens"),
-        ({"chunk": 64}, "--chunk needs --new-tokens"),
         ({"new_tokens": 8, "pruned_batch": 8}, "--pruned-batch needs --method"),
         ({"rank": True, "method": "static-nk"}, "--method cannot be combined with --rank"),
         ({"rank": True, "curves": True}, "--out cannot be combined with --rank"),

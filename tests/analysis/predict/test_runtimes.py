@@ -116,7 +116,7 @@ def test_an_eager_range_holds_a_slow_host_and_a_device_that_sets_the_pace() -> N
 def test_a_host_that_is_known_has_one_mode() -> None:
     slow, fast = (execution("decode", host_us_per_op=us, **EAGER) for us in (25.0, 3.0))
     assert slow["speedup"] == pytest.approx(1.0)
-    assert slow["range"][1] < 1.25
+    assert slow["range"][1] < 1.5  # no measurement is near; both modes reach beyond 1.58
     assert fast["speedup"] > 1.3
     assert not [note for one in (slow, fast) for note in one["notes"] if "two modes" in note]
     with pytest.raises(PrunescopeError, match="host"):

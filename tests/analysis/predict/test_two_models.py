@@ -58,7 +58,8 @@ def test_uneven_layers_against_the_dense_model_by_hand(tmp_path: Path) -> None:
     assert phase.baseline.weight_bytes - phase.weight_bytes == 2 * gone
     assert phase.baseline.kv_bytes == phase.kv_bytes
     low, high = phase.predicted.execution.range
-    assert 1 < low < phase.predicted.execution.speedup < high
+    assert low < phase.predicted.execution.speedup < high
+    assert phase.predicted.execution.speedup > 1
     assert phase.ladder.nominal == phase.ladder.flop and phase.predicted.break_even is None
     assert phase.sparsity is not None and phase.sparsity["nominal"] is None
     rows = {(row.role, row.n, row.k): row for row in phase.gemms}

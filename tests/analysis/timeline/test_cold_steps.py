@@ -106,15 +106,15 @@ def test_cold_against_warm_does_not_compare(tmp_path: Path) -> None:
     [why] = [f for f in phase.findings if f.id == "not-comparable"]
     assert why.text == "the two runs are not comparable: one is cold"
     assert why.evidence == [
-        "the baseline holds first calls or compilation, 20.005 ms a step, and the pruned run none",
-        "without first calls a step takes 159.0 µs in the dense run and 164.0 µs in the pruned "
+        "the baseline holds first calls or compilation, 20.0 ms a step, and the pruned run none",
+        "without first calls a step takes 159 µs in the dense run and 164 µs in the pruned "
         "one, 0.97×",
     ]
     assert headline(phase).startswith("122.95× is no speedup: not comparable (the baseline holds")
     assert not any(f.id == "above-bound" for f in phase.findings)
     against_warm = told(cold, warm)
     [why] = [f for f in against_warm.findings if f.id == "not-comparable"]
-    assert why.evidence[0].startswith("the pruned run holds first calls or compilation, 20.005 ms")
+    assert why.evidence[0].startswith("the pruned run holds first calls or compilation, 20.0 ms")
     assert "the baseline none" in why.evidence[0]
 
 
@@ -123,8 +123,7 @@ def test_of_two_cold_runs_one_may_be_colder(tmp_path: Path) -> None:
     [why] = [f for f in told(cold, colder).findings if f.id == "not-comparable"]
     assert why.text.endswith("both are cold, one of them more")
     assert why.evidence[0] == (
-        "the baseline holds first calls or compilation, 20.005 ms a step, and the pruned run "
-        "4.005 ms"
+        "the baseline holds first calls or compilation, 20.0 ms a step, and the pruned run 4.00 ms"
     )
 
 

@@ -79,7 +79,7 @@ def test_device_events_of_an_unknown_category_are_counted_in_the_first_paragraph
     [phase] = report(tmp_path, trace).phases.values()
     [numbers] = [n.numbers for n in phase.notices if n.kind == "unread-device-work"]
     assert numbers == {"count": 2, "ns": 100_000, "categories": ["npu_workload"]}
-    assert "2 events of the device (0.100 ms in all) are not read" in phase.summary
+    assert "2 events of the device (100 µs) are not read" in phase.summary
 
 
 def test_a_rank_that_calls_nccl_and_has_no_device_events_is_named(tmp_path: Path) -> None:
