@@ -14,6 +14,7 @@ import msgspec
 
 from prunescope.analysis.predict.predict_request import (
     PredictRequest,
+    as_batches,
     command_of,
     options_of_request,
 )
@@ -26,7 +27,8 @@ def split_places(request: PredictRequest) -> list[PredictRequest]:
     if request.device is not None and "," in request.device:
         names = (name.strip() for name in request.device.split(","))
         devices = list(dict.fromkeys(name for name in names if name))
-    batches = [request.batch] if isinstance(request.batch, int) else dict.fromkeys(request.batch)
+    given = as_batches(request.batch)
+    batches = [given] if isinstance(given, int) else dict.fromkeys(given)
     return [
         replace(request, device=device, batch=batch)
         for device, batch in itertools.product(devices, batches)

@@ -22,6 +22,7 @@ from prunescope.taxonomy.option import (
     Peaks,
     PromptLen,
     check_count,
+    check_range,
     fill_missing,
     options_of,
 )
@@ -34,15 +35,24 @@ def as_batches(given: Any) -> int | tuple[int, ...]:
 
     Raises PrunescopeError where one is no whole number from 1 on.
     """
-    is_list = not isinstance(given, str | bytes | int | float) and hasattr(given, "__iter__")
-    words = list(given) if is_list else str(given).split(",")
-    numbers = [whole_number(str(word).strip()) for word in words]
-    if not numbers or None in numbers:
+    numbers: list[Any] = [given]
+    if isinstance(given, str):
+        numbers = [whole_number(word.strip()) for word in given.split(",")]
+    elif isinstance(given, Sequence) and not isinstance(given, bytes):
+        numbers = list(given)
+    if not numbers or (isinstance(given, str) and None in numbers):
         raise PrunescopeError(
             f"--batch is {str(given)[:40]!r}", hint="a whole number, or several as 1,16"
         )
-    batches = tuple(check_count("--batch", number, least=1) for number in numbers)
+    batches = tuple(_as_batch(number) for number in numbers)
     return batches[0] if len(batches) == 1 else batches
+
+
+def _as_batch(given: object) -> int:
+    if isinstance(given, int) and not isinstance(given, bool):
+        check_range("--batch ", given, 1, MOST)
+        return given
+    return check_count("--batch", given, least=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,7 +53,6 @@ def test_a_rate_that_no_device_has(ask: Callable[[Any], Any], rate: Any) -> None
     ("ask", "says", "accepts"),
     [
         (lambda: prunescope.predict(**ON, batch="eight"), "--batch is 'eight'", "a whole number"),
-        (lambda: prunescope.predict(**ON, batch="8"), "is '8', of type str", "a whole number"),
         (lambda: prunescope.predict(**ON, batch=8.0), "is 8.0, of type float", "a whole number"),
         (lambda: prunescope.predict(**ON, batch=True), "--batch is True", "a whole number"),
         (lambda: prunescope.predict(**ON, batch=None), "--batch is None", "a whole number"),
