@@ -111,7 +111,7 @@ class PlanEstimate(msgspec.Struct, kw_only=True):
                 [phase.ns for phase in self.phases.values()],
             )
         )
-        if planned <= 0 or differs(self.speedup, dense / planned):
+        if self.phases and (planned <= 0 or differs(self.speedup, dense / planned)):
             yield "speedup is not that of its phases"
         yield from outside(self.speedup, self.range)
 

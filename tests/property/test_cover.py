@@ -108,6 +108,8 @@ def test_device_steps_equal_their_baseline(
         return  # marks in which nothing was launched are no steps
     name = "prunescope.step" if own else "ProfilerStep"
     got = linked(device_trace(events, windows, name), tmp_path)
+    launches = [e.launch for e in events if e.launch is not None]
+    windows = [(a, b) for a, b in windows if any(a <= launch < b for launch in launches)]
     rows = sorted(events, key=lambda e: (e.start, -e.dur, e.id, e.stream))
     places = [_place(e, rows, windows) for e in rows]
     step = [p if isinstance(p, int) else -1 for p in places]
@@ -257,6 +259,7 @@ def test_host_steps_equal_their_baseline(
         return  # marks in which nothing ran are no steps
     got = linked({"traceEvents": events}, tmp_path)
     work = [(a, a + dur, tid) for a, dur, tid, kind in ops if kind == "aten::mm"]
+    windows = [(a, b) for a, b in windows if any(a <= begin < b for begin, *_ in ops)]
     for number, (begin, finish) in enumerate(windows):
         mine = sorted((w for w in work if begin <= w[0] < finish), key=lambda w: (w[0], -w[1]))
         mine = [(a, min(b, finish), tid) for a, b, tid in mine]

@@ -30,7 +30,7 @@ TOKEN = "hf_" + "QyZ7planted0secret1token2abcd"
         ("export WANDB_API_KEY='two words'", "export WANDB_API_KEY='<secret>'"),
         ('{"api_key": "12345678"}', '{"api_key": "<secret>"}'),
         ("password: hunter22", "password: <secret>"),
-        ("Authorization: Bearer abcdefgh12345", "Authorization: Bearer <secret>"),
+        ("Authorization: Bearer abcdefgh12345", "Authorization: <secret>"),
         ("postgres://ada:pw42@db.example/x", "<secret>"),
         ("git clone https://ada:pw@git.example/x.git now", "git clone <secret> now"),
         ("-----BEGIN RSA PRIVATE KEY-----\nMIIabc\n-----END RSA PRIVATE KEY-----", "<secret>"),

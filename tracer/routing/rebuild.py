@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunescope.taxonomy.applies import ALIBI
 from prunescope.taxonomy.configs.architecture_table import BY_ID
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import cutting
@@ -36,7 +37,8 @@ def movable_layers(model: nn.Module) -> nn.ModuleList:
     _, layers = decoder_layers(model)
     config = text_config(model)
     entry = BY_ID.get(str(config.model_type))
-    if getattr(config, "alibi", False) or (entry is not None and entry.no_heads):
+    has_slopes = entry is not None and entry.no_heads.startswith(ALIBI)
+    if getattr(config, "alibi", False) or has_slopes:
         raise PrunescopeError(
             f"the positions of {type(model).__name__} are a slope for each head (ALiBi)",
             hint="it is added to every key, which these families move: use "

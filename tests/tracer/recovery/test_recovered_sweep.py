@@ -272,18 +272,18 @@ def assert_table(swept: Path, files: dict[str, bytes]) -> None:
 
 
 def assert_forgeries_are_seen(files: dict[str, bytes], forged: Path) -> None:
-    # The rule of the frontier is that of the version that wrote the table; its numbers are not.
+    # No number of the table may be another one, whatever version bundle.json names.
     older = {
         **files,
         "bundle.json": files["bundle.json"].replace(b'"prunescope ', b'"prunescope 9'),
     }
-    for change, ok in (((b",yes\n", b",no\n"), True), ((b",8,", b",9,"), False)):
+    for change in ((b",yes\n", b",no\n"), (b",8,", b",9,")):
         moved = {**older, "frontier.csv": files["frontier.csv"].replace(*change)}
         moved[SUMS] = sums_text(moved).encode()
         forged.write_bytes(zip_bytes(moved))
-        assert ("frontier.csv" not in {f["file"] for f in verify(forged)["failed"]}) is ok
+        assert not verify(forged)["ok"]
     # A number of the table that is changed, and the sums with it, is seen.
     files["frontier.csv"] = files["frontier.csv"].replace(b",8,", b",9,")
     files[SUMS] = sums_text(files).encode()
     forged.write_bytes(zip_bytes(files))
-    assert [f["file"] for f in verify(forged)["failed"]] == ["frontier.csv"]
+    assert "frontier.csv" in {f["file"] for f in verify(forged)["failed"]}
