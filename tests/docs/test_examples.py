@@ -52,8 +52,8 @@ def test_the_page_of_dropped_experts_has_the_numbers_of_its_script() -> None:
     assert len(rows) == 5
     assert all(row in printed for row in rows)
     dropped = done.stdout.split("\n\n")[0]
-    assert "gains from batch 9 on:" in dropped
-    assert "*gains from batch 9 on*" in page
+    assert "gains from batch 14 to 665:" in dropped
+    assert "*gains from batch 14 to 665*" in page
     assert "61.1 GB → 32.1 GB" in dropped
     assert "61.1 GB → 32.1 GB" in page
 
