@@ -252,7 +252,7 @@ def test_a_config_file_and_its_folder(tmp_path: Path) -> None:
         ({"knobs": {"colour": "red"}}, "unit"),
         ({"dtype": "fp7"}, "bf16"),
         ({"device": "mi210", "dtype": "fp8"}, "--peak"),
-        ({"batch": 0}, "one"),
+        ({"batch": 0}, "too small"),
     ],
 )
 def test_bad_requests(options: dict[str, Any], word: str) -> None:
