@@ -19,6 +19,7 @@ import msgspec
 from prunescope.taxonomy.configs.architecture_table import unwritten
 from prunescope.taxonomy.configs.config import language_part
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.formats import MAX_LAYERS
 from prunescope.taxonomy.inventory import config_hash, inventory_of
 from prunescope.taxonomy.shape import ModelShape
 
@@ -81,6 +82,8 @@ def _read(config: Mapping[str, Any]) -> Witnessed:
     unread = unread_keys(config)
     if told is not None and not unread and config.get("model_type") in agreed().types:
         return Witnessed(told, "config")
+    if told is None and problem is not None and _has_too_many_layers(config):
+        raise problem  # before its modules are made, one after the other
     tree = inventory_of(config)
     if tree is None:
         if unread:
@@ -104,6 +107,17 @@ def _read(config: Mapping[str, Any]) -> Witnessed:
         f"{shape.parameters():,} parameters{numbers}"
     )
     return Witnessed(shape, "modules", note)
+
+
+def _has_too_many_layers(config: Mapping[str, Any]) -> bool:
+    """Return whether a config, or a part of it, names more layers than any model has."""
+    for key, value in config.items():
+        if isinstance(value, Mapping) and _has_too_many_layers(value):
+            return True
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and "layer" in str(key) and value > MAX_LAYERS:
+            return True
+    return False
 
 
 def _told(config: Mapping[str, Any]) -> tuple[ModelShape | None, PrunescopeError | None]:

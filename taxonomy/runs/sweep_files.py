@@ -64,9 +64,9 @@ class SweepResult(Planned, kw_only=True, frozen=True):
     held_out: HeldOut | None = None
 
     def contradictions(self) -> Iterator[str]:
-        """Yield that it is done and has no run, or the run of another result."""
-        if self.state == DONE and self.run != run_of(self):
-            yield "it is done, and its run is not its own"
+        """Yield that it is done and has no run."""
+        if self.state == DONE and self.run is None:
+            yield "it is done, and it has no run"
 
 
 class PlanFile(msgspec.Struct, kw_only=True):
