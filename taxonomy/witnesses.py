@@ -82,7 +82,7 @@ def _read(config: Mapping[str, Any]) -> Witnessed:
     unread = unread_keys(config)
     if told is not None and not unread and config.get("model_type") in agreed().types:
         return Witnessed(told, "config")
-    if told is None and problem is not None and _has_too_many_layers(config):
+    if told is None and problem is not None and _has_absurd_sizes(config):
         raise problem  # before its modules are made, one after the other
     tree = inventory_of(config)
     if tree is None:
@@ -109,13 +109,15 @@ def _read(config: Mapping[str, Any]) -> Witnessed:
     return Witnessed(shape, "modules", note)
 
 
-def _has_too_many_layers(config: Mapping[str, Any]) -> bool:
-    """Return whether a config, or a part of it, names more layers than any model has."""
+def _has_absurd_sizes(config: Mapping[str, Any]) -> bool:
+    """Return whether a config, or a part of it, names too many layers, or no vocabulary."""
     for key, value in config.items():
-        if isinstance(value, Mapping) and _has_too_many_layers(value):
+        if isinstance(value, Mapping) and _has_absurd_sizes(value):
             return True
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if is_number and "layer" in str(key) and value > MAX_LAYERS:
+            return True
+        if is_number and key == "vocab_size" and value < 1:
             return True
     return False
 
