@@ -1,4 +1,4 @@
-"""The outcome of `check` as Markdown, and the options of `analyze` that it was given."""
+"""The outcome of `check` for a terminal and as Markdown, and the options of `analyze` that it was given."""
 
 from __future__ import annotations
 
@@ -6,13 +6,35 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunescope.analysis.report.escape import markdown
+from prunescope.analysis.report.escape import clean, markdown
 from prunescope.outputs import CheckOptions
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from prunescope.rules import Check
 
 _MARKS = {"held": "✅ held", "failed": "❌ failed", "undecided": "❔ undecided"}
+
+
+_LOOKS = {"held": ("ok", "green"), "failed": ("FAILED", "bold red"), "undecided": ("?", "yellow")}
+
+
+def outcome_text(outcome: Check, *, tells_undecided: bool) -> Text:
+    """Return the verdicts as lines with marks, and which rules were not decided."""
+    from rich.text import Text
+
+    from prunescope.rules import verdict_lines
+
+    shown = Text()
+    for state, line in verdict_lines(outcome):
+        mark, style = _LOOKS[state]
+        shown.append(f"{mark:6} ", style).append(clean(line) + "\n")
+    if outcome.undecided and tells_undecided:
+        count = f"{len(outcome.undecided)} of {len(outcome.verdicts)}"
+        shown.append(f"{count} not decided: {clean('; '.join(outcome.undecided))}\n")
+    shown.rstrip()
+    return shown
 
 
 def summary_text(outcome: Check) -> str:

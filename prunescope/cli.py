@@ -499,12 +499,8 @@ def _check(
     prunescope check trace.json.gz --model qwen3-8b -r 'decode.roles.down.efficiency >= 40%'
     prunescope check trace.json.gz --history history.jsonl -r 'decode.history <= 3%'
     """
-    from rich.text import Text
-
-    from prunescope.analysis.report.escape import clean
-    from prunescope.check_summary import append_summary, given_options
+    from prunescope.check_summary import append_summary, given_options, outcome_text
     from prunescope.output import check_target, show_result
-    from prunescope.rules import verdict_lines
 
     check_target(options.summary)
     outcome = prunescope.check(
@@ -514,21 +510,9 @@ def _check(
         junit=junit,
         **given_options(options),
     )
-    marks = {
-        "held": ("ok", "green"),
-        "failed": ("FAILED", "bold red"),
-        "undecided": ("?", "yellow"),
-    }
-    shown = Text()
-    for state, line in verdict_lines(outcome):
-        mark, style = marks[state]
-        shown.append(f"{mark:6} ", style).append(clean(line) + "\n")
-    if outcome.undecided and not allow_undecided:
-        count = f"{len(outcome.undecided)} of {len(outcome.verdicts)}"
-        shown.append(f"{count} not decided: {clean('; '.join(outcome.undecided))}\n")
-    shown.rstrip()
     if options.summary is not None:
         append_summary(options.summary, outcome)
+    shown = outcome_text(outcome, tells_undecided=not allow_undecided)
     show_result(outcome.to_dict(), json_target, people=shown)
     if not outcome.passed:
         raise typer.Exit(3)

@@ -248,7 +248,7 @@ def _trace_back(likeness: Likeness, best: NDArray[np.float64], gap: float) -> li
 
 
 def find_repeats(products: Sequence[Product]) -> list[int | None]:
-    """Number the parts of a sequence that repeat one right behind the other: its layers.
+    """Return the number of the part, each right behind the other, that repeats: its layer.
 
     Parts of one kind are as long as the longest run of them allows, and of runs that cover as much
     the shortest parts are taken.

@@ -6,7 +6,7 @@ and byte/s, and the workloads of its phases.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -259,14 +259,7 @@ def resolve(
     if chosen and not request.has_several_methods:
         knobs = given_knobs  # so that an unknown one is an error
     filled = chosen.point(given, knobs).knobs if chosen else {}
-    if shape.is_uneven and given and filled.get("layers") == "":
-        warnings.append(
-            "layers of this model differ, and which ones are removed is unknown: the prediction "
-            "removes average layers; --set layers=0,1 names them"
-        )
-    named = filled.get("layers")
-    if named and (text := named_share(str(named), shape.layers, given)):
-        warnings.append(text)
+    warnings += _doubts_about_layers(shape, given, filled.get("layers"))
     setting = Setting(
         shape=shape,
         device=device,
@@ -300,6 +293,17 @@ def resolve(
         pruned_shape=target.pruned.shape if target.pruned else None,
     )
     return setting, target.source
+
+
+def _doubts_about_layers(shape: ModelShape, sparsity: float, named: object) -> Iterator[str]:
+    """Yield what is unknown or unlike the sparsity of the layers that a method removes."""
+    if shape.is_uneven and sparsity and named == "":
+        yield (
+            "layers of this model differ, and which ones are removed is unknown: the prediction "
+            "removes average layers; --set layers=0,1 names them"
+        )
+    if named and (text := named_share(str(named), shape.layers, sparsity)):
+        yield text
 
 
 def _implied_sparsity(request: PredictRequest, chosen: Family, shape: ModelShape) -> float | None:
