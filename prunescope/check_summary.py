@@ -1,4 +1,4 @@
-"""The outcome of `check` for a terminal and as Markdown, and the options of `analyze` that it was given."""
+"""The outcome of `check` for a terminal and as Markdown, and the options that `analyze` shares."""
 
 from __future__ import annotations
 
