@@ -61,12 +61,14 @@ class Analysis:
     Attributes:
         report: The report.
         frames: The kernels frame of each phase.
+        dense_frames: Those of the dense side, of phases that were analysed in this process.
         side: The candidate.
         names: The name of each phase in the candidate, by its name in the report.
     """
 
     report: Report
     frames: Mapping[str, pl.DataFrame] = field(default_factory=dict)
+    dense_frames: Mapping[str, pl.DataFrame] = field(default_factory=dict)
     side: Side | None = None
     names: Mapping[str, str] = field(default_factory=dict)
 
@@ -149,7 +151,8 @@ def analyze(
     _add_summaries(collected)
     report = scrubbed(_with_replays(_report(collected), opened))
     names = dict(zip(report.phases, collected.phases, strict=True))
-    return Analysis(report, collected.frames.renamed(names), opened.pruned, names)
+    frames = collected.frames.renamed(names)
+    return Analysis(report, frames, frames.dense, opened.pruned, names)
 
 
 def _open(candidate: Path, baseline: Path | None, options: Options) -> Sides:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunescope.analysis.report.escape import clean, markdown
-from prunescope.outputs import CheckOptions
+from prunescope.output_options import CheckOptions
 
 if TYPE_CHECKING:
     from rich.text import Text

@@ -24,7 +24,7 @@ from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.command import from_options
 from prunescope.failure import exit_code
 from prunescope.model_trees import use_module_trees
-from prunescope.outputs import AnalyzeOutputs, CheckOptions
+from prunescope.output_options import AnalyzeOutputs, CheckOptions
 from prunescope.taxonomy.arguments import asks_json, bare_json, refuse_empty
 from prunescope.taxonomy.option import Option
 from prunescope.tracer.capture.request import TraceCall

@@ -24,7 +24,7 @@ from prunescope.analysis.report.write import DEFAULT_FORMATS, check_formats
 from prunescope.analysis.schema import report as schema
 from prunescope.measured_history import add_to_history
 from prunescope.output import check_target, console_for, progress_bar, write_json
-from prunescope.outputs import AnalyzeOutputs
+from prunescope.output_options import AnalyzeOutputs
 from prunescope.results.comparison import Comparison
 from prunescope.results.report import Report
 from prunescope.taxonomy.errors import PrunescopeError

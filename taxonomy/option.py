@@ -331,6 +331,23 @@ Phases = Annotated[
     Option(help="Phase of inference to run: prefill, decode, or both.", in_name=""),
 ]
 Phase = Literal["prefill", "decode"]
+LegalTp = Annotated[
+    int,
+    Option(
+        help="Degree of tensor parallelism by which the engine divides heads and channels.",
+        metavar="N",
+        least=1,
+        most=1024,
+        model=True,
+    ),
+]
+AllowCode = Annotated[
+    bool,
+    Option(
+        help="Save a model that no class of transformers holds (low rank, layers of different "
+        "widths) with a modeling file of its own; without it, that is refused."
+    ),
+]
 Batch = Annotated[
     int,
     Option(

@@ -3,7 +3,7 @@
 In: a config. Out: a ModelShape, and which witness it is from. Parameters of both are compared;
 where they differ, the tree holds. The config alone is asked where it is known to agree with the
 tree: `configs/agreed.json` lists the model types for which it does, at their defaults and at other
-sizes, by the census (`docs/models.md`) and the version of transformers that it ran with.
+sizes, by the comparison (`docs/models.md`) and its version of transformers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import msgspec
 from prunescope.taxonomy.configs.architecture_table import unwritten
 from prunescope.taxonomy.configs.config import language_part
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.formats import MAX_LAYERS
 from prunescope.taxonomy.inventory import config_hash, inventory_of
 from prunescope.taxonomy.shape import ModelShape
 
@@ -82,8 +81,6 @@ def _read(config: Mapping[str, Any]) -> Witnessed:
     unread = unread_keys(config)
     if told is not None and not unread and config.get("model_type") in agreed().types:
         return Witnessed(told, "config")
-    if told is None and problem is not None and _has_absurd_sizes(config):
-        raise problem  # before its modules are made, one after the other
     tree = inventory_of(config)
     if tree is None:
         if unread:
@@ -107,19 +104,6 @@ def _read(config: Mapping[str, Any]) -> Witnessed:
         f"{shape.parameters():,} parameters{numbers}"
     )
     return Witnessed(shape, "modules", note)
-
-
-def _has_absurd_sizes(config: Mapping[str, Any]) -> bool:
-    """Return whether a config, or a part of it, names too many layers, or no vocabulary."""
-    for key, value in config.items():
-        if isinstance(value, Mapping) and _has_absurd_sizes(value):
-            return True
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if is_number and "layer" in str(key) and value > MAX_LAYERS:
-            return True
-        if is_number and key == "vocab_size" and value < 1:
-            return True
-    return False
 
 
 def _told(config: Mapping[str, Any]) -> tuple[ModelShape | None, PrunescopeError | None]:
@@ -148,7 +132,7 @@ def unread_keys(config: Mapping[str, Any]) -> list[str]:
         return []
     layers = cfg.get("num_hidden_layers")
     kinds = cfg.get("layers_block_type")
-    read = {"per_layer_config"} | {"block_configs"}
+    read = {"per_layer_config", "block_configs"}
     if isinstance(kinds, list) and len(kinds) == layers:
         read.add("layers_block_type")
     if unwritten(str(cfg.get("model_type"))).layers_code:

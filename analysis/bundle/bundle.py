@@ -29,6 +29,7 @@ from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.named_runs import NamedRun, find_runs
 from prunescope.analysis.pipeline import Analysis, analyze
 from prunescope.analysis.report.figures import plotted_with
+from prunescope.analysis.report.formats import PhaseFrames
 from prunescope.analysis.report.write import write_report
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.atomic_write import scratch_folder, write_file
@@ -249,7 +250,8 @@ def write_formats(done: Analysis, folder: Path, label_prefix: str) -> list[Path]
         The paths of the files.
     """
     written = write_report(done.report, folder, formats=FORMATS, label_prefix=label_prefix)
-    return written + write_report(done.report, folder, formats=FRAMED, frames=done.frames)
+    frames = PhaseFrames(done.frames, done.dense_frames)
+    return written + write_report(done.report, folder, formats=FRAMED, frames=frames)
 
 
 def label_prefixes(names: Iterable[str]) -> dict[str, str]:

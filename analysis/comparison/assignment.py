@@ -33,9 +33,8 @@ from prunescope.taxonomy.roles import UNPLACED
 _KINDS = {"gemm": "linear", "gemv": "linear", "sparse_gemm": "linear"}
 _CERTAIN, _BY_ORDER = 1.0, 0.7  # confidence in what modules say, and in what the order does
 _EQUAL = 1000  # likeness of two products that are the same
-_MOST = (
-    0.5  # of the products: where fewer pair, or are in parts that repeat, both are something else
-)
+# Of the products: where fewer pair, or are in parts that repeat, both are something else.
+_MOST = 0.5
 _MOST_SEQUENCES = 32  # distinct steps of a side that are compared
 
 

@@ -1,4 +1,4 @@
-"""The `allocate` command that a finding names where its advice is another pruning.
+"""The `allocate` command that a finding names where it advises to prune differently.
 
 In: a Context. Out: text that follows the advice. It is empty where no such command can be given:
 only runs of our own know the layers of their kernels, and `allocate` cuts no experts.

@@ -73,8 +73,8 @@ def align_products(old: Sequence[Product], new: Sequence[Product]) -> list[tuple
         return pairs
     as_ranks = _align(old, joined)
     sums = [
-        sum(compare(old[i], side[j], None) for i, j in found)
-        for side, found in ((new, pairs), (joined, as_ranks))
+        sum(compare(old[i], side[j], None) for i, j in aligned)
+        for side, aligned in ((new, pairs), (joined, as_ranks))
     ]
     if sums[1] <= sums[0]:  # two narrower ones look like a rank of a third
         return pairs

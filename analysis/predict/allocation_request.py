@@ -13,7 +13,9 @@ from prunescope.taxonomy.arguments import number as read_number
 from prunescope.taxonomy.arguments import pairs
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.option import (
+    AllowCode,
     Batch,
+    LegalTp,
     Option,
     Phase,
     PromptLen,
@@ -136,15 +138,7 @@ class AllocateRequest:
             metavar="ENGINE",
         ),
     ] = None
-    legal_tp: Annotated[
-        int,
-        Option(
-            help="Degree of tensor parallelism by which the engine divides heads and channels.",
-            metavar="N",
-            least=1,
-            most=1024,
-        ),
-    ] = 1
+    legal_tp: LegalTp = 1
     save_model: Annotated[
         Path | str | None,
         Option(
@@ -153,13 +147,7 @@ class AllocateRequest:
             metavar="FOLDER",
         ),
     ] = None
-    allow_code: Annotated[
-        bool,
-        Option(
-            help="Save a model that no class of transformers holds (low rank, layers of different "
-            "widths) with a modeling file of its own; without it, that is refused."
-        ),
-    ] = False
+    allow_code: AllowCode = False
     text: Annotated[
         Path | str | None,
         Option(

@@ -65,7 +65,7 @@ class Constant:
     mechanism: str
     figure: str
     devices: tuple[str, ...] = ()
-    desktop: float | None = None  # the value on a desktop's host, where that is another
+    desktop: float | None = None  # the value on a desktop's host, where it differs
 
     def ends(self, *, seen: bool) -> tuple[float, float]:
         """Return (low, high).

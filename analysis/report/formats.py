@@ -17,6 +17,21 @@ from prunescope.taxonomy.errors import PrunescopeError
 Frames = Mapping[str, pl.DataFrame]
 
 
+@dataclass(frozen=True)
+class PhaseFrames:
+    """The frames of each phase that a report was made from.
+
+    Attributes:
+        pruned: The kernels frame of each phase, of the pruned side or of the only one.
+        dense: Those of the dense side; empty where they are not held.
+        hosts: The host's events of each phase; None where they are not to be shown.
+    """
+
+    pruned: Frames
+    dense: Frames = field(default_factory=dict)
+    hosts: Frames | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class RequestedFormats:
     """A report and what goes into one of its formats.
@@ -24,24 +39,20 @@ class RequestedFormats:
     Attributes:
         report: The report.
         name: The format.
-        frames: The kernels frame of each phase; None where the report does not carry them.
-        dense_frames: Those of the dense side; empty where they are not held.
-        hosts: The host's events of each phase; None where they are not to be shown.
+        frames: The frames of each phase; None where the report does not carry them.
         label_prefix: What stands in front of the labels in LaTeX.
         figures: The formats of figures, all of which one rendering gives.
     """
 
     report: Report
     name: str
-    frames: Frames | None = None
-    dense_frames: Frames = field(default_factory=dict)
-    hosts: Frames | None = None
+    frames: PhaseFrames | None = None
     label_prefix: str = ""
     figures: tuple[str, ...] = ()
 
-    def needed_frames(self) -> Frames:
+    def needed_frames(self) -> PhaseFrames:
         """Return the frames; raise PrunescopeError where there are none."""
-        if not self.frames:
+        if self.frames is None or not self.frames.pruned:
             raise PrunescopeError(
                 f"{self.name} holds the kernels frame, which this report does not carry",
                 hint=f"analyze the trace or the run again with --format {self.name}",
@@ -73,9 +84,8 @@ def _markdown(request: RequestedFormats) -> dict[str, bytes]:
 def _html(request: RequestedFormats) -> dict[str, bytes]:
     from prunescope.analysis.report.html import render_html
 
-    return {
-        "report.html": render_html(request.report, request.frames, request.dense_frames).encode()
-    }
+    frames = request.frames or PhaseFrames({})
+    return {"report.html": render_html(request.report, frames.pruned, frames.dense).encode()}
 
 
 def _json(request: RequestedFormats) -> dict[str, bytes]:
@@ -104,17 +114,17 @@ def _parquet(request: RequestedFormats) -> dict[str, bytes]:
 def _tables(request: RequestedFormats) -> dict[str, bytes]:
     from prunescope.analysis.report import tables
 
-    dictionary = tables.data_dictionary(request.frames).encode()
-    frames = tables.frame_tables(request.report, request.frames or {}, request.name)
+    held = request.frames.pruned if request.frames is not None else None
+    dictionary = tables.data_dictionary(held).encode()
+    frames = tables.frame_tables(request.report, held or {}, request.name)
     return {"data-dictionary.csv": dictionary, **frames}
 
 
 def _perfetto(request: RequestedFormats) -> dict[str, bytes]:
     from prunescope.analysis.report.perfetto import perfetto_files
 
-    return perfetto_files(
-        request.report, request.needed_frames(), request.hosts, request.dense_frames
-    )
+    frames = request.needed_frames()
+    return perfetto_files(request.report, frames.pruned, frames.hosts, frames.dense)
 
 
 def _figures(request: RequestedFormats) -> dict[str, bytes]:

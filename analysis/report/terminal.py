@@ -27,6 +27,7 @@ from prunescope.analysis.report.view import Cell, Column, Table
 from prunescope.analysis.schema.report import Finding, Phase, Report
 from prunescope.analysis.summary import evidence, paragraph
 from prunescope.analysis.summary.answer import answer_phase
+from prunescope.analysis.summary.causes import recommended_changes
 from prunescope.taxonomy import numbers
 from prunescope.taxonomy.words import plural, when
 
@@ -148,7 +149,7 @@ class _ReportPage(Page):
         lines -= self.height([self.section("Findings")]) + 1
         shown = 0
         waits = paragraph.waits_for(phase, self._all) is not None
-        recommended = [] if waits else paragraph.recommended_changes(phase)
+        recommended = [] if waits else recommended_changes(phase)
         for finding in phase.findings:
             part = self._finding(finding)
             # The paragraph above ends with their changes.

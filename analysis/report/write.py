@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from prunescope.analysis.report.formats import FORMATS, Frames, RequestedFormats
+from prunescope.analysis.report.formats import FORMATS, PhaseFrames, RequestedFormats
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.atomic_write import partial_folder, put_in_place
 from prunescope.taxonomy.errors import PrunescopeError, nearest
@@ -30,8 +30,7 @@ def write_report(
     folder: Path,
     *,
     formats: Sequence[str] = DEFAULT_FORMATS,
-    frames: Frames | None = None,
-    hosts: Frames | None = None,
+    frames: PhaseFrames | None = None,
     label_prefix: str = "",
 ) -> list[Path]:
     """Write a report in several formats into a folder, replacing older files of the same name.
@@ -40,8 +39,7 @@ def write_report(
         report: The report.
         folder: Where the files go; it is made where it is not there.
         formats: The names of the formats.
-        frames: The kernels frame of each phase, for csv, parquet and perfetto.
-        hosts: The host's events of each phase, where perfetto is to show them.
+        frames: The frames of each phase, for csv, parquet, perfetto and html; None without.
         label_prefix: What stands in front of the labels in LaTeX.
 
     Returns:
@@ -62,8 +60,6 @@ def write_report(
             report=report,
             name=name,
             frames=frames,
-            dense_frames=getattr(frames, "dense", {}),
-            hosts=hosts,
             label_prefix=label_prefix,
             figures=figures,
         )

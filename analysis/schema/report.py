@@ -362,7 +362,7 @@ class Ladder(msgspec.Struct, kw_only=True):
     ] = msgspec.UNSET
 
     def contradictions(self) -> Iterator[str]:
-        """Yield that its share of the bound is another one."""
+        """Yield that the share of the bound is not realised / roofline."""
         if self.roofline and differs(self.share_of_bound, self.realised / self.roofline):
             yield "share_of_bound is not realised / roofline"
 
@@ -664,8 +664,8 @@ class Phase(msgspec.Struct, kw_only=True):
         if "pruned" in rows and differs(rows["pruned"].ns, total):
             yield "the rows of the ledger do not add up to the pruned time"
         is_pruned = self.is_speedup and self.family is not None and self.family.id != "dense"
-        within_noise = self.ladder is not None and self.ladder.realised_ci95 is not None
-        within_noise = within_noise and self.ladder is not None and self.ladder.holds_one
+        ladder = self.ladder
+        within_noise = ladder is not None and ladder.realised_ci95 is not None and ladder.holds_one
         if is_pruned and within_noise and not self.finding(NO_SPEEDUP):
             yield f"its speedup is within noise, and it lacks the finding {NO_SPEEDUP}"
 

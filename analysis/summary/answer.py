@@ -1,6 +1,6 @@
 """The answer of a phase in three sentences: what happened, why, and what to do.
 
-In: a Phase of the Report. Out: an PhaseAnswer whose parts can be said aloud. A part holds whole
+In: a Phase of the Report. Out: a PhaseAnswer whose parts can be said aloud. A part holds whole
 sentences of at most 25 words, no bracket within a bracket, and at most LIMITS characters; the
 answer has one interval, that of the speedup. Everything else stands in tables, or in the paragraph
 that `--full` adds.
@@ -27,11 +27,13 @@ from prunescope.analysis.schema.report import (
     Row,
     is_beyond_noise,
 )
-from prunescope.analysis.summary.evidence import ledger_invalid_reasons
-from prunescope.analysis.summary.headline import FAMILIES
-from prunescope.analysis.summary.paragraph import (
+from prunescope.analysis.summary.causes import (
+    LEAST,
+    NAMED,
     few_roles,
+    find_moved,
     keeps_shapes,
+    largest_kinds,
     moved_convolutions,
     no_excess,
     recommended_changes,
@@ -40,26 +42,23 @@ from prunescope.analysis.summary.paragraph import (
     unread_work,
     words_of_cause,
 )
+from prunescope.analysis.summary.evidence import ledger_invalid_reasons
+from prunescope.analysis.summary.headline import FAMILIES, has_nominal
 from prunescope.taxonomy import numbers
 from prunescope.taxonomy.words import when
 
-LIMITS = {
-    "verdict": 160,
-    "why": 240,
-    "do": 240,
-}  # characters; code between backticks is not counted
+# Characters of each part; code between backticks is not counted.
+LIMITS = {"verdict": 160, "why": 240, "do": 240}
 MOST_WORDS = 25  # of a sentence
 NOTHING = "Nothing to repair."
 _SAME = 0.005  # of a ratio: it prints as 1.00×
-_NAMED = 3  # parts of a row, or kinds of work, that a sentence names
-_LEAST = 0.05  # of the difference, or of the busy time: worth naming
 _CODE = re.compile(r"`[^`]*`")
 _PLACEHOLDER = re.compile(r"\b(?:RUN|BASELINE|MODEL)\b")
 _STOP = re.compile(r"(?<=[.:;])\s")
 
 
 def answer_phase(phase: Phase, late: Finding | None = None) -> PhaseAnswer:
-    """PhaseAnswer the three questions of a reader.
+    """Answer the three questions of a reader.
 
     Args:
         phase: The phase; times are of one step.
@@ -220,7 +219,7 @@ def _unmoved(phase: Phase, ladder: Ladder, ratio: str) -> str:
     """Return what the ratio of two captures of one model shows: noise, or no pruning."""
     is_dense = phase.family is not None and phase.family.id == "dense"
     nothing = "nothing was pruned" if is_dense else "the shapes show no pruning"
-    promised = _has_promise(phase, ladder) and (ladder.nominal or 1) > 1 + _SAME
+    promised = has_nominal(phase, ladder) and (ladder.nominal or 1) > 1 + _SAME
     promise = when(promised, f"; {numbers.ratio(ladder.nominal)} was promised")
     if ladder.is_noise:
         return f"{nothing}: {ratio} is the noise between two captures{promise}"
@@ -240,7 +239,7 @@ def _realised(phase: Phase, ladder: Ladder) -> str:
 
 def _promise(phase: Phase, ladder: Ladder) -> str:
     """Return how the promised speedup compares, as the end of a sentence."""
-    if not _has_promise(phase, ladder):
+    if not has_nominal(phase, ladder):
         return ""
     nominal, ci95 = numbers.ratio(ladder.nominal), ladder.realised_ci95
     is_inside = ci95 is not None and ci95[0] <= (ladder.nominal or 0) <= ci95[1]
@@ -250,10 +249,6 @@ def _promise(phase: Phase, ladder: Ladder) -> str:
         is_more = (ladder.realised or 0) > (ladder.nominal or 0)
         return f"; {nominal} was promised" if is_more else f" of the promised {nominal}"
     return f"; its FLOPs allow {nominal}" + when(is_inside, ", which lies inside the interval")
-
-
-def _has_promise(phase: Phase, ladder: Ladder) -> bool:
-    return ladder.nominal is not None and (phase.has_promise or not phase.has_two_formats)
 
 
 def _interval(ladder: Ladder) -> str:
@@ -291,9 +286,7 @@ def _timed(phase: Phase) -> Iterator[str]:
     rows = phase.ledger or []
     if phase.nothing_moved:
         if phase.finding(OTHER_TIME) is not None:
-            moved = [row for row in rows if row.effect in ("loss", "gain")]
-            moved.sort(key=lambda row: -abs(row.moves_ns))
-            yield from (_cost(phase, row) for row in moved[:2])
+            yield from (_cost(phase, row) for row in find_moved(rows, 0)[:2])
         return
     if not phase.has_promise:
         yield from _family(phase)
@@ -308,12 +301,9 @@ def _timed(phase: Phase) -> Iterator[str]:
 
 def _largest_kinds(phase: Phase) -> Iterator[str]:
     """Yield the kinds on which a step alone spends most of its busy time."""
-    kinds = sorted(phase.busy_by_kind.items(), key=lambda item: -item[1])[:_NAMED]
     named = [
-        f"{_plain_name(kind)} {numbers.brief_time(phase.scale_to_step(ns))} "
-        f"({numbers.percent(share, decimals=0)})"
-        for kind, ns in kinds
-        if (share := numbers.share_of(ns, phase.busy_ns)) is not None and share >= _LEAST
+        f"{_plain_name(kind)} {numbers.brief_time(ns)} ({share})"
+        for kind, ns, share in largest_kinds(phase)
     ]
     if named:
         yield f"most of the busy time: {', '.join(named)}"
@@ -360,12 +350,7 @@ def _causes(phase: Phase, rows: Sequence[Row]) -> Iterator[str]:
     if no_excess(phase, dense.moves_ns, promised, pruned):
         yield from _limit(phase, by_name["coverage"])
         return
-    moved = [
-        row
-        for row in rows
-        if row.effect in ("loss", "gain") and abs(row.moves_ns) >= _LEAST * abs(over)
-    ]
-    moved.sort(key=lambda row: -abs(row.moves_ns))
+    moved = find_moved(rows, over)
     along = [row for row in moved if row.moves_ns * over > 0]
     if not along:
         yield "no row of the ledger is beyond its noise"
@@ -383,7 +368,7 @@ def _limit(phase: Phase, coverage: Row, *, named: bool = True) -> Iterator[str]:
     if ladder is None or not bound or ladder.nominal is None or bound > ladder.nominal - _SAME:
         return
     lost = [_part_name(part) for part in coverage.parts if part.effect == "loss"]
-    names = _listed(list(dict.fromkeys(lost))[:_NAMED])
+    names = _listed(list(dict.fromkeys(lost))[:NAMED])
     untouched = f": {names} did not shrink" if named and names else ""
     yield f"this pruning allows about {numbers.ratio(bound)}{untouched}"
 
@@ -395,7 +380,7 @@ def _cost(phase: Phase, row: Row, *, with_parts: bool = False) -> str:
         f"{numbers.brief_time(abs(row.moves_ns))} {'are saved by' if is_gain else 'go to'} {words}"
     )
     parts = [p for p in row.parts if p.ns * row.moves_ns > 0 and is_beyond_noise(p)]
-    parts = [part for part in parts if abs(part.ns) >= 2 * _LEAST * abs(row.moves_ns)][:2]
+    parts = [part for part in parts if abs(part.ns) >= 2 * LEAST * abs(row.moves_ns)][:2]
     return text + when(
         with_parts and parts != [], f", above all {_listed([_part(p) for p in parts])}"
     )

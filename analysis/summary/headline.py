@@ -88,7 +88,7 @@ def _outcome(phase: Phase) -> str:
         return _unmoved(phase, ladder)
     if phase.finding(NO_SPEEDUP):
         text = f"{ratio} is indistinguishable from no speedup: the interval includes 1×"
-        return text + when(_has_nominal(phase, ladder), f"; {_was_promised(phase, ladder)}")
+        return text + when(has_nominal(phase, ladder), f"; {_was_promised(phase, ladder)}")
     return _realised(phase, ladder)
 
 
@@ -128,7 +128,7 @@ def _communication(phase: Phase) -> str:
 def _realised(phase: Phase, ladder: Ladder) -> str:
     """Return the speedup next to the promised one, and the share of its bound."""
     text = f"{numbers.ratio(ladder.realised)} realised{_interval(ladder)}"
-    if _has_nominal(phase, ladder):
+    if has_nominal(phase, ladder):
         promise = "promised" if phase.has_promise else "that its FLOPs allow"
         text += f" of {numbers.ratio(ladder.nominal)} {promise}"
     if ladder.share_of_bound is not None:
@@ -189,11 +189,11 @@ def _unmoved(phase: Phase, ladder: Ladder) -> str:
         else:
             text += " is more than noise and no speedup of a pruning"
             text += f": {', '.join(rows)}" if rows else ""
-    is_promised = _has_nominal(phase, ladder) and (ladder.nominal or 1.0) > _PROMISED
+    is_promised = has_nominal(phase, ladder) and (ladder.nominal or 1.0) > _PROMISED
     return text + when(is_promised, f"; {_was_promised(phase, ladder)}")
 
 
-def _has_nominal(phase: Phase, ladder: Ladder) -> bool:
+def has_nominal(phase: Phase, ladder: Ladder) -> bool:
     """Return whether the first bound means something: a promise does, and FLOPs at one rate."""
     return ladder.nominal is not None and (phase.has_promise or not phase.has_two_formats)
 

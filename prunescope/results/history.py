@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-import msgspec
-
 from prunescope.analysis.schema import history as schema
 from prunescope.results.result import PICTURES, StructResult, TabledResult
 
@@ -81,7 +79,7 @@ class History(StructResult, TabledResult, schema.History, kw_only=True, dict=Tru
         if "md" in names:
             files["history.md"] = sheet_text("History", self.__rich__()).encode()
         if "json" in names:
-            files["history.json"] = msgspec.json.format(msgspec.json.encode(self.to_dict())) + b"\n"
+            files["history.json"] = self.to_json()
         if "csv" in names:
             files["history.csv"] = self.to_polars().write_csv().encode()
         return files | self.plot.files([name for name in names if name in PICTURES])

@@ -131,7 +131,7 @@ class Report(Result, schema.Report, kw_only=True, dict=True):
             PrunescopeError: A format is unknown, parquet or perfetto is asked of a report that was
                 loaded, or the folder cannot be written.
         """
-        from prunescope.analysis.report.formats import shows_hosts
+        from prunescope.analysis.report.formats import PhaseFrames, shows_hosts
         from prunescope.analysis.report.write import write_report
 
         names = format_names(formats)
@@ -141,12 +141,15 @@ class Report(Result, schema.Report, kw_only=True, dict=True):
                 f"label_prefix is {reprlib.repr(prefix)}", hint="accepted: a text"
             )
         done: Analysis | None = self.__dict__.get("_done")
+        frames = None
+        if done is not None:
+            hosts = done.hosts() if shows_hosts(names) else None
+            frames = PhaseFrames(done.frames, done.dense_frames, hosts)
         return write_report(
             self,
             needed_path(folder),
             formats=names,
-            frames=None if done is None else done.frames,
-            hosts=done.hosts() if done is not None and shows_hosts(names) else None,
+            frames=frames,
             label_prefix=label_prefix,
         )
 

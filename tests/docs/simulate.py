@@ -169,16 +169,16 @@ def served(case: Served) -> dict[str, Any]:
 
 def served_steps(cases: list[Served]) -> dict[str, Any]:
     """The trace of steps that may differ in their times."""
-    case, steps = cases[0], []
-    for one in cases:
-        name = one.step.format(tokens=one.tokens, sequences=one.sequences)
-        head = linear(one, one.vocabulary, one.h, m=one.sequences)
-        steps.append(module(name, *layer(one) * one.layers, head))
+    chip, steps = cases[0].chip, []
+    for case in cases:
+        name = case.step.format(tokens=case.tokens, sequences=case.sequences)
+        head = linear(case, case.vocabulary, case.h, m=case.sequences)
+        steps.append(module(name, *layer(case) * case.layers, head))
     trace = chrome(*steps)
-    trace["deviceProperties"] = [dict(case.chip.properties)]
+    trace["deviceProperties"] = [dict(chip.properties)]
     for event in trace["traceEvents"]:
         if event["name"] == "cudaLaunchKernel":
-            event["name"] = case.chip.launch
+            event["name"] = chip.launch
     return trace
 
 

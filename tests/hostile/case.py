@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from prunescope.analysis.pipeline import Analysis, analyze
-from prunescope.analysis.report.formats import FORMATS, RequestedFormats
+from prunescope.analysis.report.formats import FORMATS, PhaseFrames, RequestedFormats
 from prunescope.analysis.report.terminal import print_report
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.errors import PrunescopeError
@@ -83,7 +83,8 @@ def check_shown(done: Analysis, *, formats: tuple[str, ...]) -> None:
 
 
 def _rendered(done: Analysis, name: str) -> dict[str, bytes]:
-    return FORMATS[name].render(RequestedFormats(report=done.report, name=name, frames=done.frames))
+    frames = PhaseFrames(done.frames, done.dense_frames, done.hosts())
+    return FORMATS[name].render(RequestedFormats(report=done.report, name=name, frames=frames))
 
 
 def on_terminal(report: Report) -> str:

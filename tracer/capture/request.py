@@ -19,8 +19,10 @@ from prunescope.taxonomy.method_names import is_plan
 from prunescope.taxonomy.option import (
     MOST,
     MOST_SAMPLES,
+    AllowCode,
     Batch,
     Knobs,
+    LegalTp,
     Logits,
     Option,
     Phases,
@@ -310,13 +312,7 @@ class TraceRequest:
             metavar="FOLDER",
         ),
     ] = None
-    allow_code: Annotated[
-        bool,
-        Option(
-            help="Save a model that no class of transformers holds (low rank, layers of different "
-            "widths) with a modeling file of its own; without it, that is refused."
-        ),
-    ] = False
+    allow_code: AllowCode = False
     legal: Annotated[
         str | None,
         Option(
@@ -327,16 +323,7 @@ class TraceRequest:
             model=True,
         ),
     ] = None
-    legal_tp: Annotated[
-        int,
-        Option(
-            help="Degree of tensor parallelism by which the engine divides heads and channels.",
-            metavar="N",
-            least=1,
-            most=1024,
-            model=True,
-        ),
-    ] = 1
+    legal_tp: LegalTp = 1
     argv: Sequence[str] = ()  # the command line, kept in run.json
 
     def __post_init__(self) -> None:

@@ -111,17 +111,17 @@ def check_saved(folder: Path, model: Any, *, with_code: bool) -> Checked:
             attention,
             "code" if with_code else "plain",
         ]
-        found = _run([*arguments, str(torch.get_num_threads())])
+        checked_run = _run([*arguments, str(torch.get_num_threads())])
     largest = float(logits.abs().max())
     step = torch.finfo(logits.dtype).eps * 2.0 ** torch.tensor(largest).log2().floor().item()
     checked = Checked(
-        difference=float(found["difference"]),
+        difference=float(checked_run["difference"]),
         largest=largest,
         allowed=_ULPS[logits.element_size()] * step,
-        parameters=int(found["parameters"]),
+        parameters=int(checked_run["parameters"]),
     )
     expected = sum(p.numel() for p in model.parameters())
-    if checked.parameters != expected or not found["alone"]:
+    if checked.parameters != expected or not checked_run["alone"]:
         raise PrunescopeError(
             f"the saved model has {checked.parameters:,} parameters, and the pruned one "
             f"{expected:,}",

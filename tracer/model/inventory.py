@@ -21,6 +21,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedModel, masking_utils
 from transformers.models.auto import modeling_auto
 
+from prunescope.taxonomy.formats import MAX_LAYERS
 from prunescope.taxonomy.inventory import Inventory, StoredModule, StoredWeight
 
 TOKENS = 64  # of the forward that is followed
@@ -46,11 +47,14 @@ _SIZES = (
 def build_inventory(config: Mapping[str, Any]) -> Inventory | None:
     """Build the tree that a config describes on the meta device, and list it.
 
-    None if transformers does not know the model, or cannot build it.
+    None if transformers does not know the model, or cannot build it, and of sizes that no model
+    has: too many layers, or a matrix without numbers.
     """
     with _quiet():
         model = _tree(config)
-        return None if model is None else read_tree(model)
+        if model is None or any(0 in weight.shape for weight in model.parameters()):
+            return None
+        return read_tree(model)
 
 
 def read_tree(model: nn.Module) -> Inventory:
@@ -110,11 +114,7 @@ def _sizes(model: nn.Module, path: str) -> dict[str, int]:
 
 def _tree(config: Mapping[str, Any]) -> Any:
     """Return the model of a config on the meta device; None if transformers cannot build it."""
-    plain = {
-        key: _decoded(value)
-        for key, value in config.items()
-        if key not in ("auto_map", "dtype", "quantization_config")
-    }
+    plain = {key: _decoded(value) for key, value in config.items() if key not in _NOT_SHAPES}
     kind = str(plain.get("model_type", ""))
     try:
         known = CONFIG_MAPPING[kind].from_dict(plain)
@@ -124,6 +124,8 @@ def _tree(config: Mapping[str, Any]) -> Any:
         part = known.get_text_config()
         if not isinstance(known, cls.config_class) and isinstance(part, cls.config_class):
             known = part
+        if getattr(part, "num_hidden_layers", 0) > MAX_LAYERS:
+            return None  # its modules would be made one after the other
         known._attn_implementation = "sdpa"
         with torch.device("meta"):
             try:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from prunescope.analysis.findings.registry import SEVERITIES, registered
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import INVALID_TIMES, SIDE_CAVEATS, Finding, Phase
-from prunescope.analysis.summary.paragraph import recommended_changes
+from prunescope.analysis.summary.causes import recommended_changes
 from tests.analysis.findings.test_host import Real, finding
 from tests.analysis.timeline.test_first_calls import MS, Host, phase_of
 from tests.chrome import chrome, k, op, save, step
@@ -155,7 +155,7 @@ def test_a_window_of_no_work_changes_nothing(tmp_path: Path, numbers: list[int])
     later = {**last, "name": last["name"].replace(str(len(numbers) - 1), str(len(numbers)))}
     later |= {"ts": last["ts"] + last["dur"] + 50, "dur": 20}
     more = {"traceEvents": [*whole["traceEvents"], later]}
-    one, two = (alone(tmp_path, trace) for trace in (whole, more))
-    assert (one.steps, one.wall_ns, one.kernels_per_step) == (
-        two.steps, two.wall_ns, two.kernels_per_step,
+    before, after = (alone(tmp_path, trace) for trace in (whole, more))
+    assert (before.steps, before.wall_ns, before.kernels_per_step) == (
+        after.steps, after.wall_ns, after.kernels_per_step,
     )  # fmt: skip

@@ -82,7 +82,7 @@ def test_a_head_behind_the_last_experts_is_no_shared_expert() -> None:
     """gpt-oss: N 201,088 behind grouped products, in a step that looks no token up; what scatters
     the results of the experts (`_finalize_matmul_scatter`) is no product."""
     grouped: Ran = ("grouped_gemm", "vllm::moe_forward", ((T, H),), None)
-    found = roles([*routed(), grouped, grouped, product(1, 201_088, H)])
-    assert found == ["", "router", "", "experts", "experts", ""]
+    named = roles([*routed(), grouped, grouped, product(1, 201_088, H)])
+    assert named == ["", "router", "", "experts", "experts", ""]
     assert kernel_kind("_finalize_matmul_scatter") == "gather_scatter"
     assert kernel_kind("_matmul_ogs_NNT_bf16xbf16xmxfp4") == "grouped_gemm"

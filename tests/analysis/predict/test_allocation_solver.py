@@ -132,8 +132,8 @@ def test_eight_layers_at_five_targets() -> None:
     none: list[tuple[float, ...] | None] = [None] * 8
     solved = program(layers, none)
     for limit in (-200.0, -170.0, -120.0, -60.0, -10.0):
-        found = least_loss(layers, none, [limit])
-        assert loss_of(solved.best([limit])) == pytest.approx(found, rel=1e-5)
+        least = least_loss(layers, none, [limit])
+        assert loss_of(solved.best([limit])) == pytest.approx(least, rel=1e-5)
 
 
 def test_one_layer_stays() -> None:

@@ -89,9 +89,9 @@ def test_from_which_batch_on_it_gains() -> None:
 
     Nobody measured such steps, so that the range is wide: a gain is sure at three quarters.
     """
-    found = ask(batch=1, sparsity=0.75)["predicted"]["execution"]
-    gains = found["gains"]
-    assert any(f"gains from batch {gains['from']} on:" in note for note in found["notes"])
+    execution = ask(batch=1, sparsity=0.75)["predicted"]["execution"]
+    gains = execution["gains"]
+    assert any(f"gains from batch {gains['from']} on:" in note for note in execution["notes"])
     for batch, sure in ((gains["from"], True), (gains["from"] - 1, False)):
         low, _ = ask(batch=batch, sparsity=0.75)["predicted"]["execution"]["range"]
         assert (low > 1) == sure

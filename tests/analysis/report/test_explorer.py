@@ -26,7 +26,7 @@ def test_every_kernel_of_one_step_is_in_it() -> None:
     """Its times are whole ns that add up to the busy time, on both sides."""
     done = analyze(PRUNED, baseline=DENSE)
     ((name, phase),) = done.report.phases.items()
-    frames = {"dense": done.frames.dense[name], "pruned": done.frames[name]}  # type: ignore[attr-defined]
+    frames = {"dense": done.dense_frames[name], "pruned": done.frames[name]}
     data = json.loads(timelines(phase, frames["pruned"], frames["dense"]))
     for side in data["sides"]:
         frame = frames[side["name"]]

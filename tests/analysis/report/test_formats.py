@@ -10,7 +10,13 @@ import polars as pl
 import pytest
 
 from prunescope.analysis.report import markdown
-from prunescope.analysis.report.formats import FORMATS, Format, RequestedFormats, shows_hosts
+from prunescope.analysis.report.formats import (
+    FORMATS,
+    Format,
+    PhaseFrames,
+    RequestedFormats,
+    shows_hosts,
+)
 from prunescope.analysis.report.write import DEFAULT_FORMATS, check_formats, write_report
 from prunescope.taxonomy.errors import PrunescopeError
 from tests.analysis.report import example
@@ -51,7 +57,9 @@ def names(folder: Path) -> set[str]:
 
 @pytest.mark.usefixtures("drawn_once")
 def test_all_formats_are_written_and_listed(tmp_path: Path) -> None:
-    paths = write_report(example.two_phases(), tmp_path / "r", formats=FORMATS, frames=FRAMES)
+    paths = write_report(
+        example.two_phases(), tmp_path / "r", formats=FORMATS, frames=PhaseFrames(FRAMES)
+    )
     assert {p.name for p in paths} == names(tmp_path / "r")
     assert {"report.md", "report.html", "report.json", "report.tex", "ledger.csv",
             "data-dictionary.csv", "kernels-prefill.parquet", "ladder-decode.svg",

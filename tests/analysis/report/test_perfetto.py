@@ -16,6 +16,7 @@ import pytest
 
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import Analysis, analyze
+from prunescope.analysis.report.formats import PhaseFrames
 from prunescope.analysis.report.perfetto import perfetto_files, render_perfetto
 from prunescope.analysis.report.write import write_report
 from prunescope.analysis.trace.load import load
@@ -30,13 +31,13 @@ def test_both_sides_begin_at_their_step(tmp_path: Path) -> None:
     """Two processes of one file; who analyses it again reads the pruned kernels alone."""
     stories = Path(__file__).resolve().parents[3] / "traces/stories/odd-width"
     pair = analyze(stories / "pruned.json.gz", baseline=stories / "dense.json.gz")
-    (data,) = perfetto_files(pair.report, pair.frames, None, pair.frames.dense).values()  # type: ignore[attr-defined]
+    (data,) = perfetto_files(pair.report, pair.frames, None, pair.dense_frames).values()
     events = json.loads(gzip.decompress(data))["traceEvents"]
     kernels = {
         pid: [e for e in events if e["pid"] == pid and str(e.get("cat", "")).endswith("kernel")]
         for pid in (1, 4)
     }
-    (frame,), (dense,) = pair.frames.values(), pair.frames.dense.values()  # type: ignore[attr-defined]
+    (frame,), (dense,) = pair.frames.values(), pair.dense_frames.values()
     assert (len(kernels[1]), len(kernels[4])) == (frame.height, dense.height)
     assert kernels[1][0]["ts"] == kernels[4][0]["ts"]
     path = tmp_path / "both.json.gz"
@@ -195,7 +196,9 @@ def test_the_same_frame_gives_the_same_bytes_and_hostile_names_are_inert(pair: A
 
 
 def test_the_format_needs_frames_and_is_written(pair: Analysis, tmp_path: Path) -> None:
-    (path,) = write_report(pair.report, tmp_path / "o", formats=("perfetto",), frames=pair.frames)
+    (path,) = write_report(
+        pair.report, tmp_path / "o", formats=("perfetto",), frames=PhaseFrames(pair.frames)
+    )
     assert path.name == "trace-trace.perfetto.json.gz"
     with pytest.raises(PrunescopeError, match="perfetto holds the kernels frame"):
         write_report(pair.report, tmp_path / "o2", formats=("perfetto",))

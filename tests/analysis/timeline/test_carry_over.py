@@ -127,7 +127,7 @@ def test_carry_over_is_found_by_stream(tmp_path: Path) -> None:
 
 
 def test_carry_over_before_a_step_without_kernels_is_of_neither(tmp_path: Path) -> None:
-    """The first window holds none and is no step; the next begins behind the spill, at 100."""
+    """The first window holds none and is no step; the next begins behind the carry-over, at 100."""
     empty = [(20.0, 30.0), *TWO]
     made = spilt(launch=46)
     made["traceEvents"] = [e for e in made["traceEvents"] if e["cat"] != "user_annotation"]

@@ -15,7 +15,7 @@ import pytest
 
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report.formats import FORMATS, RequestedFormats
+from prunescope.analysis.report.formats import FORMATS, PhaseFrames, RequestedFormats
 from prunescope.analysis.schema.pair_comparison import SHAPES, OneSided
 from prunescope.analysis.schema.report import to_json
 from prunescope.analysis.trace.load import load
@@ -358,8 +358,11 @@ def test_nothing_private_is_in_a_report(tmp_path: Path) -> None:
     done = analyze(made(tmp_path / "private.sqlite", fill))
     files = dict[str, bytes]()
     for name in ("json", "md", "html", "perfetto"):
-        asked = RequestedFormats(report=done.report, name=name, frames=done.frames,
-                                 hosts=done.hosts())  # fmt: skip
+        asked = RequestedFormats(
+            report=done.report,
+            name=name,
+            frames=PhaseFrames(done.frames, done.dense_frames, done.hosts()),
+        )
         files |= FORMATS[name].render(asked)
     assert len(files) > 4
     assert not [name for name, data in files.items() if secret.encode() in data]
@@ -430,8 +433,11 @@ def test_advice_is_what_nsight_systems_can_record(tmp_path: Path) -> None:
 
 def test_an_export_gives_an_annotated_timeline(tmp_path: Path) -> None:
     done = analyze(made(tmp_path / "two.sqlite", two_devices), options=Options())
-    asked = RequestedFormats(report=done.report, name="perfetto", frames=done.frames,
-                             hosts=done.hosts())  # fmt: skip
+    asked = RequestedFormats(
+        report=done.report,
+        name="perfetto",
+        frames=PhaseFrames(done.frames, done.dense_frames, done.hosts()),
+    )
     files = FORMATS["perfetto"].render(asked)
     assert sorted(files) == [f"trace-rank{i}.perfetto.json.gz" for i in range(2)]
     assert json.loads(to_json(done.report))["phases"]["rank1"]["wall_ns"] == 1600
@@ -456,8 +462,11 @@ def test_a_timeline_holds_copies_as_copies_and_what_is_in_no_step(tmp_path: Path
         kernel(file, 920, 940, corr=5, name="later")
 
     done = analyze(made(tmp_path / "t.sqlite", fill))
-    asked = RequestedFormats(report=done.report, name="perfetto", frames=done.frames,
-                             hosts=done.hosts())  # fmt: skip
+    asked = RequestedFormats(
+        report=done.report,
+        name="perfetto",
+        frames=PhaseFrames(done.frames, done.dense_frames, done.hosts()),
+    )
     (data,) = FORMATS["perfetto"].render(asked).values()
     events = json.loads(gzip.decompress(data))["traceEvents"]
     names = {(e["cat"], e["name"]) for e in events if e["ph"] == "X"}

@@ -5,7 +5,7 @@ sizes. Counted are the types whose parameters are exact, by which witness, and t
 refused, with the reason. Writes `docs/models.md` and `taxonomy/configs/agreed.json`: the types
 whose config alone gives the parameters of the tree at every size.
 
-    python benchmarks/model_census.py --write
+    python benchmarks/models.py --write
 """
 
 from __future__ import annotations
@@ -163,13 +163,13 @@ def _agreed(sizes: list[list[Row]], heads: list[Row]) -> witnesses.Agreed:
 
 
 def _page(rows: dict[str, list[Row]], sizes: list[list[Row]]) -> str:
-    """Return the page of the census."""
+    """Return the page of the comparison."""
     lines = [
         "# Models",
         "",
         "Which model types prunescope reads, compared with the modules that "
         f"transformers {transformers.__version__} builds of their default",
-        "configs. Made by `python benchmarks/model_census.py --write`, which also compares "
+        "configs. Made by `python benchmarks/models.py --write`, which also compares "
         "causal language models at three other sizes.",
         "",
         "The first witness of a model is its module tree, built without weights; the second is",
