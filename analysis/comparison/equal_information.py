@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 
 import polars as pl
 
-from prunescope.analysis.comparison.assignment import apply_resolution, resolve
 from prunescope.analysis.comparison.more_calls import with_work_on_weights
 from prunescope.analysis.comparison.replacements import with_replacements
 from prunescope.analysis.inputs.side import Diagnostics, SidePhase
+from prunescope.analysis.kernels.assignment import place_pair
 from prunescope.analysis.kernels.columns import is_one_of
 from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, Kernels
 from prunescope.analysis.schema.notice import Notice, note, warning
@@ -394,8 +394,9 @@ def resolve_places(sides: ComparableSides) -> ComparableSides:
         return sides
     if any(side.kernels.replays.are_folded for side in sides.both):
         return sides
-    resolution = resolve(sides.dense.kernels, sides.pruned.kernels)
-    return sides.rewritten(*apply_resolution(resolution, *sides.both))
+    placed = place_pair(sides.dense.kernels, sides.pruned.kernels)
+    dense, pruned = (replace(s, kernels=k) for s, k in zip(sides.both, placed, strict=True))
+    return sides.rewritten(dense, pruned)
 
 
 def place_replacements(sides: ComparableSides) -> ComparableSides:

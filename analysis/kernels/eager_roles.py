@@ -17,14 +17,13 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 import polars as pl
 
+from prunescope.analysis.kernels.assignment import Evidence
 from prunescope.analysis.kernels.graph_match import align
 from prunescope.analysis.kernels.role import PRODUCT_KINDS
 from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.ops.work import Work
 from prunescope.analysis.trace.collector import NONE, Ints, unique_ids
 
-# Of the products' time: where less of it is matched, the pass is of another step.
-_LEAST = 0.5
 _GATHER = "gather_scatter"
 
 
@@ -33,8 +32,11 @@ def roles_of_pass(
     of: tuple[Sequence[OpCall], Sequence[Work | None]],
     eager: pl.DataFrame,
     of_eager: tuple[Sequence[OpCall], Sequence[Work | None]],
-) -> pl.DataFrame | None:
-    """Return the frame with the layers and roles of an eager pass; None for a pass of another step.
+) -> Evidence:
+    """Return what an eager pass says of the layers and roles of all rows.
+
+    Its confidence is the share of the products' time that is matched: a pass of another step
+    explains little.
 
     Args:
         frame: The rows of the recorded step, with kinds.
@@ -42,7 +44,7 @@ def roles_of_pass(
         eager: The rows of the eager pass, with kinds, layers and roles.
         of_eager: Its calls and their works.
     """
-    here = frame.sort("launched", maintain_order=True).with_row_index("at_here")
+    here = frame.with_row_index("row").sort("launched", maintain_order=True)
     first_step = eager.filter(pl.col("step") == pl.col("step").min())
     there = first_step.sort("launched", maintain_order=True)
     wanted, known = _keys(here, *of), _keys(there, *of_eager)
@@ -58,21 +60,18 @@ def roles_of_pass(
             matched[names] = _matched(names, known, products)
         at[rows] = matched[names]
     busy = here["busy"].to_numpy()
-    if busy[product & (at >= 0)].sum() < _LEAST * busy[product].sum():
-        return None
+    whole, matched_ns = (int(busy[rows].sum()) for rows in (product, product & (at >= 0)))
     kinds = here["kind"].to_list()
     behind = _products_behind(kinds, at, steps)
     fused = (at < 0) & np.array([kind == _GATHER for kind in kinds], bool)
     at[fused] = behind[fused]
-    role, layer = there["role"].to_list(), there["layer"].to_list()
-    named = here.with_columns(
-        layer=pl.Series([layer[i] if i >= 0 else None for i in at], dtype=pl.Int64),
-        role=pl.Series([role[i] if i >= 0 else "unknown" for i in at], dtype=pl.String),
-    )
-    order = np.argsort(frame["launched"].to_numpy(), kind="stable")
-    back = np.empty(len(order), np.int64)
-    back[order] = np.arange(len(order))
-    return named.drop("at_here")[back]
+    of_row = np.empty(len(at), np.int64)
+    of_row[here["row"].to_numpy()] = at
+    layer = np.append(there["layer"].fill_null(NONE).to_numpy(), NONE)
+    role = np.append(there["role"].to_numpy(), "unknown")
+    every = np.ones(len(at), bool)
+    share = matched_ns / whole if whole else 1.0
+    return Evidence("eager pass", layer[of_row], role[of_row], every, share)
 
 
 def _matched(names: Sequence[str], known: list[str], products: Collection[str]) -> Ints:

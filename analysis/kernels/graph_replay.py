@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from prunescope.analysis.kernels.assignment import LEAST, Evidence
 from prunescope.analysis.kernels.graph_match import (
     UNNAMED,
     GraphPart,
@@ -41,9 +42,6 @@ from prunescope.analysis.trace.event import DEVICE_CATEGORIES
 from prunescope.analysis.trace.trace_columns import Trace
 from prunescope.taxonomy.errors import PrunescopeError
 
-# Of replayed time. Two steps of one model share the names of small kernels and may choose different
-# kernels for GEMMs and attention. If less than half is matched, the pass is of a different step.
-LEAST = 0.5
 _SURE = 0.9
 
 
@@ -368,15 +366,8 @@ class GraphReplay:
             instance=pl.when(known).then(instance).otherwise("instance"),
         )
 
-    def add_roles(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, str]:
-        """Return the frame with layer and role of mapped rows, and where they come from."""
+    def evidence(self) -> Evidence:
+        """Return what the eager pass says of the layers and roles of mapped rows."""
         roles, at = self.eager.roles, np.maximum(self.at, 0)
-        mapped = pl.Series(self.at >= 0)
-        layer = pl.Series(roles.layer[at])
-        role = pl.Series([roles.role[i] for i in at], dtype=pl.String)
-        in_layer = pl.when(layer >= 0).then(layer)
-        frame = frame.with_columns(
-            layer=pl.when(mapped).then(in_layer).otherwise("layer"),
-            role=pl.when(mapped).then(role).otherwise("role"),
-        )
-        return frame, roles.source
+        names = np.array(roles.role, object)
+        return Evidence("eager pass", roles.layer[at], names[at], self.at >= 0, self.rate or 0.0)

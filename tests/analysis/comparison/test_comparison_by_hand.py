@@ -10,7 +10,6 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from prunescope.analysis.comparison.assignment import resolve
 from prunescope.analysis.comparison.convolutions import Convolution
 from prunescope.analysis.comparison.differences import find_differences, find_other_model
 from prunescope.analysis.comparison.equal_information import (
@@ -28,6 +27,7 @@ from prunescope.analysis.comparison.other_inputs import (
 )
 from prunescope.analysis.comparison.replacements import with_replacements
 from prunescope.analysis.inputs.side import SidePhase
+from prunescope.analysis.kernels.assignment import place_pair
 from prunescope.analysis.kernels.frame import HostWork, Kernels, ModuleRoles
 from prunescope.analysis.ledger.gemm_calls import collect_gemm_calls
 from prunescope.analysis.ledger.gemms import Pair, pair_calls
@@ -290,11 +290,8 @@ def test_unnamed_linears_take_the_roles_that_their_layer_lacks() -> None:
     named, other_model = ["q", "up", "down"], ["q", "unknown", "unknown"]
     for sizes, roles in ((((48, 64), (64, 48)), named), (((48, 32), (32, 48)), other_model)):
         unnamed = [kernel_row(0, "unknown", product(*size)) for size in sizes]
-        places = resolve(kernels_of(*reference), kernels_of(reference[0], *unnamed)).pruned
-        assert [
-            "q",
-            *(places[0, i].role if (0, i) in places else "unknown" for i in (1, 2)),
-        ] == roles
+        _, pruned = place_pair(kernels_of(*reference), kernels_of(reference[0], *unnamed))
+        assert pruned.frame["role"].to_list() == roles
 
 
 def test_ops_that_run_more_often_are_sorted_by_their_time_and_then_by_name() -> None:
