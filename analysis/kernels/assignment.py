@@ -89,6 +89,15 @@ class Assignment:
     confidence: Floats
     disagreements: Disagreements = field(default_factory=Counter)
 
+    def notices(self) -> list[Notice]:
+        """Return a note where sources disagree: how many kernels, which sources, which roles."""
+        if not self.disagreements:
+            return []
+        usual = self.disagreements.most_common(3)
+        sources, roles = ([tuple(key[i : i + 2]) for key, _ in usual] for i in (0, 2))
+        count = self.disagreements.total()
+        return [note("roles-disagree", count=count, sources=sources[0], roles=roles)]
+
     def put_into(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Return a frame with these layers and roles, their sources and their confidence."""
         columns = {
@@ -283,14 +292,9 @@ def _take_from(giver: _Party, taker: _Party, *, may_renumber: bool) -> Assignmen
     if renumbers:
         layer[taker.products], role[taker.products] = NONE, "unknown"
     else:
-        own.disagreements.update(
-            (SOURCES[a], SOURCES[b], x, y)
-            for a, b, x, y in zip(
-                *(own.source[row[differ]], theirs.source[at[differ]]),
-                *(own.role[row[differ]], theirs.role[at[differ]]),
-                strict=True,
-            )
-        )
+        for i, j in zip(row[differ].tolist(), at[differ].tolist(), strict=True):
+            less, more = sorted(((own.source[i], own.role[i]), (theirs.source[j], theirs.role[j])))
+            own.disagreements[SOURCES[less[0]], SOURCES[more[0]], less[1], more[1]] += 1
     takes_role = is_open | renumbers | (differ & (own.source[row] < theirs.source[at]))
     role[row] = np.where(takes_role, theirs.role[at], own.role[row])
     if renumbers or not taker.layers:
@@ -409,11 +413,7 @@ def place_pair(dense: Kernels, pruned: Kernels) -> tuple[Kernels, Kernels]:
         )
         for kernels, own, assigned, other in zip(both, rows, (old, new), both[::-1], strict=True)
     )
-    if new.disagreements:
-        pairs = [f"{a} or {b}" for (_, _, a, b), _ in new.disagreements.most_common(3)]
-        about = note("roles-disagree", count=new.disagreements.total(), roles=pairs)
-        pruned = _noted(pruned, about)
-    return dense, pruned
+    return dense, _noted(pruned, *new.notices())
 
 
 def _with_places(kernels: Kernels, party: _Party, source: str, *, by_repeats: bool) -> Kernels:
@@ -434,5 +434,5 @@ def _with_places(kernels: Kernels, party: _Party, source: str, *, by_repeats: bo
     return _noted(kernels, note("roles-of-other-side", roles=roles)) if roles else kernels
 
 
-def _noted(kernels: Kernels, about: Notice) -> Kernels:
-    return replace(kernels, notes=[*kernels.notes, about])
+def _noted(kernels: Kernels, *notices: Notice) -> Kernels:
+    return replace(kernels, notes=[*kernels.notes, *notices])

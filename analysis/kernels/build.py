@@ -17,7 +17,14 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from prunescope.analysis.kernels.assignment import LEAST, Evidence, Rows, resolve, spread
+from prunescope.analysis.kernels.assignment import (
+    LEAST,
+    Assignment,
+    Evidence,
+    Rows,
+    resolve,
+    spread,
+)
 from prunescope.analysis.kernels.call_work import (
     format_notes,
     unfold_queries,
@@ -83,6 +90,7 @@ class PassContext:
         works: The work of each call; None where it is unknown.
         num_trace_calls: The number of calls that come from traces; those of a config follow.
         evidence: What the sources of layers and roles say of the rows.
+        placed: The layers and roles that follow from them.
         roles_from: Where layers and roles come from (`ModuleRoles.source`).
         filled: The shapes that the config gave; None without a config.
     """
@@ -99,6 +107,7 @@ class PassContext:
     works: list[Work | None] = field(default_factory=list)
     num_trace_calls: int = 0
     evidence: list[Evidence] = field(default_factory=list)
+    placed: Assignment | None = None
     roles_from: str = "none"
     filled: Filled | None = None
 
@@ -186,7 +195,8 @@ def add_places(frame: pl.DataFrame, context: PassContext) -> pl.DataFrame:
     elif takes_modules and context.roles_from in ("order", "none"):
         evidence += _read_pass(frame, context)
     context.evidence = evidence
-    return resolve([Rows(evidence)])[0].put_into(frame)
+    context.placed = resolve([Rows(evidence)])[0]
+    return context.placed.put_into(frame)
 
 
 def _read_pass(frame: pl.DataFrame, context: PassContext) -> list[Evidence]:
@@ -242,8 +252,8 @@ def fill_shapes(frame: pl.DataFrame, context: PassContext) -> pl.DataFrame:
     context.works = context.works + filled.works
     context.roles_from = filled.source
     if filled.places:
-        placed = [*context.evidence, _read_config(filled)]
-        return resolve([Rows(placed)])[0].put_into(filled.frame)
+        context.placed = resolve([Rows([*context.evidence, _read_config(filled)])])[0]
+        return context.placed.put_into(filled.frame)
     return filled.frame
 
 
@@ -417,6 +427,7 @@ def _kernels(frame: pl.DataFrame, context: PassContext) -> Kernels:
             *steps.notes,
             *format_notes(trace.calls, context.calls),
             *(filled.notes if filled else []),
+            *(context.placed.notices() if context.placed else []),
             *steps.device_notes,
             *counter_notes(trace, steps.linked, _needed(frame)),
         ],

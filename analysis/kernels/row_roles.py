@@ -61,7 +61,7 @@ def find_evidence(
     if len(scopes.place) and scopes.source != "none":
         says &= linked.thread >= 0
     source = "kernel" if roles.source == "none" else roles.source
-    own = Evidence(source, layer[product], role[product], says)
+    own = Evidence(source, layer[product], role[product], says, roles.confidence)
     evidence = [Evidence("kernel", nowhere, by_kind, np.ones(len(host), bool)), own]
     if passes is not None:
         evidence.append(_read_passes(own, host, passes))

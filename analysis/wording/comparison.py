@@ -27,7 +27,7 @@ from prunescope.analysis.schema.pair_comparison import (
 )
 from prunescope.taxonomy.numbers import brief_time
 from prunescope.taxonomy.recorder import recorder_called
-from prunescope.taxonomy.words import shortened
+from prunescope.taxonomy.words import plural, shortened
 
 EAGER_OPTIONS = {"dense": "--baseline-eager-trace", "pruned": "--eager-trace"}
 _INPUTS = {ROWS: "batch or length", BATCH_SIZE: "the batch", LENGTH: "the length"}
@@ -183,6 +183,29 @@ def _more_calls(*, op: str, shape: Sequence[Any], dense: int, pruned: int) -> st
     return f"{op} [{size}] × {pruned} a step, {dense} in the dense trace"
 
 
+_SOURCES = {
+    "order": "the order of kernels",
+    "nn.Module": "classes of modules",
+    "graph": "the annotations of a graph",
+    "eager pass": "the eager trace",
+    "config": "the config",
+    "partner": "the other side",
+}
+
+
+def _roles_disagree(
+    *, count: int, sources: tuple[str, str], roles: Sequence[tuple[str, str]]
+) -> str:
+    pairs = ", ".join(" or ".join(pair) for pair in roles)
+    first, second = (_SOURCES.get(source, source) for source in sources)
+    if first == second:
+        return (
+            f"{count} products have another role on the other side, by order and shape: {pairs}; "
+            "each side keeps its own"
+        )
+    return f"{first} and {second} give {count} kernel{plural(count)} two roles, of which the second holds: {pairs}"
+
+
 WORDS: dict[str, str | Callable[..., str]] = {
     "one-sided": one_sided_text,
     "not-comparable": not_comparable_text,
@@ -204,9 +227,7 @@ WORDS: dict[str, str | Callable[..., str]] = {
         "the other side names these products, with which both sides were aligned by order and "
         "shape: {roles:list}"
     ),
-    "roles-disagree": (
-        "{count} products have another role on the other side, by order and shape: {roles:list}"
-    ),
+    "roles-disagree": _roles_disagree,
     "layers-by-repeats": (
         "neither side names layers: the {count} parts of its sequence that repeat are taken for "
         "them"

@@ -24,6 +24,7 @@ from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.pair_comparison import INPUTS, Difference
 from prunescope.analysis.schema.report import Phase
 from prunescope.analysis.wording.comparison import difference_text
+from prunescope.analysis.wording.sentence import sentence
 from tests.records import flash_attention, kernel_row, kernels_of, product
 
 NAMES = (("q", 64, 64), ("up", 96, 64), ("down", 64, 96))
@@ -72,14 +73,22 @@ def renamed(role: str) -> list[dict[str, object]]:
     return [*rows, kernel_row(0, "unknown", product(40, 40))]
 
 
-@pytest.mark.parametrize(("source", "role"), [("modules", "gate"), ("order", "up")])
-def test_of_two_roles_of_a_product_the_more_trusted_source_holds(source: str, role: str) -> None:
+KEPT = "products have another role on the other side, by order and shape: gate or up; each side"
+TAKEN = "the order of kernels and modules give 1 kernel two roles, of which the second holds: gate"
+
+
+@pytest.mark.parametrize(
+    ("source", "role", "says"), [("modules", "gate", KEPT), ("order", "up", TAKEN)]
+)
+def test_of_two_roles_of_a_product_the_more_trusted_source_holds(
+    source: str, role: str, says: str
+) -> None:
     """Modules of both sides: each keeps its own. The order of one gives way to the other's."""
     dense = kernels_of(*layers_of(1), modules=ModuleRoles("modules"))
     _, pruned = place_pair(dense, kernels_of(*renamed("gate"), modules=ModuleRoles(source)))
     assert placed(pruned)[1] == (0, role)
     (said,) = (notice for notice in pruned.notes if notice.kind == "roles-disagree")
-    assert said.numbers["count"] == 1
+    assert said.numbers["count"] == 1 and says in sentence(said)
 
 
 def evidence(source: str, *roles: str, says: tuple[int, ...], confidence: float = 1.0) -> Evidence:
