@@ -203,7 +203,8 @@ def _roles_disagree(
             f"{count} products have another role on the other side, by order and shape: {pairs}; "
             "each side keeps its own"
         )
-    return f"{first} and {second} give {count} kernel{plural(count)} two roles, of which the second holds: {pairs}"
+    kernels = f"{count} kernel{plural(count)}"
+    return f"{first} and {second} give {kernels} two roles, of which the second holds: {pairs}"
 
 
 WORDS: dict[str, str | Callable[..., str]] = {
