@@ -139,6 +139,10 @@ _WHY: dict[str, Callable[[object, object], str]] = {
         f"no linear has the same size in both models, and pruning cannot turn {dense} into "
         f"{pruned}: these are two models"
     ),
+    "widths": lambda dense, pruned: (
+        f"the model has {pruned}, the dense one {dense}: all differ, one of them is larger, and no "
+        "linear has the same size in both: these are two models"
+    ),
     "window": lambda dense, pruned: (
         f"the attention window differs: {pruned} in the pruned run, {dense} in the dense run"
     ),
@@ -227,6 +231,10 @@ WORDS: dict[str, str | Callable[..., str]] = {
     "roles-of-other-side": (
         "the other side names these products, with which both sides were aligned by order and "
         "shape: {roles:list}"
+    ),
+    "inputs-unsolved": (
+        "attentions differ, and batch and length of the {side} side are unknown: its attentions "
+        "and linears do not agree on them"
     ),
     "roles-disagree": _roles_disagree,
     "layers-by-repeats": (

@@ -72,6 +72,10 @@ WORDS: dict[str, str | Callable[..., str]] = {
         "one, {dense:percent} in the dense trace): GEMMs without a role are paired by order"
     ),
     "unequal-steps": "{side}: steps hold {fewest} to {most} kernels",
+    "other-widths": lambda widths: (
+        f"{', '.join(f'{name} {old:g} → {new:g}' for name, (old, new) in widths.items())}: all "
+        "differ and no run says what was pruned: this may be another model of the same kind"
+    ),
     "other-config": (
         "{side}: the config that its shapes come from may be that of another model: tiles do not "
         "fit it"

@@ -11,7 +11,11 @@ import numpy as np
 import pytest
 
 from prunescope.analysis.comparison.convolutions import Convolution
-from prunescope.analysis.comparison.differences import find_differences, find_other_model
+from prunescope.analysis.comparison.differences import (
+    find_differences,
+    find_other_model,
+    other_widths,
+)
 from prunescope.analysis.comparison.equal_information import (
     ComparableSides,
     fuse_split_products,
@@ -33,7 +37,7 @@ from prunescope.analysis.ledger.gemm_calls import collect_gemm_calls
 from prunescope.analysis.ledger.gemms import Pair, pair_calls
 from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.schema.pair_comparison import FIRST_CALLS, Difference
-from prunescope.analysis.wording.comparison import difference_text
+from prunescope.analysis.wording.comparison import difference_text, not_comparable_text
 from prunescope.analysis.wording.sentence import sentence
 from prunescope.taxonomy.runs.run import PhaseRun
 from tests.records import flash_attention, kernel_row, kernels_of, ledger_of, phase_of, product
@@ -237,6 +241,37 @@ def test_a_linear_that_is_larger_and_smaller_is_of_another_model(
     if difference is not None:
         assert (difference.kind, difference.hides_pruning) == ("linears", True)
         assert difference.pruned == f"up of N {n}, K {k}"
+
+
+def transformer(hidden: int, attention: int, channels: int) -> Kernels:
+    sizes = {"q": (attention, hidden), "o": (hidden, attention), "up": (channels, hidden),
+             "down": (hidden, channels)}  # fmt: skip
+    return kernels_of(*[kernel_row(0, role, product(*size)) for role, size in sizes.items()])
+
+
+BERT_BASE = (768, 768, 3072)
+
+
+@pytest.mark.parametrize(
+    ("widths", "differ", "is_another"),
+    [
+        ((512, 512, 2048), True, False),  # BERT-small, or one that was cut along all three
+        ((1024, 1024, 4096), True, True),  # BERT-large
+        ((512, 768, 2048), False, False),  # the heads are as before: a pruning of two kinds
+        ((512, 768, 3072), False, False),
+    ],
+)
+def test_a_model_whose_three_widths_differ_may_be_another_one(
+    *, widths: tuple[int, int, int], differ: bool, is_another: bool
+) -> None:
+    pairs = pairs_of(transformer(*BERT_BASE), transformer(*widths))
+    known = {name: both for name, *both in zip(("hidden size", "attention", "MLP"), BERT_BASE,
+                                               widths, strict=True)}  # fmt: skip
+    assert other_widths(pairs) == ({k: tuple(v) for k, v in known.items()} if differ else None)
+    difference = find_other_model(pairs)
+    assert (difference is not None) == is_another
+    if difference is not None:
+        assert "these are two models" in not_comparable_text(difference)
 
 
 def images(batch: int, channels: int = 16) -> tuple[tuple[int, ...], tuple[int, ...]]:

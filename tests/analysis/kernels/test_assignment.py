@@ -8,7 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prunescope.analysis.comparison.solved_inputs import leading_sizes, solve_inputs
+from prunescope.analysis.comparison.solved_inputs import (
+    leading_sizes,
+    solve_inputs,
+    unsolved_inputs,
+)
 from prunescope.analysis.kernels.assignment import (
     SOURCES,
     Evidence,
@@ -158,6 +162,33 @@ def test_blocks_of_keys_are_no_shorter_sequences() -> None:
         {**kernel_row(0, "attention", blocks), "kind": "attention", "class": "attention"},
     )  # fmt: skip
     assert solved(dense, pruned) is None
+
+
+def attending(tokens: int, keys: int, heads: int = 8) -> Kernels:
+    batch = 512 // tokens
+    attention = flash_attention(heads=batch * heads, tokens=tokens, keys=keys)
+    norm = OpCall("aten::native_layer_norm", ((batch, tokens, 64), (64,)), ("float", "float"))
+    return kernels_of(
+        {**kernel_row(0, "mlp_norm"), "of": norm}, kernel_row(0, "q", product(64, 64, m=512)),
+        {**kernel_row(0, "attention", attention), "kind": "attention", "class": "attention"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("dense", "pruned", "unknown"),
+    [
+        (attending(128, 77), attending(128, 77, heads=4), ["dense", "pruned"]),  # of an encoder
+        (attending(128, 77), attending(128, 77), []),  # nothing differs
+        (attending(128, 128), attending(128, 128, heads=4), []),
+        (attending(1, 200), attending(1, 200, heads=4), []),  # one token: as many rows as sequences
+    ],
+)
+def test_inputs_that_nothing_gives_are_said_to_be_unknown(
+    dense: Kernels, pruned: Kernels, unknown: list[str]
+) -> None:
+    pairs = pair_calls(collect_gemm_calls(dense), collect_gemm_calls(pruned))
+    notices = unsolved_inputs(pairs, (dense, pruned))
+    assert [notice.numbers["side"] for notice in notices] == unknown
 
 
 def test_a_batch_is_solved_for_where_channels_moved_too() -> None:
