@@ -22,7 +22,7 @@ from prunescope.analysis.comparison.equal_information import (
     fuse_unordered_products,
     make_comparable,
 )
-from prunescope.analysis.comparison.more_calls import more_calls
+from prunescope.analysis.comparison.more_calls import more_calls, unpacked_formats
 from prunescope.analysis.comparison.other_inputs import (
     BATCH_SIZE,
     FORWARDS,
@@ -327,6 +327,23 @@ def test_unnamed_linears_take_the_roles_that_their_layer_lacks() -> None:
         unnamed = [kernel_row(0, "unknown", product(*size)) for size in sizes]
         _, pruned = place_pair(kernels_of(*reference), kernels_of(reference[0], *unnamed))
         assert pruned.frame["role"].to_list() == roles
+
+
+@pytest.mark.parametrize(
+    ("stored", "other", "formats"),
+    [
+        ("signed char", (64,), {("fp32", "int8")}),  # times a scale a row
+        ("signed char", (96, 64), set()),  # times another matrix: a mask
+        ("float", (64,), set()),
+    ],
+)
+def test_weights_in_fewer_bits_are_copied_and_scaled(
+    stored: str, other: tuple[int, ...], formats: set[tuple[str, str]]
+) -> None:
+    copy = OpCall("aten::copy_", ((96, 64), (96, 64)), ("float", stored))
+    scaled = OpCall("aten::mul", ((96, 64), other), ("float", "float"))
+    rows = [{**kernel_row(None, "unknown"), "of": call} for call in (copy, scaled)]
+    assert unpacked_formats(kernels_of(kernel_row(0, "up", product(96, 64)), *rows)) == formats
 
 
 def test_ops_that_run_more_often_are_sorted_by_their_time_and_then_by_name() -> None:
