@@ -9,7 +9,6 @@ layer, the parts that repeat are layers.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +32,7 @@ from prunescope.analysis.kernels.sequence import (
     align_products,
     compare,
     find_repeats,
+    product_of_convolution,
     product_of_gemms,
 )
 from prunescope.analysis.schema.notice import Notice, note
@@ -393,9 +393,7 @@ def _describe(kernels: Kernels, kind: str, op: str, call: int) -> Product:
     is_image = len(shapes) == 2 and all(isinstance(s, tuple) and len(s) > 2 for s in shapes)
     if kind in PRODUCT_KINDS or not is_image:
         return Product(op, ())
-    (rows, _, *pixels), (channels_out, channels_in, *window) = shapes
-    sizes = (("m", rows * math.prod(pixels)), ("n", channels_out), ("k", channels_in))
-    return Product(f"convolution {window}", sizes)
+    return product_of_convolution(*shapes)
 
 
 def place_pair(dense: Kernels, pruned: Kernels) -> tuple[Kernels, Kernels]:
