@@ -318,7 +318,7 @@ def other_widths(pairs: list[Pair]) -> dict[str, tuple[float, float]] | None:
         old, new = ({size[axis] for role in roles for size in of.get(role, ())} for of in sides)
         if len(old) != 1 or len(new) != 1 or old == new:
             return None
-        widths[name] = (*old, *new)
+        widths[name] = old.pop(), new.pop()
     return widths
 
 

@@ -306,41 +306,32 @@ def renumber_layers(sides: ComparableSides) -> ComparableSides:
 _FUSED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 
 
-def fuse_unordered_products(sides: ComparableSides) -> ComparableSides:
-    """Give q, k and v one role where the order of kernels alone separates them.
-
-    Two compilations run them in any order.
-    """
-    dense, pruned = sides.both
-    parts = _FUSED["qkv"]
-    if not any(side.kernels.is_by_order for side in sides.both):
-        return sides
-    if not all({*parts} <= _roles_of_gemms(side.kernels) for side in sides.both):
-        return sides
-    if not all(_read_one_width(side.kernels, parts) for side in sides.both):
-        return sides
-    dense, pruned = (_with_fused_role(side, "qkv", parts) for side in (dense, pruned))
-    return sides.rewritten(dense, _noted(pruned, note("unordered-qkv")))
-
-
-def fuse_split_products(sides: ComparableSides) -> ComparableSides:
+def fuse_products(sides: ComparableSides) -> ComparableSides:
     """Give q, k and v (gate and up) one role where one side multiplies them in one GEMM.
 
-    The other side multiplies them in several, and the work is the same.
+    The other side multiplies them in several, and the work is the same. So do q, k and v where the
+    order of kernels alone separates them: two compilations run them in any order.
     """
     dense, pruned = sides.both
-    roles = [_roles_of_gemms(side.kernels) for side in (dense, pruned)]
+    by_order = any(side.kernels.is_by_order for side in sides.both)
     for fused, parts in _FUSED.items():
-        whole = [fused in gemm_roles and not gemm_roles & {*parts} for gemm_roles in roles]
-        split = [fused not in gemm_roles and {*parts} <= gemm_roles for gemm_roles in roles]
-        if whole[0] and split[1] and _read_one_width(pruned.kernels, parts):
-            pruned = _with_fused_role(pruned, fused, parts)
-        elif whole[1] and split[0] and _read_one_width(dense.kernels, parts):
-            dense = _with_fused_role(dense, fused, parts)
+        roles = [_roles_of_gemms(side.kernels) for side in (dense, pruned)]
+        whole = [fused in of_side and not of_side & {*parts} for of_side in roles]
+        split = [
+            fused not in of_side and {*parts} <= of_side and _read_one_width(side.kernels, parts)
+            for side, of_side in zip((dense, pruned), roles, strict=True)
+        ]
+        if by_order and fused == "qkv" and all(split):
+            about = note("unordered-qkv")
+        elif whole[0] and split[1] or whole[1] and split[0]:
+            apart = "dense" if whole[1] else "pruned"
+            about = note("fused-on-one-side", apart=apart, roles=[*parts], fused=fused)
         else:
             continue
-        side = "dense" if whole[1] else "pruned"
-        about = note("fused-on-one-side", apart=side, roles=[*parts], fused=fused)
+        dense, pruned = (
+            _with_fused_role(side, fused, parts) if is_split else side
+            for side, is_split in zip((dense, pruned), split, strict=True)
+        )
         pruned = _noted(pruned, about)
     return sides.rewritten(dense, pruned)
 
@@ -427,10 +418,9 @@ RULES = (
     # Layers without a number cannot be renumbered.
     RewriteRule(renumber_layers, after=(drop_one_sided_places,)),
     # GEMMs are compared with those of the same layer.
-    RewriteRule(fuse_unordered_products, after=(drop_one_sided_places, renumber_layers)),
-    RewriteRule(fuse_split_products, after=(renumber_layers, fuse_unordered_products)),
+    RewriteRule(fuse_products, after=(drop_one_sided_places, renumber_layers)),
     # A reference hands on fused roles.
-    RewriteRule(resolve_places, after=(renumber_layers, fuse_split_products)),
+    RewriteRule(resolve_places, after=(renumber_layers, fuse_products)),
     # A kernel of unknown kind is placed by the final roles and layers of both sides.
     RewriteRule(place_replacements, after=(renumber_layers, resolve_places)),
     # It counts pointwise work without a role.

@@ -80,7 +80,7 @@ def on_weights(calls: tuple[MoreCalls, ...], kernels: Kernels) -> tuple[MoreCall
     return tuple(op for op in calls if op.shapes[:1] and op.shapes[0] in weights)
 
 
-def _weight_sizes(kernels: Kernels) -> set[tuple[int, ...]]:
+def _weight_sizes(kernels: Kernels) -> set[tuple[int, int]]:
     """Return the sizes of weights, either way round, that no activation has."""
     forward = kernels.frame["call"].filter(
         ~is_one_of(kernels.frame["role"], kernels.backward_roles)

@@ -35,6 +35,7 @@ from prunescope.analysis.kernels.sequence import (
     product_of_convolution,
     product_of_gemms,
 )
+from prunescope.analysis.ops.call import OpCall, Work
 from prunescope.analysis.schema.notice import Notice, note
 from prunescope.analysis.trace.collector import NONE, Ints
 from prunescope.taxonomy.roles import UNPLACED
@@ -178,7 +179,9 @@ def _overlay(evidence: Sequence[Evidence]) -> Assignment:
             continue
         says = np.flatnonzero(given.says)
         old, new = role[says], given.role[says]
-        differ = np.flatnonzero((old != new) & _is_placed(old) & _is_placed(new))
+        # What a kernel is called says what it does, not where: it contradicts no place.
+        has_place = _is_placed(old) & (source[says] > _RANKS["kernel"])
+        differ = np.flatnonzero((old != new) & has_place & _is_placed(new))
         for i in differ.tolist():
             disagreements[SOURCES[source[says[i]]], given.source, old[i], new[i]] += 1
         layer[says], role[says] = given.layer[says], new
@@ -376,20 +379,19 @@ def _list_products(kernels: Kernels) -> Steps:
     steps: Steps = {}
     columns = ("row", "step", "kind", "op", "name", "call")
     for row, step, kind, op, name, call in rows.select(columns).iter_rows():
-        if call is None:
-            product = Product(op or name)
-        else:
-            product = known.setdefault((kind, call), _describe(kernels, kind, op or name, call))
+        if call is not None and (kind, call) not in known:
+            own = kernels.shapes.calls[call], kernels.shapes.works[call]
+            known[kind, call] = describe(kind, op or name, *own)
+        product = Product(op or name) if call is None else known[kind, call]
         steps.setdefault(step, []).append((row, product))
     return steps
 
 
-def _describe(kernels: Kernels, kind: str, op: str, call: int) -> Product:
+def describe(kind: str, op: str, call: OpCall, work: Work | None) -> Product:
     """Describe a product by its kind and the dimensions of its call."""
-    work = kernels.shapes.works[call]
     if work is not None and work.gemms:
         return product_of_gemms(_KINDS.get(kind, kind), work.gemms)
-    shapes = kernels.shapes.calls[call].shapes[:2]
+    shapes = call.shapes[:2]
     is_image = len(shapes) == 2 and all(isinstance(s, tuple) and len(s) > 2 for s in shapes)
     if kind in PRODUCT_KINDS or not is_image:
         return Product(op, ())

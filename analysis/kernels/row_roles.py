@@ -15,10 +15,10 @@ from prunescope.analysis.kernels.role import PRODUCT_KINDS, find_roles
 from prunescope.analysis.kernels.role_shapes import LaunchedRows
 from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.ops.kernel_kinds import op_kind
-from prunescope.analysis.timeline.graph_places import GraphPlaces, find_graph_places
+from prunescope.analysis.timeline.graph_places import find_graph_places
 from prunescope.analysis.timeline.layer_parts import find_parts
 from prunescope.analysis.timeline.link import Linked
-from prunescope.analysis.timeline.module_scopes import find_scopes, no_scopes
+from prunescope.analysis.timeline.module_scopes import Scopes, find_scopes, no_scopes
 from prunescope.analysis.timeline.passes import Passes, find_passes
 from prunescope.analysis.trace.collector import NONE, Ints
 from prunescope.analysis.trace.trace_columns import Trace
@@ -70,7 +70,7 @@ def find_evidence(
     return evidence
 
 
-def _read_graphs(graphs: GraphPlaces, by_kind: Names) -> Evidence:
+def _read_graphs(graphs: Scopes, by_kind: Names) -> Evidence:
     """Return what graphs say of their replays: where their kernels belong."""
     layers = [NONE if place.layer is None else place.layer for place in graphs.places]
     roles = np.array([place.role for place in graphs.places], object)[graphs.place]

@@ -18,8 +18,7 @@ from prunescope.analysis.comparison.differences import (
 )
 from prunescope.analysis.comparison.equal_information import (
     ComparableSides,
-    fuse_split_products,
-    fuse_unordered_products,
+    fuse_products,
     make_comparable,
 )
 from prunescope.analysis.comparison.more_calls import more_calls, unpacked_formats
@@ -59,7 +58,7 @@ def fused(dense: Rows, pruned: Rows, modules: ModuleRoles) -> tuple[SidePhase, S
         phase_of(kernels_of(*dense, modules=modules)),
         phase_of(kernels_of(*pruned, modules=modules)),
     )
-    return fuse_split_products(fuse_unordered_products(sides)).both
+    return fuse_products(sides).both
 
 
 def test_fused_and_narrower() -> None:
