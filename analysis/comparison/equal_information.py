@@ -17,7 +17,7 @@ from prunescope.analysis.comparison.replacements import with_replacements
 from prunescope.analysis.inputs.side import Diagnostics, SidePhase
 from prunescope.analysis.kernels.assignment import place_pair
 from prunescope.analysis.kernels.columns import is_one_of
-from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, Kernels
+from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, PRODUCTS, Kernels
 from prunescope.analysis.schema.notice import Notice, note, warning
 from prunescope.analysis.schema.pair_comparison import (
     MODULES,
@@ -195,8 +195,9 @@ def drop_one_sided_modules(sides: ComparableSides) -> ComparableSides:
     """Drop the modules of one side where the other side has none that give roles.
 
     Both sides then have the roles and layers of the order of kernels: modules of one side alone are
-    no difference of the models. Graph replays keep the modules that their eager trace names, and
-    the layers of a config stand for modules.
+    no difference of the models. Where the order tells neither side any, products keep those of
+    their modules, and give them to their partners. Graph replays keep the modules that their eager
+    trace names, and the layers of a config stand for modules.
     """
     lacking = [side for side in sides.both if not side.kernels.modules.give_roles]
     if len(lacking) != 1 or any(side.kernels.linked.replayed.any() for side in sides.both):
@@ -207,7 +208,28 @@ def drop_one_sided_modules(sides: ComparableSides) -> ComparableSides:
     missing = "dense" if bare is sides.dense else "pruned"
     kind = ROLES if bare.kernels.modules.were_recorded else MODULES
     ignored = OneSided(kind, missing, bare.side.path.name, bare.side.profiler)
-    return _without_on_the_other(MODULES, sides, ignored)
+    view = _without_on_the_other(MODULES, sides, ignored)
+    by_order = any(side.kernels.modules.source == "order" for side in view.both)
+    if by_order or any(side.side.run is not None for side in sides.both):
+        return view
+    dense, pruned = (
+        side if side is own else replace(side, kernels=_with_places_of(own.kernels, side.kernels))
+        for side, own in zip(view.both, sides.both, strict=True)
+    )
+    placed = place_pair(dense.kernels, pruned.kernels)
+    if any(kernels.frame["layer"].null_count() == len(kernels.frame) for kernels in placed):
+        return view
+    dense, pruned = replace(dense, kernels=placed[0]), replace(pruned, kernels=placed[1])
+    return sides.rewritten(dense, pruned, ignored)
+
+
+def _with_places_of(full: Kernels, view: Kernels) -> Kernels:
+    """Return a view whose products have the layers and roles that they have in all kernels."""
+    frame, products = view.frame, is_one_of(view.frame["class"], PRODUCTS)
+    columns = ("layer", "role", "placed_by", "confidence")
+    places = [full.frame[name].zip_with(products, frame[name]) for name in columns]
+    modules = replace(view.modules, source=full.modules.source)
+    return replace(view, frame=frame.with_columns(places), modules=modules)
 
 
 def note_what_is_dropped(sides: ComparableSides) -> ComparableSides:

@@ -52,12 +52,14 @@ def one_sided_text(record: OneSided) -> str:
     if record.kind == ROLES:
         return (
             f"only on the {with_it} side do modules give roles, in {record.trace} they name too "
-            "few linears: roles and layers of both come from the order of kernels"
+            "few linears: roles and layers of both come from the order of kernels, or where that "
+            "tells none, those of products from these modules"
         )
     if record.kind == MODULES:
         return (
             f"only the {with_it} side recorded modules, {record.trace} has none: roles and "
-            "layers of both come from the order of kernels; recording modules slows "
+            "layers of both come from the order of kernels, or where that tells none, those of "
+            "products from these modules; recording modules slows "
             f"the host, so host and idle time of the {with_it} side are larger and their rows "
             f"are no evidence: capture both sides with {recorder_called(record.profiler).modules}, "
             "or both without"
