@@ -16,6 +16,7 @@ from prunescope.analysis.comparison.convolutions import moved_convolutions
 from prunescope.analysis.comparison.differences import pair_comparison
 from prunescope.analysis.comparison.equal_information import ComparableSides
 from prunescope.analysis.comparison.other_inputs import other_inputs
+from prunescope.analysis.comparison.solved_inputs import unsolved_inputs
 from prunescope.analysis.findings.checks import find
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.notes import notes
@@ -43,7 +44,7 @@ from prunescope.analysis.phase_routing import routing_of
 from prunescope.analysis.schema.categories import CategoryTime
 from prunescope.analysis.schema.moved import MovedShapes
 from prunescope.analysis.schema.notice import Notice, note
-from prunescope.analysis.schema.pair_comparison import CODE, PairComparison
+from prunescope.analysis.schema.pair_comparison import CODE, OF_INPUTS, PairComparison
 from prunescope.analysis.schema.report import (
     TOP_KERNELS,
     FamilyVerdict,
@@ -248,7 +249,11 @@ def _compared(
         predicted=_predicted(dense, pruned, inputs, family, bounds, rows),
         overhead=overhead(inputs, dense.kernels, pruned.kernels, family),
         dense=dense,
-        notes=(*_not_in_turns(dense, pruned), *_other_steps(dense, pruned)),
+        notes=(
+            *_not_in_turns(dense, pruned),
+            *_other_steps(dense, pruned),
+            *_unknown_inputs(sides, evidence.pairs, comparison, family),
+        ),
         categories=categories(inputs),
     )
 
@@ -278,6 +283,19 @@ def _other_steps(dense: SidePhase, pruned: SidePhase) -> list[Notice]:
     counts = {"dense": dense.kernels.num_steps, "pruned": pruned.kernels.num_steps}
     is_equal = counts["dense"] == counts["pruned"]
     return [] if is_equal else [note("unequal-step-counts", **counts)]
+
+
+def _unknown_inputs(
+    sides: ComparableSides, pairs: list[Pair], comparison: PairComparison, family: FamilyVerdict
+) -> list[Notice]:
+    """Return notes on the sides whose batch and length neither a run nor their shapes give.
+
+    There are none where it is known what of the attentions differs, by a family or other inputs.
+    """
+    differ = {difference.kind for difference in comparison.differences} & {*OF_INPUTS}
+    if differ or known(family.ids) or all(side.run is not None for side in sides.both):
+        return []
+    return unsolved_inputs(pairs, (sides.dense.kernels, sides.pruned.kernels))
 
 
 def _took_turns(dense: SidePhase, pruned: SidePhase) -> bool:

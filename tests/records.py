@@ -17,7 +17,7 @@ import polars as pl
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.inputs.side import Side, SidePhase
 from prunescope.analysis.kernels.build import KernelsBuilder, PassContext
-from prunescope.analysis.kernels.frame import Kernels, OpShapes
+from prunescope.analysis.kernels.frame import Kernels, ModuleRoles, OpShapes
 from prunescope.analysis.kernels.idle import PARTS
 from prunescope.analysis.kernels.linked_phase import LinkedTrace
 from prunescope.analysis.ledger.attribution import attribution_inputs
@@ -41,6 +41,7 @@ COLUMNS: dict[str, tuple[Any, Any]] = {
     "recorded_inside": (_INT, 0), "recorded_before": (_INT, 0),
     "name": (_TEXT, "a_kernel"), "op": (_TEXT, None),
     "kind": (_TEXT, "elementwise"), "layer": (_INT, None), "role": (_TEXT, "unknown"),
+    "placed_by": (_TEXT, "none"), "confidence": (_FLOAT, 1.0),
     "carries_work": (_BOOL, True), "primary": (_BOOL, True), "parts": (pl.UInt32, 1),
     "flop": (_FLOAT, None), "bytes": (_FLOAT, None), "dtype": (_TEXT, None),
     "modelled": (_BOOL, False), "crosses": (_BOOL, False), "shapes": (_TEXT, None),
@@ -75,6 +76,7 @@ def kernels_of(
     for step in range(steps):
         for number, given in enumerate(rows):
             row = {name: value for name, (_, value) in COLUMNS.items()} | {"step": step}
+            row["placed_by"] = records.get("modules", ModuleRoles()).source
             row |= _columns_of_call(given.get("of"), calls) | dict(given)
             row.pop("of", None)
             clock += row["gap"]

@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from typing import Any
 
 import polars as pl
 
 from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.kernels.sequence import Product, align_products, product_of_convolution
 from prunescope.analysis.schema.moved import MovedShapes
 
 Dims = tuple[int, ...]
@@ -102,25 +102,13 @@ def convolutions(dense: Kernels, pruned: Kernels) -> tuple[Convolution, ...]:
 def _align(old: list[_Call], new: list[_Call]) -> list[tuple[_Call, _Call]]:
     """Pair two sequences of calls: by their places where there are as many, else as a diff does.
 
-    Calls that are equal come first; where few are, those whose kernels are of one size do. Of a run
-    that is replaced by one of another length, the first calls pair.
+    Equal calls come first, then those that moved alike, of kernels of one size.
     """
     if len(old) == len(new):
         return [*zip(old, new, strict=True)]
-    before, after = ([call and call[1][2:] for call in side] for side in (old, new))
-    pairs: list[tuple[_Call, _Call]] = []
-    for matcher in (
-        SequenceMatcher(None, old, new, autojunk=False),
-        SequenceMatcher(None, before, after, autojunk=False),
-    ):
-        of_equal: list[tuple[_Call, _Call]] = []
-        for block in matcher.get_matching_blocks():
-            ends = block.a + block.size, block.b + block.size
-            of_equal += zip(old[block.a : ends[0]], new[block.b : ends[1]], strict=True)
-        pairs = max(pairs, of_equal, key=len)
-        if 2 * len(pairs) > min(len(old), len(new)):
-            break
-    return pairs
+    unknown = Product("convolution")
+    sides = [[unknown if c is None else product_of_convolution(*c) for c in s] for s in (old, new)]
+    return [(old[i], new[j]) for i, j in align_products(*sides)]
 
 
 def moved_convolutions(dense: Kernels, pruned: Kernels) -> list[MovedShapes]:

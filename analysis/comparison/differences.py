@@ -34,7 +34,7 @@ from prunescope.analysis.schema.pair_comparison import (
     PairComparison,
 )
 from prunescope.taxonomy.dtypes import THREE_TF32
-from prunescope.taxonomy.roles import LINEARS
+from prunescope.taxonomy.roles import LINEARS, MLP_ROLES, QKV_ROLES
 from prunescope.taxonomy.runs.run import PhaseRun
 
 # Fields of a phase in run.json. Other inputs change the shapes without any pruning.
@@ -279,9 +279,9 @@ def other_formats(every: set[tuple[str, str]]) -> tuple[str, str] | None:
 def find_other_model(pairs: list[Pair]) -> Difference | None:
     """Return a Difference if the linears of the two sides are of two models.
 
-    A linear of the pruned side is then larger than every one of its role on the dense side in one
-    dimension, and smaller in the other: pruning only narrows. If any linear has the same size on
-    both sides, it is one model.
+    Pruning only narrows, and no linear of two models has the same size. A linear of the pruned side
+    is larger than every one of its role on the dense side in one dimension and smaller in the
+    other, or hidden size, attention and MLP all differ and one of them grew.
     """
     dense, pruned = _collect_sizes(p.dense for p in pairs), _collect_sizes(p.pruned for p in pairs)
     if set().union(*dense.values()) & set().union(*pruned.values()):
@@ -293,7 +293,33 @@ def find_other_model(pairs: list[Pair]) -> Difference | None:
         if all((n > a) != (k > b) and n != a and k != b for a, b in old for n, k in new):
             texts = [f"{role} of N {n:g}, K {k:g}" for n, k in (max(old), max(new))]
             return Difference("linears", texts[0], texts[1], hides_pruning=True)
-    return None
+    widths = other_widths(pairs)
+    if widths is None or not any(new > old for old, new in widths.values()):
+        return None
+    texts = [", ".join(f"{name} {of[i]:g}" for name, of in widths.items()) for i in range(2)]
+    return Difference("widths", texts[0], texts[1], hides_pruning=True)
+
+
+_WIDTHS = {
+    "hidden size": (1, (*QKV_ROLES, *MLP_ROLES[:-1])),  # K of what reads the residual stream
+    "attention": (1, ("o",)),
+    "MLP": (1, ("down",)),
+}
+
+
+def other_widths(pairs: list[Pair]) -> dict[str, tuple[float, float]] | None:
+    """Return hidden size and widths of attention and MLP of both sides, if all three differ.
+
+    None where a side has several of a kind, or none that is known.
+    """
+    sides = [_collect_sizes(p.dense for p in pairs), _collect_sizes(p.pruned for p in pairs)]
+    widths: dict[str, tuple[float, float]] = {}
+    for name, (axis, roles) in _WIDTHS.items():
+        old, new = ({size[axis] for role in roles for size in of.get(role, ())} for of in sides)
+        if len(old) != 1 or len(new) != 1 or old == new:
+            return None
+        widths[name] = old.pop(), new.pop()
+    return widths
 
 
 def find_unpaired(units: Units) -> Difference | None:

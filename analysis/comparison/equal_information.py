@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 
 import polars as pl
 
-from prunescope.analysis.comparison.assignment import apply_resolution, resolve
 from prunescope.analysis.comparison.more_calls import with_work_on_weights
 from prunescope.analysis.comparison.replacements import with_replacements
 from prunescope.analysis.inputs.side import Diagnostics, SidePhase
+from prunescope.analysis.kernels.assignment import place_pair
 from prunescope.analysis.kernels.columns import is_one_of
-from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, Kernels
+from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, PRODUCTS, Kernels
 from prunescope.analysis.schema.notice import Notice, note, warning
 from prunescope.analysis.schema.pair_comparison import (
     MODULES,
@@ -195,8 +195,9 @@ def drop_one_sided_modules(sides: ComparableSides) -> ComparableSides:
     """Drop the modules of one side where the other side has none that give roles.
 
     Both sides then have the roles and layers of the order of kernels: modules of one side alone are
-    no difference of the models. Graph replays keep the modules that their eager trace names, and
-    the layers of a config stand for modules.
+    no difference of the models. Where the order tells neither side any, products keep those of
+    their modules, and give them to their partners. Graph replays keep the modules that their eager
+    trace names, and the layers of a config stand for modules.
     """
     lacking = [side for side in sides.both if not side.kernels.modules.give_roles]
     if len(lacking) != 1 or any(side.kernels.linked.replayed.any() for side in sides.both):
@@ -207,7 +208,28 @@ def drop_one_sided_modules(sides: ComparableSides) -> ComparableSides:
     missing = "dense" if bare is sides.dense else "pruned"
     kind = ROLES if bare.kernels.modules.were_recorded else MODULES
     ignored = OneSided(kind, missing, bare.side.path.name, bare.side.profiler)
-    return _without_on_the_other(MODULES, sides, ignored)
+    view = _without_on_the_other(MODULES, sides, ignored)
+    by_order = any(side.kernels.modules.source == "order" for side in view.both)
+    if by_order or any(side.side.run is not None for side in sides.both):
+        return view
+    dense, pruned = (
+        side if side is own else replace(side, kernels=_with_places_of(own.kernels, side.kernels))
+        for side, own in zip(view.both, sides.both, strict=True)
+    )
+    placed = place_pair(dense.kernels, pruned.kernels)
+    if any(kernels.frame["layer"].null_count() == len(kernels.frame) for kernels in placed):
+        return view
+    dense, pruned = replace(dense, kernels=placed[0]), replace(pruned, kernels=placed[1])
+    return sides.rewritten(dense, pruned, ignored)
+
+
+def _with_places_of(full: Kernels, view: Kernels) -> Kernels:
+    """Return a view whose products have the layers and roles that they have in all kernels."""
+    frame, products = view.frame, is_one_of(view.frame["class"], PRODUCTS)
+    columns = ("layer", "role", "placed_by", "confidence")
+    places = [full.frame[name].zip_with(products, frame[name]) for name in columns]
+    modules = replace(view.modules, source=full.modules.source)
+    return replace(view, frame=frame.with_columns(places), modules=modules)
 
 
 def note_what_is_dropped(sides: ComparableSides) -> ComparableSides:
@@ -306,41 +328,32 @@ def renumber_layers(sides: ComparableSides) -> ComparableSides:
 _FUSED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 
 
-def fuse_unordered_products(sides: ComparableSides) -> ComparableSides:
-    """Give q, k and v one role where the order of kernels alone separates them.
-
-    Two compilations run them in any order.
-    """
-    dense, pruned = sides.both
-    parts = _FUSED["qkv"]
-    if not any(side.kernels.is_by_order for side in sides.both):
-        return sides
-    if not all({*parts} <= _roles_of_gemms(side.kernels) for side in sides.both):
-        return sides
-    if not all(_read_one_width(side.kernels, parts) for side in sides.both):
-        return sides
-    dense, pruned = (_with_fused_role(side, "qkv", parts) for side in (dense, pruned))
-    return sides.rewritten(dense, _noted(pruned, note("unordered-qkv")))
-
-
-def fuse_split_products(sides: ComparableSides) -> ComparableSides:
+def fuse_products(sides: ComparableSides) -> ComparableSides:
     """Give q, k and v (gate and up) one role where one side multiplies them in one GEMM.
 
-    The other side multiplies them in several, and the work is the same.
+    The other side multiplies them in several, and the work is the same. So do q, k and v where the
+    order of kernels alone separates them: two compilations run them in any order.
     """
     dense, pruned = sides.both
-    roles = [_roles_of_gemms(side.kernels) for side in (dense, pruned)]
+    by_order = any(side.kernels.is_by_order for side in sides.both)
     for fused, parts in _FUSED.items():
-        whole = [fused in gemm_roles and not gemm_roles & {*parts} for gemm_roles in roles]
-        split = [fused not in gemm_roles and {*parts} <= gemm_roles for gemm_roles in roles]
-        if whole[0] and split[1] and _read_one_width(pruned.kernels, parts):
-            pruned = _with_fused_role(pruned, fused, parts)
-        elif whole[1] and split[0] and _read_one_width(dense.kernels, parts):
-            dense = _with_fused_role(dense, fused, parts)
+        roles = [_roles_of_gemms(side.kernels) for side in (dense, pruned)]
+        whole = [fused in of_side and not of_side & {*parts} for of_side in roles]
+        split = [
+            fused not in of_side and {*parts} <= of_side and _read_one_width(side.kernels, parts)
+            for side, of_side in zip((dense, pruned), roles, strict=True)
+        ]
+        if by_order and fused == "qkv" and all(split):
+            about = note("unordered-qkv")
+        elif whole[0] and split[1] or whole[1] and split[0]:
+            apart = "dense" if whole[1] else "pruned"
+            about = note("fused-on-one-side", apart=apart, roles=[*parts], fused=fused)
         else:
             continue
-        side = "dense" if whole[1] else "pruned"
-        about = note("fused-on-one-side", apart=side, roles=[*parts], fused=fused)
+        dense, pruned = (
+            _with_fused_role(side, fused, parts) if is_split else side
+            for side, is_split in zip((dense, pruned), split, strict=True)
+        )
         pruned = _noted(pruned, about)
     return sides.rewritten(dense, pruned)
 
@@ -394,8 +407,9 @@ def resolve_places(sides: ComparableSides) -> ComparableSides:
         return sides
     if any(side.kernels.replays.are_folded for side in sides.both):
         return sides
-    resolution = resolve(sides.dense.kernels, sides.pruned.kernels)
-    return sides.rewritten(*apply_resolution(resolution, *sides.both))
+    placed = place_pair(sides.dense.kernels, sides.pruned.kernels)
+    dense, pruned = (replace(s, kernels=k) for s, k in zip(sides.both, placed, strict=True))
+    return sides.rewritten(dense, pruned)
 
 
 def place_replacements(sides: ComparableSides) -> ComparableSides:
@@ -426,10 +440,9 @@ RULES = (
     # Layers without a number cannot be renumbered.
     RewriteRule(renumber_layers, after=(drop_one_sided_places,)),
     # GEMMs are compared with those of the same layer.
-    RewriteRule(fuse_unordered_products, after=(drop_one_sided_places, renumber_layers)),
-    RewriteRule(fuse_split_products, after=(renumber_layers, fuse_unordered_products)),
+    RewriteRule(fuse_products, after=(drop_one_sided_places, renumber_layers)),
     # A reference hands on fused roles.
-    RewriteRule(resolve_places, after=(renumber_layers, fuse_split_products)),
+    RewriteRule(resolve_places, after=(renumber_layers, fuse_products)),
     # A kernel of unknown kind is placed by the final roles and layers of both sides.
     RewriteRule(place_replacements, after=(renumber_layers, resolve_places)),
     # It counts pointwise work without a role.

@@ -15,9 +15,11 @@ import polars as pl
 from prunescope.analysis.kernels.columns import is_one_of
 from prunescope.analysis.kernels.frame import POINT, Kernels
 from prunescope.analysis.schema.notice import Notice, note
+from prunescope.taxonomy.dtypes import QUANTISED, dtype
 from prunescope.taxonomy.roles import UNPLACED
 
 ON_WEIGHTS = "on weights"  # class of pointwise work on whole weights, which the dense side lacks
+_COPY, _MULTIPLIES = "aten::copy_", ("aten::mul", "aten::mul_")
 Shapes = tuple[tuple[int, ...], ...]
 
 
@@ -74,14 +76,40 @@ def on_weights(calls: tuple[MoreCalls, ...], kernels: Kernels) -> tuple[MoreCall
     """
     if not calls:
         return ()
+    weights = _weight_sizes(kernels)
+    return tuple(op for op in calls if op.shapes[:1] and op.shapes[0] in weights)
+
+
+def _weight_sizes(kernels: Kernels) -> set[tuple[int, int]]:
+    """Return the sizes of weights, either way round, that no activation has."""
     forward = kernels.frame["call"].filter(
         ~is_one_of(kernels.frame["role"], kernels.backward_roles)
     )
     works = [kernels.shapes.works[call] for call in forward.drop_nulls().unique()]
     gemms = {g for work in works if work is not None for g in work.gemms if g.batch == 1}
     weights = {size for g in gemms for size in ((g.n, g.k), (g.k, g.n))}
-    activations = {size for g in gemms for size in ((g.m, g.k), (g.m, g.n))}
-    return tuple(op for op in calls if op.shapes[:1] and op.shapes[0] in weights - activations)
+    return weights - {size for g in gemms for size in ((g.m, g.k), (g.m, g.n))}
+
+
+def unpacked_formats(kernels: Kernels) -> set[tuple[str, str]]:
+    """Return the formats that whole weights are copied to, and those of fewer bits they are in.
+
+    Weight-only quantisation without a kernel of its own copies every weight before its GEMM. A mask
+    of few bits may be copied too: another matrix of its size is multiplied by it.
+    """
+    copies = [call for call in kernels.shapes.calls if call.name == _COPY]
+    weights = _weight_sizes(kernels) if copies else set()
+    weights -= {
+        call.shapes[0]
+        for call in kernels.shapes.calls
+        if call.name in _MULTIPLIES and len({*call.shapes[:2]}) == 1
+    }
+    both = (
+        tuple(map(dtype, call.dtypes[:2]))
+        for call in copies
+        if len(call.shapes) > 1 and call.shapes[1] in weights
+    )
+    return {(to, of) for to, of in both if to and of in QUANTISED and to not in QUANTISED}
 
 
 def with_work_on_weights(kernels: Kernels, reference: Kernels) -> Kernels:

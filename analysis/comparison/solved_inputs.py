@@ -15,6 +15,7 @@ from prunescope.analysis.comparison.convolutions import Convolution
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.call import OF_ATTENTION, Call
 from prunescope.analysis.ledger.gemms import Pair
+from prunescope.analysis.schema.notice import Notice, note
 from prunescope.analysis.schema.pair_comparison import INPUTS, Difference
 
 
@@ -60,41 +61,66 @@ def solve_inputs(
         leading: The `leading_sizes` of both sides. Attention in blocks of keys looks like many
             short sequences, but no other tensor holds so many.
     """
-    rows = [_count_rows(p.dense for p in pairs), _count_rows(p.pruned for p in pairs)]
-    solved = {
-        (_solve(p.dense, rows[0]), _solve(p.pruned, rows[1]))
-        for p in pairs
-        if p.key[2] == "qk" and p.dense is not None and p.pruned is not None
-    }
-    if len(solved) == 1:
-        ((old, new),) = solved
-        known = all(
-            i is not None and (i.batch, i.length) in sizes
-            for i, sizes in zip((old, new), leading, strict=True)
-        )
-        if known and old is not None and new is not None and old.batch != new.batch:
-            return Difference(INPUTS, str(old), str(new), hides_pruning=True)
+    old, new = (_solve_side(calls, of) for calls, of in zip(_sides(pairs), leading, strict=True))
+    if old is not None and new is not None and old.batch != new.batch:
+        return Difference(INPUTS, str(old), str(new), hides_pruning=True)
     return _compare_images(convolutions)
 
 
-def _count_rows(calls: Iterable[Call | None]) -> dict[int | None, int]:
+def unsolved_inputs(pairs: Sequence[Pair], kernels: tuple[Kernels, Kernels]) -> list[Notice]:
+    """Return notes on the sides whose batch and length nothing gives, if attentions differ.
+
+    Their heads, batch, queries or keys then do, and which is not known.
+
+    Args:
+        pairs: The pairs of GEMMs.
+        kernels: The kernels of both sides.
+    """
+    leading = map(leading_sizes, kernels)
+    scores = [(d, p) for d, p in (pair.gemms for pair in pairs if pair.key[2] == "qk") if d and p]
+    if all((d.batch, d.m, d.n) == (p.batch, p.m, p.n) for d, p in scores):
+        return []
+    return [
+        note("inputs-unsolved", side=side)
+        for side, calls, sizes in zip(("dense", "pruned"), _sides(pairs), leading, strict=True)
+        if _solve_side(calls, sizes) is None
+    ]
+
+
+def _sides(pairs: Sequence[Pair]) -> tuple[list[Call], list[Call]]:
+    """Return the calls of the dense and of the pruned side."""
+    return (
+        [p.dense for p in pairs if p.dense is not None],
+        [p.pruned for p in pairs if p.pruned is not None],
+    )
+
+
+def _solve_side(calls: Sequence[Call], leading: Collection[tuple[int, int]]) -> Inputs | None:
+    """Solve for batch and length of a side; None where its attentions do not agree on them."""
+    rows = _count_rows(calls)
+    solved = {_solve(call, rows) for call in calls if call.group == "qk"}
+    inputs = solved.pop() if len(solved) == 1 else None
+    return inputs if inputs is not None and (inputs.batch, inputs.length) in leading else None
+
+
+def _count_rows(calls: Iterable[Call]) -> dict[int | None, int]:
     """Return the rows that most linears of each layer multiply; of None those of all linears."""
     counts: dict[int | None, Counter[int]] = defaultdict(Counter)
     for call in calls:
-        if call is None or call.gemm is None or call.group in OF_ATTENTION or call.gemm.batch > 1:
+        if call.gemm is None or call.group in OF_ATTENTION or call.gemm.batch > 1:
             continue
         for layer in {call.layer, None}:
             counts[layer][call.gemm.m] += 1
     return {layer: count.most_common(1)[0][0] for layer, count in counts.items()}
 
 
-def _solve(attention: Call | None, rows: dict[int | None, int]) -> Inputs | None:
-    """Solve for batch and length by an attention of all tokens to all tokens.
+def _solve(attention: Call, rows: dict[int | None, int]) -> Inputs | None:
+    """Solve for batch and length by an attention of one token, or of all tokens to all tokens.
 
     None where it attends to another number of keys, or no whole number of sequences fits.
     """
-    gemm = None if attention is None else attention.gemm
-    if attention is None or gemm is None or gemm.m != gemm.n or not gemm.m:
+    gemm = attention.gemm
+    if gemm is None or gemm.m not in (1, gemm.n) or not gemm.m:
         return None
     batch, remainder = divmod(rows.get(attention.layer, rows.get(None, 0)), gemm.m)
     is_whole = batch and not remainder and gemm.batch % batch == 0

@@ -24,8 +24,8 @@ from prunescope.analysis.findings.host import long_gaps, repeated_gaps
 from prunescope.analysis.findings.interruptions import CORES, interrupted_ns
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.findings.shape import nearest_dimension
+from prunescope.analysis.kernels.assignment import LEAST
 from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, PRODUCTS, Kernels
-from prunescope.analysis.kernels.graph_replay import LEAST
 from prunescope.analysis.schema.report import SLOWER_KERNELS, LedgerPart, Row, is_beyond_noise
 from prunescope.taxonomy.families import cutting
 from prunescope.taxonomy.roles import RESIDUAL, UNPLACED

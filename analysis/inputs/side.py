@@ -206,7 +206,9 @@ class Side:
         if pattern is not None and kernels.frame.is_empty():
             raise explain_nothing_picked(trace, kernels.windows, pattern)
         diagnostics += of_eager + of_peaks + _diagnostics_of_launches(trace, kernels)
-        eager_used = bool(kernels.linked.replayed.any()) or kernels.modules.from_pass
+        eager_used = bool(kernels.linked.replayed.any()) or "eager pass" in kernels.values(
+            "placed_by"
+        )
         diagnostics += Diagnostics(tuple(kernels.warnings), eager_used=eager_used)
         return SidePhase(self, name, kernels, diagnostics, builder)
 

@@ -17,6 +17,14 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from prunescope.analysis.kernels.assignment import (
+    LEAST,
+    Assignment,
+    Evidence,
+    Rows,
+    resolve,
+    spread,
+)
 from prunescope.analysis.kernels.call_work import (
     format_notes,
     unfold_queries,
@@ -43,7 +51,7 @@ from prunescope.analysis.kernels.linked_phase import LinkedPhase, LinkedTrace
 from prunescope.analysis.kernels.peaks import Peaks
 from prunescope.analysis.kernels.role import GEMM_KINDS, POINTWISE, PRODUCT_KINDS
 from prunescope.analysis.kernels.roofline import add_bound, add_waves
-from prunescope.analysis.kernels.row_roles import multiplying_ops, with_roles
+from prunescope.analysis.kernels.row_roles import find_evidence, multiplying_ops
 from prunescope.analysis.kernels.work_split import add_work
 from prunescope.analysis.ops.call import OpCall, Work
 from prunescope.analysis.ops.kernel_kinds import kind_of
@@ -81,8 +89,9 @@ class PassContext:
         calls: The distinct op calls.
         works: The work of each call; None where it is unknown.
         num_trace_calls: The number of calls that come from traces; those of a config follow.
+        evidence: What the sources of layers and roles say of the rows.
+        placed: The layers and roles that follow from them.
         roles_from: Where layers and roles come from (`ModuleRoles.source`).
-        has_roles_of_pass: Whether an eager pass gave the roles.
         filled: The shapes that the config gave; None without a config.
     """
 
@@ -97,8 +106,9 @@ class PassContext:
     calls: list[OpCall] = field(default_factory=list)
     works: list[Work | None] = field(default_factory=list)
     num_trace_calls: int = 0
+    evidence: list[Evidence] = field(default_factory=list)
+    placed: Assignment | None = None
     roles_from: str = "none"
-    has_roles_of_pass: bool = False
     filled: Filled | None = None
 
     @property
@@ -169,49 +179,46 @@ def _kinds_of_parts(kinds: pl.Series, above: NDArray[np.int64]) -> pl.Series:
     return pl.select(pl.when(is_part).then(around).otherwise(kinds)).to_series().alias("kind")
 
 
-def add_roles(frame: pl.DataFrame, context: PassContext) -> pl.DataFrame:
-    """Add columns `layer` and `role` (row_roles.py), and note where they come from."""
-    frame, context.roles_from = with_roles(
-        frame,
-        context.trace,
-        context.linked,
-        context.calls,
-        takes_modules=context.takes_modules,
-    )
-    return frame
+def add_places(frame: pl.DataFrame, context: PassContext) -> pl.DataFrame:
+    """Add columns `layer`, `role`, `placed_by` and `confidence` (assignment.py).
 
-
-def add_roles_of_replays(frame: pl.DataFrame, context: PassContext) -> pl.DataFrame:
-    """Give rows of graph replays the layer and role of the eager launch that they repeat."""
-    if context.replay is not None:
-        frame, context.roles_from = context.replay.add_roles(frame)
-    return frame
-
-
-def add_roles_of_eager_pass(frame: pl.DataFrame, context: PassContext) -> pl.DataFrame:
-    """Give rows the layer and role of an eager pass, where the trace itself recorded no modules.
-
-    Nothing changes where the eager pass recorded none either, or is of another step.
+    Graph replays have those of the eager launches that they repeat, and a step whose trace recorded
+    no modules those of an eager pass beside it that did.
     """
+    linked, calls, takes_modules = context.linked, context.calls, context.takes_modules
+    evidence = find_evidence(frame, context.trace, linked, calls, takes_modules=takes_modules)
+    by_kind, own, *_ = evidence
+    context.roles_from = "none" if own.source == by_kind.source else own.source
+    if context.replay is not None:
+        evidence.append(context.replay.evidence())
+        context.roles_from = context.replay.eager.roles.source
+    elif takes_modules and context.roles_from in ("order", "none"):
+        evidence += _read_pass(frame, context)
+    context.evidence = evidence
+    context.placed = resolve([Rows(evidence)])[0]
+    return context.placed.put_into(frame)
+
+
+def _read_pass(frame: pl.DataFrame, context: PassContext) -> list[Evidence]:
+    """Return what an eager pass says of the rows, if its modules give roles."""
     eager = context.eager
-    lacks_modules = context.takes_modules and context.roles_from in ("order", "none")
-    if eager is None or context.replay is not None or not lacks_modules:
-        return frame
+    if eager is None:
+        return []
     steps = eager.every_step
     if steps.linked.replayed.any() or not len(steps.linked.step):
-        return frame
+        return []
     named = PassContext(eager.trace, steps)
     rows = steps.rows
-    for add in (weigh_calls, add_kind, add_roles):
+    for add in (weigh_calls, add_kind, add_places):
         rows = add(rows, named)
     if named.roles_from not in ("modules", "nn.Module"):
-        return frame
+        return []
     ours, theirs = (context.calls, context.works), (named.calls, named.works)
-    with_pass = roles_of_pass(frame, ours, rows, theirs)
-    if with_pass is None:
-        return frame
-    context.roles_from, context.has_roles_of_pass = named.roles_from, True
-    return with_pass
+    given = roles_of_pass(frame, ours, rows, theirs)
+    if given.confidence < LEAST:
+        return []
+    context.roles_from = named.roles_from
+    return [given]
 
 
 def weigh_experts(frame: pl.DataFrame, context: PassContext) -> pl.DataFrame:
@@ -244,7 +251,20 @@ def fill_shapes(frame: pl.DataFrame, context: PassContext) -> pl.DataFrame:
     context.calls = context.calls + filled.calls
     context.works = context.works + filled.works
     context.roles_from = filled.source
+    if filled.places:
+        context.placed = resolve([Rows([*context.evidence, _read_config(filled)])])[0]
+        return context.placed.put_into(filled.frame)
     return filled.frame
+
+
+def _read_config(filled: Filled) -> Evidence:
+    """Return what a config says of the kernels that run its GEMMs, and of their ops' others."""
+    count = len(filled.frame)
+    layer, role = np.full(count, NONE), np.full(count, "unknown", object)
+    says = np.zeros(count, bool)
+    for row, of_row, name in filled.places:
+        layer[row], role[row], says[row] = NONE if of_row is None else of_row, name, True
+    return spread(instance_numbers(filled.frame), Evidence("config", layer, role, says))
 
 
 def split_work(frame: pl.DataFrame, context: PassContext) -> pl.DataFrame:
@@ -315,9 +335,7 @@ PASSES: tuple[Pass, ...] = (
     add_replayed_ops,
     weigh_calls,
     add_kind,
-    add_roles,
-    add_roles_of_replays,
-    add_roles_of_eager_pass,
+    add_places,
     weigh_experts,
     fill_shapes,
     split_work,
@@ -327,7 +345,7 @@ PASSES: tuple[Pass, ...] = (
     add_causes_of_idle,
 )
 # What a view ignores, and the first pass that reads it.
-_FIRST_PASS = {REPLAYS: add_replayed_ops, SHAPES: weigh_calls, MODULES: add_roles}
+_FIRST_PASS = {REPLAYS: add_replayed_ops, SHAPES: weigh_calls, MODULES: add_places}
 
 
 class KernelsBuilder:
@@ -402,7 +420,6 @@ def _kernels(frame: pl.DataFrame, context: PassContext) -> Kernels:
             ran=modules_that_ran(trace) if context.takes_modules else frozenset(),
             were_recorded=bool((trace.annotations["module"] == 1).any()),
             were_ignored=not context.takes_modules,
-            from_pass=context.has_roles_of_pass,
             decode_tokens=any(_DECODER.match(name) for name in trace.names),
         ),
         profiler=steps.profiler,
@@ -410,6 +427,7 @@ def _kernels(frame: pl.DataFrame, context: PassContext) -> Kernels:
             *steps.notes,
             *format_notes(trace.calls, context.calls),
             *(filled.notes if filled else []),
+            *(context.placed.notices() if context.placed else []),
             *steps.device_notes,
             *counter_notes(trace, steps.linked, _needed(frame)),
         ],

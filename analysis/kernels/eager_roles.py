@@ -17,14 +17,14 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 import polars as pl
 
+from prunescope.analysis.kernels.assignment import Evidence, describe
 from prunescope.analysis.kernels.graph_match import align
 from prunescope.analysis.kernels.role import PRODUCT_KINDS
+from prunescope.analysis.kernels.sequence import Product
 from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.ops.work import Work
 from prunescope.analysis.trace.collector import NONE, Ints, unique_ids
 
-# Of the products' time: where less of it is matched, the pass is of another step.
-_LEAST = 0.5
 _GATHER = "gather_scatter"
 
 
@@ -33,8 +33,11 @@ def roles_of_pass(
     of: tuple[Sequence[OpCall], Sequence[Work | None]],
     eager: pl.DataFrame,
     of_eager: tuple[Sequence[OpCall], Sequence[Work | None]],
-) -> pl.DataFrame | None:
-    """Return the frame with the layers and roles of an eager pass; None for a pass of another step.
+) -> Evidence:
+    """Return what an eager pass says of the layers and roles of all rows.
+
+    Its confidence is the share of the products' time that is matched: a pass of another step
+    explains little.
 
     Args:
         frame: The rows of the recorded step, with kinds.
@@ -42,7 +45,7 @@ def roles_of_pass(
         eager: The rows of the eager pass, with kinds, layers and roles.
         of_eager: Its calls and their works.
     """
-    here = frame.sort("launched", maintain_order=True).with_row_index("at_here")
+    here = frame.with_row_index("row").sort("launched", maintain_order=True)
     first_step = eager.filter(pl.col("step") == pl.col("step").min())
     there = first_step.sort("launched", maintain_order=True)
     wanted, known = _keys(here, *of), _keys(there, *of_eager)
@@ -50,7 +53,7 @@ def roles_of_pass(
     products = {wanted[i] for i in np.flatnonzero(product)}
     at = np.full(len(here), NONE)
     steps = here["step"].to_numpy()
-    matched: dict[tuple[str, ...], Ints] = {}
+    matched: dict[tuple[Product, ...], Ints] = {}
     for step in unique_ids(steps):
         rows = np.flatnonzero(steps == step)
         names = tuple(wanted[i] for i in rows)
@@ -58,24 +61,21 @@ def roles_of_pass(
             matched[names] = _matched(names, known, products)
         at[rows] = matched[names]
     busy = here["busy"].to_numpy()
-    if busy[product & (at >= 0)].sum() < _LEAST * busy[product].sum():
-        return None
+    whole, matched_ns = (int(busy[rows].sum()) for rows in (product, product & (at >= 0)))
     kinds = here["kind"].to_list()
     behind = _products_behind(kinds, at, steps)
     fused = (at < 0) & np.array([kind == _GATHER for kind in kinds], bool)
     at[fused] = behind[fused]
-    role, layer = there["role"].to_list(), there["layer"].to_list()
-    named = here.with_columns(
-        layer=pl.Series([layer[i] if i >= 0 else None for i in at], dtype=pl.Int64),
-        role=pl.Series([role[i] if i >= 0 else "unknown" for i in at], dtype=pl.String),
-    )
-    order = np.argsort(frame["launched"].to_numpy(), kind="stable")
-    back = np.empty(len(order), np.int64)
-    back[order] = np.arange(len(order))
-    return named.drop("at_here")[back]
+    of_row = np.empty(len(at), np.int64)
+    of_row[here["row"].to_numpy()] = at
+    layer = np.append(there["layer"].fill_null(NONE).to_numpy(), NONE)
+    role = np.append(there["role"].to_numpy(), "unknown")
+    every = np.ones(len(at), bool)
+    share = matched_ns / whole if whole else 1.0
+    return Evidence("eager pass", layer[of_row], role[of_row], every, share)
 
 
-def _matched(names: Sequence[str], known: list[str], products: Collection[str]) -> Ints:
+def _matched(names: Sequence[Product], known: list[Product], products: Collection[Product]) -> Ints:
     """Return the row of the pass that each row of a step repeats.
 
     Products whose shape both have equally often are matched in the order of that shape, all other
@@ -89,32 +89,32 @@ def _matched(names: Sequence[str], known: list[str], products: Collection[str]) 
     return at
 
 
-def _places(names: Iterable[str]) -> dict[str, list[int]]:
-    places: dict[str, list[int]] = defaultdict(list)
+def _places(names: Iterable[Product]) -> dict[Product, list[int]]:
+    places: dict[Product, list[int]] = defaultdict(list)
     for place, name in enumerate(names):
         places[name].append(place)
     return places
 
 
-def _keys(frame: pl.DataFrame, calls: Sequence[OpCall], works: Sequence[Work | None]) -> list[str]:
-    """Return the key of each row in matching.
+def _keys(
+    frame: pl.DataFrame, calls: Sequence[OpCall], works: Sequence[Work | None]
+) -> list[Product]:
+    """Return what each row is matched by.
 
-    It is made of the shapes of its products, else of its op and the shapes of the call; it is the
-    name of the kernel where the row has no op.
+    It is its product, else its op and the shapes of the call; the name of the kernel where the row
+    has no op.
     """
-    key_of: dict[tuple[str, int | None, str | None], str] = {}
-    keys = []
-    for kind, call, name in frame.select("kind", "call", "name").iter_rows():
-        at = kind, call, name
-        if at not in key_of:
-            work = None if call is None else works[call]
-            key_of[at] = str(name)
-            if kind in PRODUCT_KINDS and work is not None and work.gemms:
-                key_of[at] = str([(g.batch, g.m, g.n, g.k) for g in work.gemms])
-            elif call is not None:
-                key_of[at] = f"{calls[call].name} {calls[call].shapes}"
-        keys.append(key_of[at])
-    return keys
+    key_of: dict[tuple[str, int | None, str | None], Product] = {}
+    rows = frame.select("kind", "call", "name").rows()
+    for at in {*rows}:
+        kind, call, name = at
+        if call is None:
+            key_of[at] = Product(str(name))
+            continue
+        op = f"{calls[call].name} {calls[call].shapes}"
+        work = works[call] if kind in PRODUCT_KINDS else None
+        key_of[at] = Product(op) if work is None else describe(kind, op, calls[call], work)
+    return [key_of[at] for at in rows]
 
 
 def _products_behind(kinds: Sequence[str], at: Ints, steps: Ints) -> Ints:

@@ -121,7 +121,6 @@ class ModuleRoles:
         were_recorded: Whether PyTorch recorded modules (with_stack), be they of use for roles or
             not.
         were_ignored: Whether modules that the trace may hold are ignored: the other side has none.
-        from_pass: Whether an eager pass gave the roles (kernels/eager_roles.py).
         decode_tokens: Whether the class of a module says that it decodes tokens.
         fused: How many GEMMs are compared as one because the other side multiplies their inputs in
             one, by role.
@@ -133,7 +132,6 @@ class ModuleRoles:
     ran: frozenset[tuple[int, str]] = frozenset()
     were_recorded: bool = False
     were_ignored: bool = False
-    from_pass: bool = False
     decode_tokens: bool = False
     fused: dict[str, int] = field(default_factory=dict)
     were_aligned: bool = False

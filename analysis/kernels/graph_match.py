@@ -10,7 +10,7 @@ move all of them by a layer where one kernel is missing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
@@ -240,7 +240,7 @@ _MOST_LEFT_OUT = 400  # left out on both sides; its square is the time and memor
 _MOST_COMPARED = 1 << 20  # equal pairs of names that a search for the longest runs may look at
 
 
-def align(here: list[str], there: list[str]) -> Ints:
+def align(here: Sequence[Hashable], there: Sequence[Hashable]) -> Ints:
     """Return the index in `there` of each name of `here`, growing, -1 where it is left out."""
     index = np.full(len(here), NONE)
     both = min(len(here), len(there))
@@ -255,7 +255,7 @@ def align(here: list[str], there: list[str]) -> Ints:
     return index
 
 
-def _middle(here: list[str], there: list[str]) -> list[tuple[int, int]]:
+def _middle(here: Sequence[Hashable], there: Sequence[Hashable]) -> list[tuple[int, int]]:
     """Pair equal names of two lists, in order."""
     shared = set(here) & set(there)
     a = [i for i, name in enumerate(here) if name in shared]
@@ -267,7 +267,7 @@ def _middle(here: list[str], there: list[str]) -> list[tuple[int, int]]:
     return [(a[i], b[j]) for i, j in pairs]
 
 
-def _fewest(x: list[str], y: list[str]) -> list[tuple[int, int]] | None:
+def _fewest(x: Sequence[Hashable], y: Sequence[Hashable]) -> list[tuple[int, int]] | None:
     """Pair equal names so that the fewest are left out; None where those exceed _MOST_LEFT_OUT."""
     reach = {1: 0}  # on the diagonal i - j: the furthest i that is reached
     seen: list[dict[int, int]] = []
@@ -305,7 +305,7 @@ def _back(seen: list[dict[int, int]], i: int, j: int) -> list[tuple[int, int]]:
     return pairs
 
 
-def _longest_runs(x: list[str], y: list[str]) -> list[tuple[int, int]]:
+def _longest_runs(x: Sequence[Hashable], y: Sequence[Hashable]) -> list[tuple[int, int]]:
     """Pair equal names of two lists that differ in much; empty where that would take long."""
     count = Counter(y)
     if sum(count[name] for name in x) > _MOST_COMPARED:

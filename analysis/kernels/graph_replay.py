@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from prunescope.analysis.kernels.assignment import LEAST, Evidence
 from prunescope.analysis.kernels.graph_match import (
     UNNAMED,
     GraphPart,
@@ -23,13 +24,10 @@ from prunescope.analysis.kernels.graph_match import (
     Launches,
     MatchedLaunches,
     Order,
-    Size,
 )
 from prunescope.analysis.kernels.role import GEMM_KINDS, find_roles
 from prunescope.analysis.kernels.role_shapes import LaunchedRows, Roles
-from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.ops.kernel_kinds import kernel_kind, kind_of
-from prunescope.analysis.ops.work import work_of
 from prunescope.analysis.schema.notice import Notice, note, warning
 from prunescope.analysis.timeline.correlate import lookup
 from prunescope.analysis.timeline.engine_steps import decode_batch, names_batch
@@ -41,9 +39,6 @@ from prunescope.analysis.trace.event import DEVICE_CATEGORIES
 from prunescope.analysis.trace.trace_columns import Trace
 from prunescope.taxonomy.errors import PrunescopeError
 
-# Of replayed time. Two steps of one model share the names of small kernels and may choose different
-# kernels for GEMMs and attention. If less than half is matched, the pass is of a different step.
-LEAST = 0.5
 _SURE = 0.9
 
 
@@ -119,13 +114,12 @@ def read_eager(trace: Trace) -> EagerPass:
         kind_of(None if o < 0 else trace.names[trace.ops["name"][o]], name, c)
         for o, name, c in zip(op, known, calls, strict=True)
     ]
-    starts = Launches(
-        known,
-        _sizes(kinds, call, trace.calls),
-        _grids_of_gemms(trace, event[keep], known),
-        np.arange(len(launch)),
-    )
-    return EagerPass(trace, launch, op, call, starts, _roles(trace, launch, kinds, calls))
+    at, threads = (trace.launches[column][launch] for column in ("ts", "thread"))
+    rows = LaunchedRows.of(kinds, calls, every=trace.calls, step=find_windows(trace).step_of(at))
+    grids = _grids_of_gemms(trace, event[keep], known)
+    starts = Launches(known, rows.sizes, grids, np.arange(len(launch)))
+    roles = find_roles(find_scopes(trace, threads, at), rows)
+    return EagerPass(trace, launch, op, call, starts, roles)
 
 
 def _unusable(trace: Trace, lacks: str) -> PrunescopeError:
@@ -134,26 +128,6 @@ def _unusable(trace: Trace, lacks: str) -> PrunescopeError:
         f"{trace.source.name} cannot name the ops of graph replays, it holds {lacks}{cut}",
         hint="give a trace of the same step without a graph, captured with ProfilerActivity.CPU",
     )
-
-
-def _roles(trace: Trace, launch: Ints, kinds: list[str], calls: list[OpCall | None]) -> Roles:
-    at = trace.launches["ts"][launch]
-    scopes = find_scopes(trace, trace.launches["thread"][launch], at)
-    step = find_windows(trace).step_of(at)
-    return find_roles(scopes, LaunchedRows.of(kinds, calls, every=trace.calls, step=step))
-
-
-def _sizes(kinds: list[str], call: Ints, calls: list[OpCall]) -> list[Size]:
-    """Return M, N, K of each launch of a plain GEMM; None for other launches."""
-    known: dict[int, Size] = {NONE: None}
-    for i in unique_ids(call[call >= 0]).tolist():
-        work = work_of(calls[i])
-        gemm = None if work is None else work.single_gemm
-        known[i] = None if gemm is None or gemm.batch != 1 else (gemm.m, gemm.n, gemm.k)
-    return [
-        known[c] if kind in GEMM_KINDS else None
-        for kind, c in zip(kinds, call.tolist(), strict=True)
-    ]
 
 
 def _grids(trace: Trace, event: Ints) -> list[Grid]:
@@ -368,15 +342,8 @@ class GraphReplay:
             instance=pl.when(known).then(instance).otherwise("instance"),
         )
 
-    def add_roles(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, str]:
-        """Return the frame with layer and role of mapped rows, and where they come from."""
+    def evidence(self) -> Evidence:
+        """Return what the eager pass says of the layers and roles of mapped rows."""
         roles, at = self.eager.roles, np.maximum(self.at, 0)
-        mapped = pl.Series(self.at >= 0)
-        layer = pl.Series(roles.layer[at])
-        role = pl.Series([roles.role[i] for i in at], dtype=pl.String)
-        in_layer = pl.when(layer >= 0).then(layer)
-        frame = frame.with_columns(
-            layer=pl.when(mapped).then(in_layer).otherwise("layer"),
-            role=pl.when(mapped).then(role).otherwise("role"),
-        )
-        return frame, roles.source
+        names = np.array(roles.role, object)
+        return Evidence("eager pass", roles.layer[at], names[at], self.at >= 0, self.rate or 0.0)

@@ -153,7 +153,7 @@ def _roles_of_modules(scopes: Scopes, rows: LaunchedRows) -> Roles:
 def _with_layers_of_ranges(ordered: Roles, scopes: Scopes) -> Roles:
     """Return roles by order, with the layers that ranges around launches name."""
     layers = np.array([NONE, *(NONE if p.layer is None else p.layer for p in scopes.places)])
-    return Roles(layers[scopes.place + 1], ordered.role, ordered.source)
+    return replace(ordered, layer=layers[scopes.place + 1])
 
 
 def _name_around_experts(role: list[str], scopes: Scopes) -> None:
@@ -428,8 +428,8 @@ def _ordered_roles(rows: LaunchedRows, *, adapted: bool) -> Roles:
         return Roles(layer, role, "none")
     usual = int(np.bincount(inner).argmax())
     first = int(np.bincount([p.before[0] for p in passes]).argmax())
-    names = _names(inner, usual, first, routed=any(p.mixture for p in passes))
-    if names is None:
+    names, alike = _names(inner, usual, first, routed=any(p.mixture for p in passes))
+    if alike <= _ALIKE:
         return Roles(layer, role, "none")
     for forward in passes:
         _name_pass(forward, names, usual, layer, role)
@@ -442,17 +442,17 @@ def _ordered_roles(rows: LaunchedRows, *, adapted: bool) -> Roles:
         head = last_head(after_last, rows)
         if head is not None and role[head] == "unknown":
             role[head] = "lm_head"
-    return Roles(layer, role, "order")
+    return Roles(layer, role, "order", alike)
 
 
 Names = tuple[tuple[str, ...], tuple[str, ...]]  # of projections, of what follows attention
 
 
-def _names(inner: Ints, usual: int, first: int, *, routed: bool) -> dict[int, Names] | None:
+def _names(inner: Ints, usual: int, first: int, *, routed: bool) -> tuple[dict[int, Names], float]:
     """Return the names of the GEMMs around an attention, by their number up to the next one.
 
-    None where too few of the segments are known. Layers of a plain model are alike; in a mixture
-    some have an MLP instead of experts.
+    With them comes the share of the segments that they name. Layers of a plain model are alike; in
+    a mixture some have an MLP instead of experts.
 
     Args:
         inner: The number of GEMMs between two attentions, for each pair.
@@ -462,14 +462,13 @@ def _names(inner: Ints, usual: int, first: int, *, routed: bool) -> dict[int, Na
     """
     if not routed:
         plain = _SEGMENTS.get((usual, first))
-        alike = (inner == usual).mean() > _ALIKE
-        return dict.fromkeys(inner.tolist(), plain) if plain is not None and alike else None
-    projections = _PROJECTIONS.get(first)
-    if projections is None:
-        return None
+        if plain is None:
+            return {}, 0.0
+        return dict.fromkeys(inner.tolist(), plain), float((inner == usual).mean())
+    projections = _PROJECTIONS.get(first, ())
     segments: dict[int, Names] = {first + len(after): (projections, after) for after in _AFTER}
-    is_known = usual in segments and np.isin(inner, [*segments]).mean() > _ALIKE
-    return segments if is_known else None
+    is_known = projections and usual in segments
+    return segments, float(np.isin(inner, [*segments]).mean()) if is_known else 0.0
 
 
 def _name_pass(

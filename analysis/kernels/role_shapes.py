@@ -44,11 +44,13 @@ class Roles:
         layer: The layer of each row; -1 where it belongs to none.
         role: The role of each row, one of prunescope.taxonomy.roles.ROLES.
         source: "modules", "nn.Module", "order" (from order and shape) or "none".
+        confidence: Of the order, the share of what lies between two attentions that is alike.
     """
 
     layer: Ints
     role: list[str]
     source: str
+    confidence: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""The layer and role of each row: by modules, by order, or by the graph that it is in.
+"""What a trace itself says of the layer and role of each row.
 
-In: the kernels frame with kinds and calls, and its linked rows. Out: columns `layer` and `role`,
-and where they come from.
+In: the kernels frame with kinds and calls, and its linked rows. Out: Evidence: of modules or of the
+order of kernels, of the passes of a training step, of the graphs that rows are replayed from.
 """
 
 from __future__ import annotations
@@ -9,27 +9,28 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from prunescope.analysis.kernels.columns import instance_numbers, is_one_of, is_true, known_ids
+from prunescope.analysis.kernels.assignment import Evidence, Names
+from prunescope.analysis.kernels.columns import instance_numbers, is_one_of, is_true
 from prunescope.analysis.kernels.role import PRODUCT_KINDS, find_roles
 from prunescope.analysis.kernels.role_shapes import LaunchedRows
 from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.ops.kernel_kinds import op_kind
-from prunescope.analysis.timeline.graph_places import GraphPlaces, find_graph_places
+from prunescope.analysis.timeline.graph_places import find_graph_places
 from prunescope.analysis.timeline.layer_parts import find_parts
 from prunescope.analysis.timeline.link import Linked
-from prunescope.analysis.timeline.module_scopes import find_scopes, no_scopes
+from prunescope.analysis.timeline.module_scopes import Scopes, find_scopes, no_scopes
 from prunescope.analysis.timeline.passes import Passes, find_passes
 from prunescope.analysis.trace.collector import NONE, Ints
 from prunescope.analysis.trace.trace_columns import Trace
 from prunescope.taxonomy.roles import BACKWARD
 
 
-def with_roles(
+def find_evidence(
     frame: pl.DataFrame, trace: Trace, linked: Linked, calls: list[OpCall], *, takes_modules: bool
-) -> tuple[pl.DataFrame, str]:
-    """Return the frame with columns `layer` and `role`, and where both come from.
+) -> list[Evidence]:
+    """Return what a trace itself says of the layers and roles of its rows.
 
-    Replayed rows have neither, unless their graph names them.
+    Of replayed rows, and of those without an op among modules, their graph does, else their kind.
     """
     host = np.argsort(linked.launched, kind="stable")
     passes = find_passes(trace, linked.thread[host], linked.launched[host])
@@ -52,34 +53,33 @@ def with_roles(
         ),
         find_parts(trace, linked.thread[forward], linked.launched[forward]) if has_parts else None,
     )
-    layer = np.full(len(host), NONE)
-    layer[forward] = roles.layer
-    role = np.full(len(host), "unknown", object)
-    role[forward] = roles.role
-    layer, role = layer[product], role[product]
-    if passes is not None:
-        _set_roles_of_passes(layer, role, host, passes)
-    lost = linked.replayed
+    by_kind, nowhere = np.full(len(host), "unknown", object), np.full(len(host), NONE)
+    by_kind[is_true(frame["kind"] == "attention")] = "attention"
+    layer, role = nowhere.copy(), np.full(len(host), "unknown", object)
+    layer[forward], role[forward] = roles.layer, roles.role
+    says = ~linked.replayed
     if len(scopes.place) and scopes.source != "none":
-        lost = lost | (linked.thread < 0)
-    layer[lost] = NONE
-    # Without an op only the kind of a kernel gives its role.
-    role[lost] = [
-        "attention" if kinds[i] == "attention" else "unknown" for i in np.flatnonzero(lost)
-    ]
-    graph_places = find_graph_places(trace, linked)
-    if graph_places is not None:
-        _set_roles_of_graphs(layer, role, graph_places)
-    roles_of_rows = pl.Series("role", role.tolist(), dtype=pl.String)
-    return frame.hstack([known_ids(layer).alias("layer"), roles_of_rows]), roles.source
+        says &= linked.thread >= 0
+    source = "kernel" if roles.source == "none" else roles.source
+    own = Evidence(source, layer[product], role[product], says, roles.confidence)
+    evidence = [Evidence("kernel", nowhere, by_kind, np.ones(len(host), bool)), own]
+    if passes is not None:
+        evidence.append(_read_passes(own, host, passes))
+    if (graphs := find_graph_places(trace, linked)) is not None:
+        evidence.append(_read_graphs(graphs, by_kind))
+    return evidence
 
 
-def _set_roles_of_graphs(layer: np.ndarray, role: np.ndarray, graphs: GraphPlaces) -> None:
-    """Fill in the layers and roles of replays whose graph says where its kernels belong."""
-    for row in np.flatnonzero(graphs.place >= 0).tolist():
-        place = graphs.places[graphs.place[row]]
-        layer[row] = NONE if place.layer is None else place.layer
-        role[row] = place.role if place.role != "unknown" else role[row]
+def _read_graphs(graphs: Scopes, by_kind: Names) -> Evidence:
+    """Return what graphs say of their replays: where their kernels belong."""
+    layers = [NONE if place.layer is None else place.layer for place in graphs.places]
+    roles = np.array([place.role for place in graphs.places], object)[graphs.place]
+    return Evidence(
+        "graph",
+        np.array(layers, np.int64)[graphs.place],
+        np.where(roles == "unknown", by_kind, roles),
+        graphs.place >= 0,
+    )
 
 
 def _products_of_rows(frame: pl.DataFrame, host: Ints) -> Ints:
@@ -100,18 +100,22 @@ def _products_of_rows(frame: pl.DataFrame, host: Ints) -> Ints:
     return giver
 
 
-def _set_roles_of_passes(
-    layer: np.ndarray, role: np.ndarray, host: np.ndarray, passes: Passes
-) -> None:
-    """Fill in the roles of gradients and of the optimizer; `host` holds the rows of `passes`."""
-    role[host[passes.optimizer]] = "optimizer"
+def _read_passes(own: Evidence, host: Ints, passes: Passes) -> Evidence:
+    """Return what a training step says of gradients and of the optimizer.
+
+    A gradient has the layer and role of the op that it is of. `host` holds the rows of `passes`.
+    """
+    layer, role = own.layer.copy(), own.role.copy()
+    says = np.zeros(len(role), bool)
     source = passes.source()
     known = np.flatnonzero(source >= 0)
-    forward = source[known]
-    layers, roles = layer[host], role[host]
+    says[host[known]] = says[host[passes.optimizer]] = True
+    role[host[passes.optimizer]] = "optimizer"
+    layers, roles, forward = layer[host], role[host], source[known]
     layer[host[known]] = np.where(passes.alike(layers.tolist())[forward], layers[forward], NONE)
     forward_roles = np.where(passes.alike(roles.tolist())[forward], roles[forward], "unknown")
     role[host[known]] = [f"{name}{BACKWARD}" for name in forward_roles]
+    return Evidence("gradients", layer, role, says & own.says)
 
 
 def multiplying_ops(frame: pl.DataFrame) -> list[str]:

@@ -13,8 +13,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+from prunescope.analysis.kernels.sequence import Product, align_products, product_of_gemms
 from prunescope.analysis.ledger.call import Call, GemmKey
-from prunescope.analysis.ledger.sequence import Product, align_products, product_of_gemms
 from prunescope.analysis.ops.call import OpCall
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.roles import BACKWARD

@@ -182,6 +182,8 @@ FRAME: dict[str, str] = {
     "kind": "what the kernel does",
     "role": "where in the model",
     "layer": "index in the list of layers",
+    "placed_by": "the source of layer and role: of those that speak of the row the most trusted",
+    "confidence": "the share of what that source was asked about that it explains",
     "class": "matmul, attention, pointwise, or the kind: what dense and pruned pair by",
     "primary": "whether it is the primary kernel of its operator: the longest that carries "
     "its work",

@@ -29,6 +29,7 @@ UNREADABLE = (CUT, UNPAIRED)  # after these nothing is known of what was changed
 ROWS, BATCH_SIZE, LENGTH = "rows", "size of the batch", "length of the sequences"
 FORWARDS = "forwards a step"
 INPUTS = "inputs"  # batch and length, or images, solved for from shapes on each side
+OF_INPUTS = (ROWS, BATCH_SIZE, LENGTH, FORWARDS, INPUTS)
 
 
 class Difference(msgspec.Struct, frozen=True):

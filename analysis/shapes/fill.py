@@ -100,7 +100,7 @@ def _fill_rows(filled: Filled, trial: Trial) -> Filled:
     for key, assignment in trial.placed.items():
         writer.add(key, assignment)
     filled.calls, filled.works, filled.known = writer.calls, writer.works, writer.known
-    filled.frame = writer.add_columns(trial.traced.frame)
+    filled.frame, filled.places = writer.add_columns(trial.traced.frame), writer.places
     filled.config_caveats = list(dict.fromkeys(trial.config_caveats))
     filled.warnings += list(dict.fromkeys([*trial.warnings, *trial.config_caveats]))
     filled.source = "order" if trial.uses_order else trial.traced.source
@@ -153,7 +153,7 @@ class Writer:
         self.known: dict[int, tuple[int, int]] = {}
         self.numbers: dict[object, int] = {}
         self.filled: list[tuple[int, int, int]] = []  # step, instance, call
-        self.places: list[tuple[int, int, int | None, str]] = []  # step, instance, layer, role
+        self.places: list[tuple[int, int | None, str]] = []  # row, layer, role
         self.alone: list[int] = []  # rows that are an instance of their own
         self.time = self.total = 0
 
@@ -247,31 +247,20 @@ class Writer:
 
     def _write_place(self, item: Item, layer: int | None, role: str) -> None:
         """Give an item its layer and role."""
-        self.places.append((item.step, _instance(item), layer, role))
+        self.places.append((item.row, layer, role))
         if item.alone:
             self.alone.append(item.row)
 
     def add_columns(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Return the frame with calls, layers and roles of the items.
-
-        Auxiliary kernels of their ops get them too.
-        """
+        """Return the frame with calls of the items; auxiliary kernels of their ops get them too."""
         if self.alone:
             own = pl.Series(self.alone, dtype=pl.Int64())
             instance = frame["instance"].clone().scatter(own, _OWN - own)
             frame = frame.with_columns(instance=instance)
         keys = {name: frame.schema[name] for name in ("step", "instance")}
         calls = pl.DataFrame(self.filled, schema={**keys, "_call": pl.Int64()}, orient="row")
-        of_places = {**keys, "_layer": frame.schema["layer"], "_role": pl.String()}
-        places = pl.DataFrame(self.places, schema=of_places, orient="row")
-        for table in (calls, places):
-            frame = frame.join(table, on=list(keys), how="left", maintain_order="left")
-        placed = pl.col("_role").is_not_null()
-        return frame.with_columns(
-            call=pl.coalesce("_call", "call"),
-            layer=pl.when(placed).then("_layer").otherwise("layer"),
-            role=pl.when(placed).then("_role").otherwise("role"),
-        ).drop("_call", "_layer", "_role")
+        frame = frame.join(calls, on=list(keys), how="left", maintain_order="left")
+        return frame.with_columns(call=pl.coalesce("_call", "call")).drop("_call")
 
 
 def _instance(item: Item) -> int:

@@ -247,11 +247,12 @@ class Filled:
     """The frame with the shapes that a config gave.
 
     `calls` and `works` continue those of the trace. `known` is N and K of calls whose M is unknown.
-    `source` is where roles come from.
+    `source` is where roles come from. `places` are the layers and roles of rows, by the config.
     """
 
     frame: pl.DataFrame
     source: str
+    places: list[tuple[int, int | None, str]] = field(default_factory=list)
     calls: list[OpCall] = field(default_factory=list)
     works: list[Work | None] = field(default_factory=list)
     known: dict[int, tuple[int, int]] = field(default_factory=dict)

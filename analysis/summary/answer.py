@@ -379,15 +379,25 @@ def _cost(phase: Phase, row: Row, *, with_parts: bool = False) -> str:
     text = (
         f"{numbers.brief_time(abs(row.moves_ns))} {'are saved by' if is_gain else 'go to'} {words}"
     )
+    parts = [
+        f"{name} ({numbers.brief_time(abs(ns))})"
+        for name, ns in _largest_parts(phase, row)
+        if abs(ns) >= 2 * LEAST * abs(row.moves_ns)
+    ]
+    return text + when(with_parts and parts != [], f", above all {_listed(parts[:2])}")
+
+
+def _largest_parts(phase: Phase, row: Row) -> list[tuple[str, float]]:
+    """Return the parts that move as their row does, the largest first; masked GEMMs are one."""
     parts = [p for p in row.parts if p.ns * row.moves_ns > 0 and is_beyond_noise(p)]
-    parts = [part for part in parts if abs(part.ns) >= 2 * LEAST * abs(row.moves_ns)][:2]
-    return text + when(
-        with_parts and parts != [], f", above all {_listed([_part(p) for p in parts])}"
-    )
-
-
-def _part(part: LedgerPart) -> str:
-    return f"{_part_name(part)} ({numbers.brief_time(abs(part.ns))})"
+    sparse = {gemm.role for gemm in phase.gemms if gemm.axis == _MASKED}
+    masked = [part for part in parts if part.role in sparse]
+    if len(masked) < 2:
+        return [(_part_name(part), part.ns) for part in parts]
+    others = [(_part_name(part), part.ns) for part in parts if part not in masked]
+    joined = f"{_MASKED} GEMMs of {_listed([_part_name(part) for part in masked])}"
+    every = [(joined, sum(part.ns for part in masked)), *others]
+    return sorted(every, key=lambda part: -abs(part[1]))
 
 
 def _part_name(part: LedgerPart) -> str:
@@ -397,6 +407,7 @@ def _part_name(part: LedgerPart) -> str:
     return _plain_name(part.role or part.name)
 
 
+_MASKED = "2:4"  # the axis of a GEMM whose weight is masked
 _PLAIN = {
     "gaps kept": "gaps",
     "comm": "communication",

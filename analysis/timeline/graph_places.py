@@ -7,29 +7,16 @@ Nsight Systems states when each node of a graph was captured, and so in which mo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from prunescope.analysis.timeline.link import Linked, taken
-from prunescope.analysis.timeline.module_scopes import find_scopes, module_path
-from prunescope.analysis.trace.collector import NONE, Ints, unique_ids
+from prunescope.analysis.timeline.module_scopes import Scopes, find_scopes, module_path
+from prunescope.analysis.trace.collector import NONE, unique_ids
 from prunescope.analysis.trace.trace_columns import Trace
-from prunescope.taxonomy.roles import Place, locate_all
+from prunescope.taxonomy.roles import locate_all
 
 
-@dataclass(frozen=True)
-class GraphPlaces:
-    """The place of each row, as an index into `places`.
-
-    It is -1 for a row that is no replay, or has no place.
-    """
-
-    place: Ints
-    places: list[Place]
-
-
-def find_graph_places(trace: Trace, linked: Linked) -> GraphPlaces | None:
+def find_graph_places(trace: Trace, linked: Linked) -> Scopes | None:
     """Find the places of replayed rows; None where none is known."""
     if not trace.on_device or not linked.replayed.any():
         return None
@@ -50,4 +37,6 @@ def find_graph_places(trace: Trace, linked: Linked) -> GraphPlaces | None:
         scopes = find_scopes(trace, thread[rows], captured[rows])
         place_of_row[rows] = np.where(scopes.place >= 0, scopes.place + len(places), NONE)
         places += scopes.places
-    return GraphPlaces(place_of_row, places) if (place_of_row >= 0).any() else None
+    if not (place_of_row >= 0).any():
+        return None
+    return Scopes(place_of_row, np.full(len(label), NONE), places, "graph")

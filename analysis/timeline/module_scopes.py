@@ -52,7 +52,7 @@ class Scopes:
 
     `place` is an index into `places`, and `call` the annotation that the row is in (one call of one
     module); both are -1 for none. `source` is "modules", "nn.Module", "layers" (their numbers
-    alone) or "none".
+    alone), "graph" or "none".
     """
 
     place: Ints

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import polars as pl
 from msgspec import structs
 
+from prunescope.analysis.comparison.differences import other_widths
 from prunescope.analysis.kernels.columns import is_one_of
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.experts import EXPERTS
@@ -46,6 +47,7 @@ LIMITS = {
     "unequal-steps": 0.6,
     # Shapes of another model's config make its difference from this one look like a pruning.
     "other-config": 0.5,
+    "other-widths": 0.6,
 }
 # The kinds by which kernels are missing, or seem to be.
 MISSING_KERNELS = frozenset(
@@ -81,6 +83,9 @@ def caveats(
     if captured or dense is None or evidence is None or family is None:
         return notices
     notices += [caveat("other-config", name) for name, kernels in sides if kernels.shapes.caveats]
+    widths = None if evidence.stats_pruned is not None else other_widths(evidence.pairs)
+    if widths is not None and family.id != "outside":
+        notices.append(caveat("other-widths", widths=widths))
     notices += [*_no_gemm(evidence, lossy)]
     notices += [*_layers(evidence, family, (dense, pruned)), *_roles(dense, pruned)]
     if not any(notice.is_dynamic for notice in known(family.ids)):  # whose steps differ by nature

@@ -61,6 +61,8 @@ class Evidence:
         gathers: The gathers of the pruned side; None where no shapes are known.
         convolutions: The convolutions that are on both sides.
         more_calls: The pointwise ops that the pruned side calls more often.
+        unpacked: The format that the pruned side alone copies whole weights to, and the one of
+            fewer bits that they are stored in; None where it does not.
         activation: The reason that the activation functions differ; None if they do not, or are
             unknown.
     """
@@ -80,6 +82,7 @@ class Evidence:
     gathers: tuple[Gather, ...] | None = None
     convolutions: tuple[Convolution, ...] = ()
     more_calls: tuple[MoreCalls, ...] = ()
+    unpacked: tuple[str, str] | None = None
     activation: Reason | None = None
 
     def hidden(self) -> list[Notice]:

@@ -101,18 +101,24 @@ _SMALLER = ("N", "K", "NK", "heads", "rank", "gone")
 
 
 def other_dtype(e: Evidence) -> Reason | None:
-    """Return a reason where GEMMs run in another number format, and none of them is smaller."""
-    dtypes = gemm_dtypes(e)
-    if dtypes is None or any(p.axis in _SMALLER for p in e.pairs):
+    """Return a reason where weights are in another number format, and no GEMM is smaller."""
+    if (formats := _other_formats(e)) is None or any(p.axis in _SMALLER for p in e.pairs):
         return None
-    return _reason("other-formats", dense=dtypes[0], pruned=dtypes[1])
+    return _reason("other-formats", **formats)
+
+
+def _other_formats(e: Evidence) -> dict[str, Any] | None:
+    """Return both formats, and whether weights are unpacked to the dense one; None if equal."""
+    dtypes = gemm_dtypes(e) or e.unpacked
+    if dtypes is None:
+        return None
+    return {"dense": dtypes[0], "pruned": dtypes[1], "unpacked": dtypes == e.unpacked}
 
 
 def quantised_too(e: Evidence) -> Notice | None:
     """Return a caveat if the pruned model also runs in another dtype; else None."""
-    if (dtypes := gemm_dtypes(e)) is None:
-        return None
-    return caveat("formats-besides", dense=dtypes[0], pruned=dtypes[1])
+    formats = _other_formats(e)
+    return None if formats is None else caveat("formats-besides", **formats)
 
 
 def gemm_dtypes(e: Evidence) -> tuple[str, str] | None:
@@ -270,7 +276,7 @@ def is_quantised(e: Evidence) -> bool:
     whole = {p.key[:2] for p in e.pairs if p.axis == "none" and p.key[1] != "experts"}
     dtypes = gemm_dtypes(e)
     fewer_bits = dtypes is not None and dtypes[1] in QUANTISED
-    return bool(replaced(e) or fewer_bits or packed & whole)
+    return bool(replaced(e) or fewer_bits or e.unpacked or packed & whole)
 
 
 def has_other_routes(e: Evidence) -> bool:

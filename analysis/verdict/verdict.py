@@ -13,7 +13,7 @@ from dataclasses import replace
 from prunescope.analysis.comparison.convolutions import convolutions
 from prunescope.analysis.comparison.differences import find_differences, find_unpaired
 from prunescope.analysis.comparison.equal_information import ComparableSides
-from prunescope.analysis.comparison.more_calls import more_calls
+from prunescope.analysis.comparison.more_calls import more_calls, unpacked_formats
 from prunescope.analysis.comparison.parallelism import ranks_of
 from prunescope.analysis.kernels.columns import is_one_of
 from prunescope.analysis.kernels.frame import Kernels
@@ -77,6 +77,9 @@ def evidence_of(sides: ComparableSides, pairs: list[Pair], units: Units) -> Evid
         gathers=gathers(pruned.kernels) if pruned.kernels.has_shapes else None,
         convolutions=images,
         more_calls=more_calls(dense.kernels, pruned.kernels),
+        unpacked=min(
+            unpacked_formats(pruned.kernels) - unpacked_formats(dense.kernels), default=None
+        ),
         activation=other_activation(dense.kernels, pruned.kernels),
         other_grids=_other_grids(dense.kernels, pruned.kernels),
         shapes_ignored=frozenset(

@@ -27,7 +27,7 @@ from prunescope.analysis.schema.pair_comparison import (
 )
 from prunescope.taxonomy.numbers import brief_time
 from prunescope.taxonomy.recorder import recorder_called
-from prunescope.taxonomy.words import shortened
+from prunescope.taxonomy.words import plural, shortened
 
 EAGER_OPTIONS = {"dense": "--baseline-eager-trace", "pruned": "--eager-trace"}
 _INPUTS = {ROWS: "batch or length", BATCH_SIZE: "the batch", LENGTH: "the length"}
@@ -52,12 +52,14 @@ def one_sided_text(record: OneSided) -> str:
     if record.kind == ROLES:
         return (
             f"only on the {with_it} side do modules give roles, in {record.trace} they name too "
-            "few linears: roles and layers of both come from the order of kernels"
+            "few linears: roles and layers of both come from the order of kernels, or where that "
+            "tells none, those of products from these modules"
         )
     if record.kind == MODULES:
         return (
             f"only the {with_it} side recorded modules, {record.trace} has none: roles and "
-            "layers of both come from the order of kernels; recording modules slows "
+            "layers of both come from the order of kernels, or where that tells none, those of "
+            "products from these modules; recording modules slows "
             f"the host, so host and idle time of the {with_it} side are larger and their rows "
             f"are no evidence: capture both sides with {recorder_called(record.profiler).modules}, "
             "or both without"
@@ -139,6 +141,10 @@ _WHY: dict[str, Callable[[object, object], str]] = {
         f"no linear has the same size in both models, and pruning cannot turn {dense} into "
         f"{pruned}: these are two models"
     ),
+    "widths": lambda dense, pruned: (
+        f"the model has {pruned}, the dense one {dense}: all differ, one of them is larger, and no "
+        "linear has the same size in both: these are two models"
+    ),
     "window": lambda dense, pruned: (
         f"the attention window differs: {pruned} in the pruned run, {dense} in the dense run"
     ),
@@ -183,6 +189,30 @@ def _more_calls(*, op: str, shape: Sequence[Any], dense: int, pruned: int) -> st
     return f"{op} [{size}] × {pruned} a step, {dense} in the dense trace"
 
 
+_SOURCES = {
+    "order": "the order of kernels",
+    "nn.Module": "classes of modules",
+    "graph": "the annotations of a graph",
+    "eager pass": "the eager trace",
+    "config": "the config",
+    "partner": "the other side",
+}
+
+
+def _roles_disagree(
+    *, count: int, sources: tuple[str, str], roles: Sequence[tuple[str, str]]
+) -> str:
+    pairs = ", ".join(" or ".join(pair) for pair in roles)
+    first, second = (_SOURCES.get(source, source) for source in sources)
+    if first == second:
+        return (
+            f"{count} products have another role on the other side, by order and shape: {pairs}; "
+            "each side keeps its own"
+        )
+    kernels = f"{count} kernel{plural(count)}"
+    return f"{first} and {second} give {kernels} two roles, of which the second holds: {pairs}"
+
+
 WORDS: dict[str, str | Callable[..., str]] = {
     "one-sided": one_sided_text,
     "not-comparable": not_comparable_text,
@@ -204,9 +234,11 @@ WORDS: dict[str, str | Callable[..., str]] = {
         "the other side names these products, with which both sides were aligned by order and "
         "shape: {roles:list}"
     ),
-    "roles-disagree": (
-        "{count} products have another role on the other side, by order and shape: {roles:list}"
+    "inputs-unsolved": (
+        "attentions differ, and batch and length of the {side} side are unknown: its attentions "
+        "and linears do not agree on them"
     ),
+    "roles-disagree": _roles_disagree,
     "layers-by-repeats": (
         "neither side names layers: the {count} parts of its sequence that repeat are taken for "
         "them"

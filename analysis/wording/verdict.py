@@ -19,7 +19,10 @@ def most_common(counts: Mapping[str, int]) -> str:
     return f"{names} and {rest} more" if rest else names
 
 
-def _formats(dense: str, pruned: str) -> str:
+def _formats(dense: str, pruned: str, *, unpacked: bool) -> str:
+    if unpacked:
+        copied = f"stored in {pruned} and copied to {dense} before their GEMMs"
+        return f"the weights are {copied}: quantisation"
     what = "quantisation" if pruned in QUANTISED else "another number format"
     return f"the GEMMs run in {pruned}, the dense ones in {dense}: {what}"
 
@@ -72,6 +75,10 @@ WORDS: dict[str, str | Callable[..., str]] = {
         "one, {dense:percent} in the dense trace): GEMMs without a role are paired by order"
     ),
     "unequal-steps": "{side}: steps hold {fewest} to {most} kernels",
+    "other-widths": lambda widths: (
+        f"{', '.join(f'{name} {old:g} → {new:g}' for name, (old, new) in widths.items())}: all "
+        "differ and no run says what was pruned: this may be another model of the same kind"
+    ),
     "other-config": (
         "{side}: the config that its shapes come from may be that of another model: tiles do not "
         "fit it"
@@ -83,10 +90,8 @@ WORDS: dict[str, str | Callable[..., str]] = {
         "traces of all ranks"
     ),
     "replaced-linears": _replaced,
-    "other-formats": lambda dense, pruned: f"{_formats(dense, pruned)}, not pruning",
-    "formats-besides": lambda dense, pruned: (
-        f"{_formats(dense, pruned)} besides: times are of both"
-    ),
+    "other-formats": lambda **formats: f"{_formats(**formats)}, not pruning",
+    "formats-besides": lambda **formats: f"{_formats(**formats)} besides: times are of both",
     "larger-gemms": lambda roles: (
         f"GEMMs are larger than the dense ones, none is smaller: {most_common(roles)}"
     ),

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from prunescope.analysis.comparison.differences import find_differences, pair_comparison
 from prunescope.analysis.comparison.equal_information import (
     ComparableSides,
-    fuse_split_products,
-    fuse_unordered_products,
+    fuse_products,
     make_comparable,
     renumber_layers,
 )
@@ -33,8 +32,8 @@ def fold_layers(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePha
     return renumber_layers(ComparableSides(dense, pruned)).both
 
 
-def fuse_products(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
-    return fuse_split_products(fuse_unordered_products(ComparableSides(dense, pruned))).both
+def fused_sides(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
+    return fuse_products(ComparableSides(dense, pruned)).both
 
 
 QUICK = settings(max_examples=15, deadline=None)
@@ -87,11 +86,11 @@ def test_products_that_one_side_fuses_are_one_role_on_both_and_stay_so(
     fused = [kernel_row(i, "qkv", product(192, 64), busy=2_000) for i in range(layers)]
     sides = [phase_of(kernels(rows, modules=BY_MODULES)) for rows in (apart, fused)]
     dense, pruned = sides if is_dense else reversed(sides)
-    equal = fuse_products(dense, pruned)
+    equal = fused_sides(dense, pruned)
     assert all(set(frame["role"]) == {"qkv"} for frame in frames(equal))
     pairs = pair_calls(*(collect_gemm_calls(side.kernels) for side in equal))
     assert [pair.axis for pair in pairs] == ["none"] * layers
-    assert same(fuse_products(*equal), equal)
+    assert same(fused_sides(*equal), equal)
 
 
 @QUICK

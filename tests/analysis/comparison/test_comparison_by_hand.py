@@ -10,16 +10,18 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from prunescope.analysis.comparison.assignment import resolve
 from prunescope.analysis.comparison.convolutions import Convolution
-from prunescope.analysis.comparison.differences import find_differences, find_other_model
+from prunescope.analysis.comparison.differences import (
+    find_differences,
+    find_other_model,
+    other_widths,
+)
 from prunescope.analysis.comparison.equal_information import (
     ComparableSides,
-    fuse_split_products,
-    fuse_unordered_products,
+    fuse_products,
     make_comparable,
 )
-from prunescope.analysis.comparison.more_calls import more_calls
+from prunescope.analysis.comparison.more_calls import more_calls, unpacked_formats
 from prunescope.analysis.comparison.other_inputs import (
     BATCH_SIZE,
     FORWARDS,
@@ -28,12 +30,13 @@ from prunescope.analysis.comparison.other_inputs import (
 )
 from prunescope.analysis.comparison.replacements import with_replacements
 from prunescope.analysis.inputs.side import SidePhase
+from prunescope.analysis.kernels.assignment import place_pair
 from prunescope.analysis.kernels.frame import HostWork, Kernels, ModuleRoles
 from prunescope.analysis.ledger.gemm_calls import collect_gemm_calls
 from prunescope.analysis.ledger.gemms import Pair, pair_calls
 from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.schema.pair_comparison import FIRST_CALLS, Difference
-from prunescope.analysis.wording.comparison import difference_text
+from prunescope.analysis.wording.comparison import difference_text, not_comparable_text
 from prunescope.analysis.wording.sentence import sentence
 from prunescope.taxonomy.runs.run import PhaseRun
 from tests.records import flash_attention, kernel_row, kernels_of, ledger_of, phase_of, product
@@ -55,7 +58,7 @@ def fused(dense: Rows, pruned: Rows, modules: ModuleRoles) -> tuple[SidePhase, S
         phase_of(kernels_of(*dense, modules=modules)),
         phase_of(kernels_of(*pruned, modules=modules)),
     )
-    return fuse_split_products(fuse_unordered_products(sides)).both
+    return fuse_products(sides).both
 
 
 def test_fused_and_narrower() -> None:
@@ -239,6 +242,37 @@ def test_a_linear_that_is_larger_and_smaller_is_of_another_model(
         assert difference.pruned == f"up of N {n}, K {k}"
 
 
+def transformer(hidden: int, attention: int, channels: int) -> Kernels:
+    sizes = {"q": (attention, hidden), "o": (hidden, attention), "up": (channels, hidden),
+             "down": (hidden, channels)}  # fmt: skip
+    return kernels_of(*[kernel_row(0, role, product(*size)) for role, size in sizes.items()])
+
+
+BERT_BASE = (768, 768, 3072)
+
+
+@pytest.mark.parametrize(
+    ("widths", "differ", "is_another"),
+    [
+        ((512, 512, 2048), True, False),  # BERT-small, or one that was cut along all three
+        ((1024, 1024, 4096), True, True),  # BERT-large
+        ((512, 768, 2048), False, False),  # the heads are as before: a pruning of two kinds
+        ((512, 768, 3072), False, False),
+    ],
+)
+def test_a_model_whose_three_widths_differ_may_be_another_one(
+    *, widths: tuple[int, int, int], differ: bool, is_another: bool
+) -> None:
+    pairs = pairs_of(transformer(*BERT_BASE), transformer(*widths))
+    known = {name: both for name, *both in zip(("hidden size", "attention", "MLP"), BERT_BASE,
+                                               widths, strict=True)}  # fmt: skip
+    assert other_widths(pairs) == ({k: tuple(v) for k, v in known.items()} if differ else None)
+    difference = find_other_model(pairs)
+    assert (difference is not None) == is_another
+    if difference is not None:
+        assert "these are two models" in not_comparable_text(difference)
+
+
 def images(batch: int, channels: int = 16) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The input and the weight of a patch embedding."""
     return (batch, 3, 32, 32), (channels, 3, 4, 4)
@@ -290,11 +324,25 @@ def test_unnamed_linears_take_the_roles_that_their_layer_lacks() -> None:
     named, other_model = ["q", "up", "down"], ["q", "unknown", "unknown"]
     for sizes, roles in ((((48, 64), (64, 48)), named), (((48, 32), (32, 48)), other_model)):
         unnamed = [kernel_row(0, "unknown", product(*size)) for size in sizes]
-        places = resolve(kernels_of(*reference), kernels_of(reference[0], *unnamed)).pruned
-        assert [
-            "q",
-            *(places[0, i].role if (0, i) in places else "unknown" for i in (1, 2)),
-        ] == roles
+        _, pruned = place_pair(kernels_of(*reference), kernels_of(reference[0], *unnamed))
+        assert pruned.frame["role"].to_list() == roles
+
+
+@pytest.mark.parametrize(
+    ("stored", "other", "formats"),
+    [
+        ("signed char", (64,), {("fp32", "int8")}),  # times a scale a row
+        ("signed char", (96, 64), set()),  # times another matrix: a mask
+        ("float", (64,), set()),
+    ],
+)
+def test_weights_in_fewer_bits_are_copied_and_scaled(
+    stored: str, other: tuple[int, ...], formats: set[tuple[str, str]]
+) -> None:
+    copy = OpCall("aten::copy_", ((96, 64), (96, 64)), ("float", stored))
+    scaled = OpCall("aten::mul", ((96, 64), other), ("float", "float"))
+    rows = [{**kernel_row(None, "unknown"), "of": call} for call in (copy, scaled)]
+    assert unpacked_formats(kernels_of(kernel_row(0, "up", product(96, 64)), *rows)) == formats
 
 
 def test_ops_that_run_more_often_are_sorted_by_their_time_and_then_by_name() -> None:

@@ -15,7 +15,7 @@ from tests.analysis.decoder import Layer, decoder
 from tests.analysis.kernels.test_bare_roles import SEPARATE
 from tests.analysis.ledger.test_what_is_known import without_shapes
 from tests.analysis.timeline.test_scopes import nn, nn_layer, pytorch
-from tests.chrome import chrome, save
+from tests.chrome import chrome, k, module, op, save, step
 
 FULL, HALF = [Layer()] * 4, [Layer(f=48)] * 4  # 96 MLP channels, and half of them
 
@@ -101,6 +101,36 @@ def test_a_pruning_reads_the_same_whoever_recorded_modules(
     assert phase.sparsity == both.sparsity
     assert phase.comparison is not None
     assert len(phase.comparison.one_sided) == (len(lacking) == 1)
+
+
+def linears(channels: int, layers: int = 3) -> Any:
+    """An MLP of two linears a layer, and no attention, so that their order tells nothing."""
+
+    def mm(n: int, k_in: int) -> Any:
+        return op("aten::mm", [32, k_in], [k_in, n], kernels=[k(us=10, name="gemm")])
+
+    at = "model.layers.{}.mlp.{}_proj".format
+    scopes = [
+        module(at(i, role), mm(*size))
+        for i in range(layers)
+        for role, size in (("up", (channels, 64)), ("down", (64, channels)))
+    ]
+    return chrome(step(0, *scopes))
+
+
+@pytest.mark.parametrize("lacking", ["dense", "pruned"])
+def test_products_that_no_order_tells_take_the_modules_of_their_partners(
+    lacking: str, tmp_path: Path
+) -> None:
+    """96 → 48 channels in three layers: up loses half of N, down half of K."""
+    sides = {"dense": linears(96), "pruned": linears(48)}
+    sides[lacking] = without_modules(sides[lacking])
+    paths = {name: save(trace, tmp_path / f"{name}.json") for name, trace in sides.items()}
+    phase = phase_of(prunescope.analyze(paths["pruned"], baseline=paths["dense"]))
+    assert phase.family is not None and phase.family.id == "static-nk-mlp"
+    assert added(phase) == 0
+    assert {gemm.role: gemm.axis for gemm in phase.gemms} == {"up": "N", "down": "K"}
+    assert phase.pairing is not None and (phase.pairing.added, phase.pairing.removed) == (0, 0)
 
 
 def classes(*, named: bool) -> dict[str, Any]:

@@ -73,11 +73,9 @@ def test_rows_get_the_roles_of_the_pass_and_a_fused_gather_that_of_its_product()
         for n, k in ((176, 128), (176, 128), (128, 176)):
             step.product(n, k, step=number)
     found = roles_of_pass(step.frame, step.of, eager().frame, eager().of)
-    assert found is not None
-    assert found["launched"].to_list() == step.frame["launched"].to_list()
-    roles = found.sort("launched")["role"].to_list()
-    assert roles == 2 * ["unknown", "router", "gate", "gate", "up", "down"]
-    assert found.sort("launched")["layer"].to_list() == 2 * [None, 0, 0, 0, 0, 0]
+    assert found.confidence == 1.0 and found.says.all()
+    assert found.role.tolist()[::-1] == 2 * ["unknown", "router", "gate", "gate", "up", "down"]
+    assert found.layer.tolist()[::-1] == 2 * [-1, 0, 0, 0, 0, 0]
 
 
 def layer_of(*roles: str, named: bool = True) -> Side:
@@ -95,7 +93,7 @@ def test_what_a_compiler_moved_keeps_its_role() -> None:
     moved = ("k", "v", "q", "router", "o")
     step = layer_of(*moved, named=False)
     found = roles_of_pass(step.frame, step.of, recorded.frame, recorded.of)
-    assert found is not None and found.sort("launched")["role"].to_list() == list(moved)
+    assert found.role.tolist()[::-1] == list(moved)
 
 
 def test_what_runs_less_often_than_in_the_pass_is_matched_by_the_order_of_the_step() -> None:
@@ -103,14 +101,14 @@ def test_what_runs_less_often_than_in_the_pass_is_matched_by_the_order_of_the_st
     recorded, left = layer_of("q", "k", "v", "o"), ("q", "k", "v")
     step = layer_of(*left, named=False)
     found = roles_of_pass(step.frame, step.of, recorded.frame, recorded.of)
-    assert found is not None and found.sort("launched")["role"].to_list() == list(left)
+    assert found.role.tolist()[::-1] == list(left)
 
 
 def test_a_pass_of_another_step_names_nothing() -> None:
     other = Side()
     other.product(512, 64)
     other.product(64, 512)
-    assert roles_of_pass(other.frame, other.of, eager().frame, eager().of) is None
+    assert roles_of_pass(other.frame, other.of, eager().frame, eager().of).confidence == 0
 
 
 def test_a_kernel_that_fuses_gathers_alone_is_one() -> None:

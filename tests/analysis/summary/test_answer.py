@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.schema.report import Finding, Phase, PhaseAnswer
+from prunescope.analysis.schema.report import Finding, LedgerPart, Phase, PhaseAnswer
 from prunescope.analysis.summary.answer import LIMITS, MOST_WORDS, NOTHING, answer_phase
 from prunescope.taxonomy.numbers import brief_time
 from tests.analysis.report import example
@@ -59,6 +59,23 @@ def test_promise_and_cause_and_change() -> None:
     assert "4.75 ms go to slower kernels." in told.why
     assert told.do is not None and told.do.endswith("a step.")
     assert list(faults(told)) == []
+
+
+def test_masked_gemms_are_one_part() -> None:
+    """Of 38.5 ms, 22 are of three masked GEMMs; no one of them is as large as the head."""
+    told = phase()
+    for gemm, role in zip(told.gemms, ("gate", "up", "down"), strict=False):
+        gemm.role, gemm.axis = role, "2:4"
+    shares = {"lm_head": 16.5, "gate": 8, "up": 8, "down": 6}
+    for row in told.ledger or []:
+        if row.row == "kernel_efficiency":
+            row.ns, row.noise_ns, row.ci95 = 38.5 * MS, 0.1 * MS, [38 * MS, 39 * MS]
+            row.parts = [LedgerPart(name=role, role=role, cls="matmul", ns=ms * MS)
+                         for role, ms in shares.items()]  # fmt: skip
+        elif row.row in ("coverage", "added_work"):
+            row.ns, row.parts = 0.0, []
+    why = answer_phase(told).why
+    assert "above all 2:4 GEMMs of gate, up and down (22.0 ms) and lm_head (16.5 ms)" in why
 
 
 def test_a_promise_inside_the_interval_is_kept() -> None:

@@ -77,7 +77,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "name, says",
     [
         ("int8", "the GEMMs run in int8, the dense ones in"),
-        ("weight_only", "units added"),
+        ("weight_only", "the weights are stored in int8 and copied to fp32 before their GEMMs"),
         ("half", "the GEMMs run in bf16"),
         ("relu", "the activation op differs: aten::clamp_min, aten::relu instead of aten::silu"),
         ("compiled", "compiled code"),

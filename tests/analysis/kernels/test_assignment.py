@@ -5,10 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from prunescope.analysis.comparison.assignment import resolve
-from prunescope.analysis.comparison.solved_inputs import leading_sizes, solve_inputs
+from prunescope.analysis.comparison.solved_inputs import (
+    leading_sizes,
+    solve_inputs,
+    unsolved_inputs,
+)
+from prunescope.analysis.kernels.assignment import (
+    SOURCES,
+    Evidence,
+    Rows,
+    place_pair,
+    resolve,
+)
 from prunescope.analysis.kernels.frame import Kernels, ModuleRoles
 from prunescope.analysis.ledger.gemm_calls import collect_gemm_calls
 from prunescope.analysis.ledger.gemms import pair_calls
@@ -17,6 +28,7 @@ from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.pair_comparison import INPUTS, Difference
 from prunescope.analysis.schema.report import Phase
 from prunescope.analysis.wording.comparison import difference_text
+from prunescope.analysis.wording.sentence import sentence
 from tests.records import flash_attention, kernel_row, kernels_of, product
 
 NAMES = (("q", 64, 64), ("up", 96, 64), ("down", 64, 96))
@@ -30,34 +42,82 @@ def layers_of(count: int, *, named: bool = True) -> list[dict[str, object]]:
     ]  # fmt: skip
 
 
+def placed(kernels: Kernels) -> list[tuple[int | None, str]]:
+    return kernels.frame.select("layer", "role").rows()
+
+
+def sources(kernels: Kernels) -> set[str]:
+    return {*kernels.frame["placed_by"]}
+
+
 def test_the_named_side_gives_its_layers_and_roles() -> None:
     """Of three layers the middle MLP is gone; what is left has the places of its partners."""
     bare = layers_of(3, named=False)
-    places = resolve(kernels_of(*layers_of(3), modules=BY_ORDER), kernels_of(*bare[:4], *bare[6:]))
-    assert not places.dense
-    assert [(p.layer, p.role) for p in places.pruned.values()] == [
+    named = kernels_of(*layers_of(3), modules=BY_ORDER)
+    dense, pruned = place_pair(named, kernels_of(*bare[:4], *bare[6:]))
+    assert dense is named
+    assert placed(pruned) == [
         *((0, role) for role in ("q", "up", "down")), (1, "q"),
         *((2, role) for role in ("q", "up", "down")),
     ]  # fmt: skip
-    assert {p.source for p in places.pruned.values()} == {"partner"}
-    assert {p.confidence for p in places.pruned.values()} == {0.7}  # of the order that named them
+    assert sources(pruned) == {"partner"}
+    assert {*pruned.frame["confidence"]} == {1.0}  # that of the order that named equal products
 
 
 def test_parts_that_repeat_are_layers_where_neither_side_names_any() -> None:
-    dense, pruned = (kernels_of(*layers_of(n, named=False)) for n in (4, 3))
-    places = resolve(dense, pruned)
-    assert [p.layer for p in places.dense.values()] == [i for i in range(4) for _ in NAMES]
-    assert [p.layer for p in places.pruned.values()] == [i for i in range(3) for _ in NAMES]
-    assert {p.source for p in places.dense.values()} == {"repeats"}
+    dense, pruned = place_pair(*(kernels_of(*layers_of(n, named=False)) for n in (4, 3)))
+    assert [layer for layer, _ in placed(dense)] == [i for i in range(4) for _ in NAMES]
+    assert [layer for layer, _ in placed(pruned)] == [i for i in range(3) for _ in NAMES]
+    assert sources(dense) == {"repeats"}
 
 
-def test_partners_with_two_roles_are_counted() -> None:
-    named = layers_of(1)
-    renamed = [{**row, "role": "gate" if row["role"] == "up" else row["role"]} for row in named]
-    renamed.append(kernel_row(0, "unknown", product(40, 40)))
-    places = resolve(kernels_of(*named), kernels_of(*renamed))
-    assert places.disagreements == {("gate", "up"): 1}
-    assert not places.pruned
+def renamed(role: str) -> list[dict[str, object]]:
+    """One layer whose up has another role, and a product that only this side has."""
+    rows = [{**row, "role": role if row["role"] == "up" else row["role"]} for row in layers_of(1)]
+    return [*rows, kernel_row(0, "unknown", product(40, 40))]
+
+
+KEPT = "products have another role on the other side, by order and shape: gate or up; each side"
+TAKEN = "the order of kernels and modules give 1 kernel two roles, of which the second holds: gate"
+
+
+@pytest.mark.parametrize(
+    ("source", "role", "says"), [("modules", "gate", KEPT), ("order", "up", TAKEN)]
+)
+def test_of_two_roles_of_a_product_the_more_trusted_source_holds(
+    source: str, role: str, says: str
+) -> None:
+    """Modules of both sides: each keeps its own. The order of one gives way to the other's."""
+    dense = kernels_of(*layers_of(1), modules=ModuleRoles("modules"))
+    _, pruned = place_pair(dense, kernels_of(*renamed("gate"), modules=ModuleRoles(source)))
+    assert placed(pruned)[1] == (0, role)
+    (said,) = (notice for notice in pruned.notes if notice.kind == "roles-disagree")
+    assert said.numbers["count"] == 1 and says in sentence(said)
+
+
+def evidence(source: str, *roles: str, says: tuple[int, ...], confidence: float = 1.0) -> Evidence:
+    layer = np.array([0 if role != "unknown" else -1 for role in roles])
+    mask = np.isin(np.arange(len(roles)), says)
+    return Evidence(source, layer, np.array(roles, object), mask, confidence)
+
+
+def test_the_most_trusted_source_that_speaks_of_a_row_holds() -> None:
+    """A config knows rows 0 and 1 and says that 1 has no role; the order knows all."""
+    order = evidence("order", "q", "k", "v", says=(0, 1, 2))
+    config = evidence("config", "qkv", "unknown", "unknown", says=(0, 1))
+    (assigned,) = resolve([Rows([config, order])])
+    assert assigned.role.tolist() == ["qkv", "unknown", "v"]
+    assert assigned.layer.tolist() == [0, -1, 0]
+    assert [SOURCES[i] for i in assigned.source] == ["config", "config", "order"]
+    assert assigned.disagreements == {("order", "config", "q", "qkv"): 1}
+
+
+def test_a_source_that_explains_less_than_half_is_about_something_else() -> None:
+    order = evidence("order", "q", says=(0,))
+    of_another = evidence("eager pass", "up", says=(0,), confidence=0.4)
+    (assigned,) = resolve([Rows([order, of_another])])
+    assert assigned.role.tolist() == ["q"]
+    assert not assigned.disagreements
 
 
 def inputs(batch: int, tokens: int, *, heads: int = 8, channels: int = 96) -> Kernels:
@@ -102,6 +162,33 @@ def test_blocks_of_keys_are_no_shorter_sequences() -> None:
         {**kernel_row(0, "attention", blocks), "kind": "attention", "class": "attention"},
     )  # fmt: skip
     assert solved(dense, pruned) is None
+
+
+def attending(tokens: int, keys: int, heads: int = 8) -> Kernels:
+    batch = 512 // tokens
+    attention = flash_attention(heads=batch * heads, tokens=tokens, keys=keys)
+    norm = OpCall("aten::native_layer_norm", ((batch, tokens, 64), (64,)), ("float", "float"))
+    return kernels_of(
+        {**kernel_row(0, "mlp_norm"), "of": norm}, kernel_row(0, "q", product(64, 64, m=512)),
+        {**kernel_row(0, "attention", attention), "kind": "attention", "class": "attention"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("dense", "pruned", "unknown"),
+    [
+        (attending(128, 77), attending(128, 77, heads=4), ["dense", "pruned"]),  # of an encoder
+        (attending(128, 77), attending(128, 77), []),  # nothing differs
+        (attending(128, 128), attending(128, 128, heads=4), []),
+        (attending(1, 200), attending(1, 200, heads=4), []),  # one token: as many rows as sequences
+    ],
+)
+def test_inputs_that_nothing_gives_are_said_to_be_unknown(
+    dense: Kernels, pruned: Kernels, unknown: list[str]
+) -> None:
+    pairs = pair_calls(collect_gemm_calls(dense), collect_gemm_calls(pruned))
+    notices = unsolved_inputs(pairs, (dense, pruned))
+    assert [notice.numbers["side"] for notice in notices] == unknown
 
 
 def test_a_batch_is_solved_for_where_channels_moved_too() -> None:

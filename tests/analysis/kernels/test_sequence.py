@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunescope.analysis.ledger.sequence import Product, align_products, find_repeats
+from prunescope.analysis.kernels.sequence import Product, align_products, find_repeats
 
 ATTENTION = Product("attention", (("batch", 16), ("m", 128), ("n", 128), ("k", 32)))
 

@@ -7,6 +7,7 @@ differ along one dimension. What has nothing in common stays alone.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,13 @@ def product_of_gemms(kind: str, gemms: Sequence[Gemm]) -> Product:
     if len(gemms) > 1:
         sizes.append(("width", gemms[1].n))
     return Product(kind, tuple(sizes))
+
+
+def product_of_convolution(image: tuple[int, ...], weight: tuple[int, ...]) -> Product:
+    """Describe a convolution by the size of its kernel, and by what a GEMM calls M, N and K."""
+    rows = image[0] * math.prod(image[2:])
+    sizes = (("m", rows), ("n", weight[0]), ("k", image[1]))
+    return Product(f"convolution {weight[2:]}", sizes)
 
 
 def align_products(old: Sequence[Product], new: Sequence[Product]) -> list[tuple[int, int]]:
