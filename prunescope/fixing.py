@@ -124,6 +124,7 @@ class _Fixer:
     begun: float
     arguments: dict[str, dict[str, int]] = field(default_factory=dict)
     rows: list[TriedRepair] = field(default_factory=list)
+    spare: tuple[TimedModel, TimedModel] | None = None  # a side, and a copy of it
 
     def run(self, advice: Advice) -> Fixes:
         """Try every repair alone, combine those that help, and measure the whole again."""
@@ -184,11 +185,14 @@ class _Fixer:
         try:
             if repair.id == "pad-dimensions" and repair.id not in self.arguments:
                 self.arguments[repair.id] = fastest_alignment(base.model, self.call, self.subject)
-            side = apply_repair(repair, base, self.subject, self.arguments.get(repair.id))
+            spare = self._spare(base)
+            side = apply_repair(repair, spare, self.subject, self.arguments.get(repair.id))
+            self.spare = None  # it is the repaired one now
             outputs = self.subject.outputs(side)
         except DoesNotApply as reason:
             return _refuse(row, "nothing_to_change", f"does not apply: {reason}")
         except FAILURES as error:
+            self.spare = None
             return _refuse(
                 row, "fails", f"fails here: {type(error).__name__}: {scrub(str(error))[:200]}"
             )
@@ -203,6 +207,12 @@ class _Fixer:
         if math.isfinite(moved):
             why = f"outputs differ by {moved:.1e} of the largest, and {allowed:.0e} is promised"
         return _refuse(row, "other_outputs", why)
+
+    def _spare(self, base: TimedModel) -> TimedModel:
+        """Return a copy of a side that a repair may change; one serves until a repair applies."""
+        if self.spare is None or self.spare[0] is not base:
+            self.spare = base, TimedModel(copy_model(base.model), base.call)
+        return self.spare[1]
 
     # -- what is measured -----------------------------------------------------------------------
 

@@ -227,6 +227,7 @@ def repairs_text(
     arguments: Mapping[str, str] | None = None,
     head: str = "Repairs of a model, in plain torch and transformers.",
     calls: Mapping[str, str] | None = None,
+    skips: bool = False,
 ) -> str:
     """Return Python code whose `repair(model)` applies repairs in this order.
 
@@ -235,12 +236,14 @@ def repairs_text(
         arguments: Further arguments of their functions, as code, by id.
         head: The docstring.
         calls: The changed calls, as code, by id; without them, those of the table.
+        skips: Whether repairs that find nothing to change are passed over; else they raise.
     """
     chosen = [BY_ID[id] for id in ids]
     of_model = [repair for repair in chosen if repair.of == "model"]
     texts, imports = _inlined({repair.module: None for repair in of_model})
     names = {repair.name for repair in of_model}
-    used = _used(texts, names)
+    wanted = names | {"DoesNotApply"} if of_model and skips else names
+    used = _used(texts, wanted)
     words = set(_WORD.findall("\n".join(used)))
     lines = [f'"""{head}"""', ""]
     lines += ["from __future__ import annotations", ""]
@@ -249,13 +252,20 @@ def repairs_text(
     lines += ['    """Return the model with every repair applied, in this order."""']
     for repair in of_model:
         more = (arguments or {}).get(repair.id, "")
-        lines += [f"    # {repair.does}", f"    model = {repair.name}(model{more})"]
+        lines += [f"    # {repair.does}", *_step(f"model = {repair.name}(model{more})", skips)]
     lines += ["    return model", "", ""]
     for repair in chosen:
         if repair.of == "call":
             code = (calls or {}).get(repair.id, repair.call)
             lines += [f"# Of the call: {repair.does}.", *(f"# {t}" for t in code.split("\n"))]
     return _FOR_CHECKERS.sub("", "\n".join(lines)).rstrip() + "\n"
+
+
+def _step(line: str, skips: bool) -> list[str]:  # noqa: FBT001 - `_step(line, skips)` reads aloud
+    """Return the lines of `repair` that apply one repair."""
+    if not skips:
+        return [f"    {line}"]
+    return ["    try:", f"        {line}", "    except DoesNotApply:", "        pass"]
 
 
 @cache

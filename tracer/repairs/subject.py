@@ -1,6 +1,6 @@
 """The subject of `prunescope fix`: its models are loaded or given, and traced for findings.
 
-In: a FixCall. Out: the trace in its folder, and the FixSubject with the model that repairs start from.
+In: a FixCall. Out: the trace in its folder, and the FixSubject with the model that is repaired.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""Repairs applied to a copy of a side, by their id.
+"""Repairs applied to a copy of a model or to its call, by their id.
 
-In: a Repair of taxonomy/repairs.py and a TimedModel. Out: the repaired TimedModel; DoesNotApply with the
-reason where there is nothing to repair.
+In: a Repair of taxonomy/repairs.py and a TimedModel. Out: the repaired TimedModel; DoesNotApply
+with the reason where there is nothing to repair.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -24,21 +25,20 @@ from prunescope.tracer.repairs.sides import (
     FixSubject,
     TimedModel,
     TracedSubject,
-    copy_model,
 )
 
 
 def apply_repair(
     repair: Repair,
-    side: TimedModel,
+    spare: TimedModel,
     subject: FixSubject,
     arguments: Mapping[str, Any] | None = None,
 ) -> TimedModel:
-    """Apply a repair to a copy of a side, which stays as it is.
+    """Apply a repair to a spare copy of a model, or to the call of it.
 
     Args:
         repair: The repair.
-        side: The model and its call.
+        spare: The copy and its call; where the repair does not apply, it is as before.
         subject: How they run.
         arguments: Further arguments of the repair's function.
 
@@ -46,9 +46,9 @@ def apply_repair(
         DoesNotApply: There is nothing to repair; the message is the reason.
     """
     if repair.of == "call":
-        return _CALLS[repair.id](side, subject)
+        return _CALLS[repair.id](spare, subject)
     function = getattr(importlib.import_module(repair.module), repair.name)
-    return replace(side, model=function(copy_model(side.model), **(arguments or {})))
+    return replace(spare, model=function(spare.model, **(arguments or {})))
 
 
 def _last_logits(side: TimedModel, subject: FixSubject) -> TimedModel:
@@ -71,9 +71,8 @@ def _no_hidden_states(side: TimedModel, subject: FixSubject) -> TimedModel:
     if not asked and isinstance(subject, TracedSubject):
         raise DoesNotApply("neither hidden states nor attentions are returned")
     changed = _with_keywords(side, dict.fromkeys(wanted, False), only_given=not asked)
-    new: Any = changed.model
     for name in asked:
-        setattr(new.config, name, False)
+        setattr(config, name, False)
     return changed
 
 
@@ -93,11 +92,9 @@ def _kv_cache(side: TimedModel, subject: FixSubject) -> TimedModel:
     configs = [getattr(model, name, None) for name in ("config", "generation_config")]
     if all(getattr(config, "use_cache", True) is not False for config in configs if config):
         raise DoesNotApply("keys and values are kept in a cache")
-    new: Any = copy_model(side.model)
-    for config in (new.config, getattr(new, "generation_config", None)):
-        if config is not None:
-            config.use_cache = True
-    return replace(side, model=new)
+    for config in filter(None, configs):
+        config.use_cache = True
+    return side
 
 
 def _recorded(mode: str) -> Callable[[TimedModel, FixSubject], TimedModel]:
@@ -141,15 +138,12 @@ def _with_keywords(
             wanted = {name: value for name, value in wanted.items() if name in kwargs}
         return args, {**kwargs, **wanted}
 
-    new = copy_model(side.model)
-    new.register_forward_pre_hook(change, with_kwargs=True)
-    return replace(side, model=new)
+    side.model.register_forward_pre_hook(change, with_kwargs=True)
+    return side
 
 
 def keywords_of(model: nn.Module) -> set[str]:
     """Return the names of the arguments that a model's forward takes."""
-    import inspect
-
     return set(inspect.signature(model.forward).parameters)
 
 
