@@ -18,6 +18,7 @@ from prunescope.taxonomy.fixes import Fixes
 from prunescope.tracer.capture import device_state, turns
 from prunescope.tracer.capture.phases import Sampled
 from prunescope.tracer.capture.timing import SamplePlan, SampleSet
+from tests.docs import pages
 from tests.small_capture import PEAKS
 from tests.tracer.repairs.clock import counted
 from tests.tracer.tiny_models import tiny_model
@@ -169,3 +170,22 @@ def test_every_position_is_one_too_many(tmp_path: Path) -> None:
     row = fixed.repairs[0]
     assert row.call == "model(input_ids, logits_to_keep=1)"
     assert "# model(input_ids, logits_to_keep=1)" in Path("f/repairs.py").read_text()
+
+
+def test_the_story_comes_down_to_the_gain_of_its_shapes(tmp_path: Path) -> None:
+    """Masks in hooks, adapters and a strided view at once; half of the channels are then cut."""
+    story = Path(__file__).resolve().parents[2] / "docs" / "stories" / "proven-repairs.md"
+    block = next(block for block in pages.blocks(story) if block.title == "brought.py")
+    (tmp_path / "brought.py").write_text(block.code)
+    sys.path.insert(0, str(tmp_path))
+    try:
+        fixed = prunescope.fix(saved(tmp_path), method="brought:pruned", out="f", **FEW)
+    finally:
+        sys.path.remove(str(tmp_path))
+        sys.modules.pop("brought", None)
+    assert set(kept(fixed)) == {
+        "bake-masks", "merge-adapters", "contiguous-weights", "cut-zeros",
+    }  # fmt: skip
+    cut = next(row for row in fixed.repairs if row.id == "cut-zeros")
+    assert cut.on_top_of
+    assert "intermediate_size" in Path("f/repairs.py").read_text()

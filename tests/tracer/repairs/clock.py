@@ -34,7 +34,8 @@ class _Count(TorchDispatchMode):
         if not any(word in str(func) for word in _FREE):
             tensors = [x for x in tree_leaves((args, result)) if isinstance(x, torch.Tensor)]
             self.total[0] += OP + sum(x.numel() for x in tensors)
-            for tensor in tensors if "mm" in str(func) else ():
+            is_gemm = "mm" in str(func) or "linear" in str(func)
+            for tensor in tensors if is_gemm else ():
                 # A GEMM copies an operand without a dimension of stride 1.
                 self.total[0] += 2 * tensor.numel() * (1 not in tensor.stride())
         return result

@@ -144,7 +144,7 @@ def store_in_working_format(model: nn.Module) -> nn.Module:
 
     def is_cast(module: nn.Module, linear: nn.Linear) -> bool:
         del linear
-        return any(matrix.dtype != dtype for matrix in matrices_of(module))
+        return any(matrix.dtype not in (dtype, torch.bool) for matrix in matrices_of(module))
 
     return replace_linear_maps(
         model, is_cast, f"every weight is stored as it is multiplied, in {dtype}"
