@@ -190,12 +190,12 @@ class _Fixer:
             self.spare = None  # it is the repaired one now
             outputs = self.subject.outputs(side)
         except DoesNotApply as reason:
-            return _refuse(row, "nothing_to_change", f"does not apply: {reason}")
+            _refuse(row, "nothing_to_change", f"does not apply: {reason}")
+            return None
         except FAILURES as error:
             self.spare = None
-            return _refuse(
-                row, "fails", f"fails here: {type(error).__name__}: {scrub(str(error))[:200]}"
-            )
+            _refuse(row, "fails", f"fails here: {type(error).__name__}: {scrub(str(error))[:200]}")
+            return None
         moved, allowed = difference(self.outputs, outputs), tolerance_of(repair, self.outputs)
         row.difference = moved if math.isfinite(moved) else None
         row.call = _call_text(repair, side)
@@ -206,7 +206,8 @@ class _Fixer:
         why = "outputs have other shapes, or are no numbers"
         if math.isfinite(moved):
             why = f"outputs differ by {moved:.1e} of the largest, and {allowed:.0e} is promised"
-        return _refuse(row, "other_outputs", why)
+        _refuse(row, "other_outputs", why)
+        return None
 
     def _spare(self, base: TimedModel) -> TimedModel:
         """Return a copy of a side that a repair may change; one serves until a repair applies."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import runpy
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +18,8 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.fixes import Fixes
 from prunescope.tracer.capture import device_state, turns
 from prunescope.tracer.capture.phases import Sampled
-from prunescope.tracer.capture.timing import SamplePlan, SampleSet
+from prunescope.tracer.capture.timing import SamplePlan, SampleSet, take_samples
+from prunescope.tracer.repairs import subject
 from tests.docs import pages
 from tests.small_capture import PEAKS
 from tests.tracer.repairs.clock import counted
@@ -49,7 +51,8 @@ def take_counted(loops: Mapping[str, Sampled], plan: SamplePlan, **_options: Any
 @pytest.fixture(autouse=True)
 def _stand_ins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr(turns, "take_samples", take_counted)
-    monkeypatch.setattr(device_state, "measure_peaks", lambda *_: PEAKS)
+    for module in (device_state, subject):
+        monkeypatch.setattr(module, "measure_peaks", lambda *_: PEAKS)
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.chdir(tmp_path)
     DISTURBED.clear()
@@ -189,3 +192,48 @@ def test_the_story_comes_down_to_the_gain_of_its_shapes(tmp_path: Path) -> None:
     cut = next(row for row in fixed.repairs if row.id == "cut-zeros")
     assert cut.on_top_of
     assert "intermediate_size" in Path("f/repairs.py").read_text()
+
+
+ARCHITECTURES = {"llama": "llama", "hybrid": "falcon_h1", "mixture": "qwen2_moe"}
+NAMES = runpy.run_path(str(BENCHMARKS / "planted.py"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("fault", NAMES["FAULTS"])
+def test_planted_faults_through_the_front_door(
+    fault: str, architecture: str, tmp_path: Path
+) -> None:
+    """Each is repaired with equal outputs, by repairs.py alone as well, or the reason is told."""
+    model = saved(tmp_path, ARCHITECTURES[architecture])
+    fixed = prunescope.fix(model, method=f"planted:{fault}", out="f", **FEW)
+    assert kept(fixed), [(row.id, row.why) for row in fixed.repairs]
+    broken = NAMES["FAULTS"][fault](tiny_model(ARCHITECTURES[architecture]), 0.5)
+    ids = torch.arange(24)[None]
+    with torch.no_grad():
+        expected = broken(ids).logits
+        moved = (load_repair(tmp_path / "f")(broken)(ids).logits - expected).abs().max()
+    assert float(moved / expected.abs().max()) < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("placebo", NAMES["PLACEBOS"])
+def test_placebos_through_the_front_door(placebo: str, tmp_path: Path) -> None:
+    model = saved(tmp_path, list(ARCHITECTURES.values())[len(placebo) % 3])
+    fixed = prunescope.fix(model, method=f"planted:{placebo}", out="f", **FEW)
+    assert kept(fixed) == []
+
+
+@pytest.mark.slow
+@pytest.mark.machine
+def test_with_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masks halve the speed of a model: kept, unless the machine is disturbed."""
+    monkeypatch.setattr(turns, "take_samples", take_samples)
+    model = saved(tmp_path, hidden_size=256, intermediate_size=1024, num_attention_heads=16)
+    options = {**FEW, "prompt_len": 8, "repeats": 10, "placements": 5, "warmup": 2}
+    fixed = prunescope.fix(model, method="planted:masks_left", out="f", **options)
+    row = next(row for row in fixed.repairs if row.id == "remove-parametrisations")
+    assert row.outcome in ("kept", "timing_not_valid", "not_faster")
+    assert row.kept == (kept(fixed) != [])
+    if row.kept:
+        assert row.gain is not None and row.gain > 1.2

@@ -5,6 +5,8 @@ In: a model with its request. Out: the arguments of the repair `pad-dimensions`.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from prunescope.taxonomy.dtypes import dtype as dtype_name
@@ -33,7 +35,7 @@ def fastest_alignment(model: nn.Module, call: FixCall, subject: FixSubject) -> d
     if not sizes:
         raise DoesNotApply(f"the MLPs have {width} channels, a multiple of {ALIGNMENTS[-1]}")
     rows = call.batch * (call.prompt_len if "prefill" in subject.phases else 1)
-    dtype = dtype_name(str(linear.weight.dtype)) or "fp32"
+    dtype: Any = dtype_name(str(linear.weight.dtype)) or "fp32"
     request = GemmRequest(
         m=[rows],
         n=sorted(set(sizes.values())),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from prunescope.taxonomy.errors import PrunescopeError, nearest
+from prunescope.taxonomy.fixes import TRACE
 from prunescope.taxonomy.method_names import run_name
 from prunescope.taxonomy.option import (
     Batch,
@@ -44,6 +45,7 @@ from prunescope.tracer.capture.request import (
     Warmup,
 )
 
+_TRACED = 4  # placements of the trace that findings are read from
 # A year of minutes; more is a typing error.
 _MOST_MINUTES = 525_600
 
@@ -129,7 +131,11 @@ class FixRequest:
         """The request of the trace that findings are read from."""
         own = {"only", "budget", "allow_loss", "out", "overwrite", "call", "progress"}
         options = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in own}
-        return TraceCall(**options, out=self.folder / "trace")
+        # Its samples say how long a step takes; what is proven is timed anew, with all of them.
+        each = -(-self.repeats // max(1, min(self.placements, self.repeats)))
+        options["placements"] = min(self.placements, _TRACED)
+        options["repeats"] = min(self.repeats, each * options["placements"])
+        return TraceCall(**options, out=self.folder / TRACE)
 
     def check(self) -> None:
         """Check the values of all options.

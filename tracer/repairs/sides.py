@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +32,8 @@ class CallChange:
     `without_gradients` runs a user's call in inference mode.
     """
 
-    logits: str | None = None
-    mode: str | None = None
+    logits: Literal["last", "all"] | None = None
+    mode: Literal["eager", "compile", "graph"] | None = None
     threads: int | None = None
     without_gradients: bool = False
 
@@ -51,7 +51,10 @@ class FixSubject(Protocol):
 
     device: torch.device
     phases: tuple[str, ...]
-    mode: Callable[[], AbstractContextManager[Any]]
+
+    @property
+    def mode(self) -> Callable[[], AbstractContextManager[Any]]:
+        """The context in which its loops run."""
 
     def loops(self, phase: str, sides: Mapping[str, TimedModel]) -> dict[str, Sampled]:
         """Return the loop of each side."""
@@ -66,7 +69,7 @@ class FixSubject(Protocol):
 class TracedSubject:
     """The model of a request, as `trace` runs it."""
 
-    mode = torch.inference_mode
+    mode: Callable[[], AbstractContextManager[Any]] = torch.inference_mode
 
     def __init__(self, request: TraceRequest, variant: Variant, device: torch.device) -> None:
         self.request, self.variant, self.device = request, variant, device
@@ -118,11 +121,12 @@ class TracedSubject:
 class CalledSubject:
     """A user's model and the call of one step of it."""
 
-    mode = nullcontext
+    mode: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def __init__(self, model: nn.Module, call: Callable[[Any], Any], phase: str) -> None:
-        self.call, self.phases = call, (phase,)
-        self.device = next(model.parameters()).device
+        self.call = call
+        self.phases: tuple[str, ...] = (phase,)
+        self.device: torch.device = next(model.parameters()).device
 
     def steps(self, phase: str) -> int:  # noqa: ARG002
         """Return 1: a call is a step."""

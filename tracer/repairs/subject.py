@@ -20,6 +20,7 @@ from prunescope.taxonomy.fixes import TRACE
 from prunescope.taxonomy.runs.run import MANIFEST, read_run
 from prunescope.tracer.capture.placements import separate_storages
 from prunescope.tracer.capture.progress import Progress
+from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.trace import trace
 from prunescope.tracer.capture.user_capture import capture
 from prunescope.tracer.capture.variants import (
@@ -31,6 +32,7 @@ from prunescope.tracer.capture.variants import (
     variant_names,
 )
 from prunescope.tracer.machine.device import memory_explained, pick_device
+from prunescope.tracer.machine.peaks import measure_peaks
 from prunescope.tracer.repairs.request import FixCall
 from prunescope.tracer.repairs.sides import CalledSubject, FixSubject, TracedSubject, copy_model
 
@@ -66,7 +68,7 @@ def _prepare_traced(call: FixCall, progress: Progress) -> tuple[FixSubject, nn.M
             progress.stage(f"load {request.model}")
             with suppress(BaselineDoesNotFit):
                 variants = make_variants(request, device, names)
-            trace(request, progress, prepared=Prepared(variants=variants) if variants else None)
+            _trace(request, variants, progress)
         if not variants:
             progress.stage(f"load {request.model}")
             variants = make_variants(request, device, names[-1:])
@@ -75,12 +77,25 @@ def _prepare_traced(call: FixCall, progress: Progress) -> tuple[FixSubject, nn.M
     return TracedSubject(request, variant, device), variant.model
 
 
+def _trace(request: TraceRequest, variants: list[Variant], progress: Progress) -> None:
+    """Trace variants, or load them in turns where they do not fit in memory together.
+
+    Peaks are measured once: findings need no better ones.
+    """
+    if not variants:
+        trace(request, progress)
+        return
+    progress.stage("measure the device's peaks")
+    peaks = measure_peaks(pick_device(request.device), variants[0].loaded.dtype)
+    trace(request, progress, peaks=peaks, prepared=Prepared(variants=variants))
+
+
 def _prepare_called(call: FixCall, progress: Progress) -> tuple[FixSubject, nn.Module]:
     """Capture a user's own call of a model of theirs, which stays as it is."""
     folder, model = traced_folder(call), copy_model(call.model)
     if not folder.exists():
         progress.stage("trace the call")
-        plan = {"warmup": call.warmup, "repeats": call.repeats, "steps": call.steps}
+        plan: dict[str, Any] = {"warmup": call.warmup, "repeats": call.repeats, "steps": call.steps}
         with capture(model, out=folder, **plan) as captured:
             for _ in range(call.warmup + call.repeats + 1 + call.steps):
                 with captured.step():

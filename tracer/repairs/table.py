@@ -10,7 +10,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -97,7 +97,7 @@ def _kv_cache(side: TimedModel, subject: FixSubject) -> TimedModel:
     return side
 
 
-def _recorded(mode: str) -> Callable[[TimedModel, FixSubject], TimedModel]:
+def _recorded(mode: Literal["compile", "graph"]) -> Callable[[TimedModel, FixSubject], TimedModel]:
     """Return the change of a request's mode to `mode`."""
 
     def change(side: TimedModel, subject: FixSubject) -> TimedModel:

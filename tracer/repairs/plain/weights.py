@@ -80,8 +80,8 @@ def bake_masks(model: nn.Module) -> nn.Module:
                         count += 1
 
     def is_masked(inner: nn.Module, linear: nn.Linear) -> bool:
-        sizes = [tuple(matrix.shape) for matrix in matrices_of(inner)]
-        return sizes.count(tuple(linear.weight.shape)) > 1
+        same = [matrix for matrix in matrices_of(inner) if matrix.shape == linear.weight.shape]
+        return len(same) > 1 and any(bool(((m == 0) | (m == 1)).all()) for m in same)
 
     try:
         return replace_linear_maps(model, is_masked, "no hook and no module masks weights")

@@ -114,8 +114,8 @@ def _cut_heads(attention: nn.Module) -> bool:
     Limitations: the four linears must be children with the names that most decoders give them, as
     an attention cannot be called on a row of its own.
     """
-    output = getattr(attention, "o_proj", None) or getattr(attention, "out_proj", None)
-    linears = [getattr(attention, name, None) for name in ("q_proj", "k_proj", "v_proj")]
+    output: Any = getattr(attention, "o_proj", None) or getattr(attention, "out_proj", None)
+    linears: list[Any] = [getattr(attention, name, None) for name in ("q_proj", "k_proj", "v_proj")]
     size = getattr(attention, "head_dim", None)
     if size is None or not all(isinstance(linear, nn.Linear) for linear in (output, *linears)):
         return False
@@ -159,7 +159,7 @@ def skip_zero_sublayers(model: nn.Module) -> nn.Module:
     """Take sublayers whose output is zero out of the module tree, and layers that have no other."""
     count = 0
     for name, layers in [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList)]:
-        removed = []
+        removed: list[int] = []
         for number, layer in enumerate(layers):
             sublayers = dict(_sublayers(layer))
             zero = [key for key, module in sublayers.items() if _gives_zero(module)]
