@@ -161,7 +161,7 @@ class _Fixer:
 
     def _finding_of(self, repair: Repair, advice: Advice) -> str | None:
         """Return the finding that advises a repair, the one that predicts most; None: none does."""
-        advising = [finding for finding in repair.findings if finding in advice]
+        advising = [finding for finding in repair.advised_by if finding in advice]
         return max(advising, key=lambda finding: self._saved_ns(advice[finding]), default=None)
 
     def _saved_ns(self, predicted: Mapping[str, float | None]) -> float:

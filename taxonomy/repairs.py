@@ -26,7 +26,8 @@ class Repair:
     Attributes:
         id: Its id, as `--only` takes it.
         does: What it does, as a phrase.
-        findings: The ids of the findings that advise it.
+        findings: The ids of the findings that it is the repair of: a report prints its code.
+        also: The ids of findings that may have its cause among others: `fix` tries it.
         of: What it changes: the model, or the call.
         function: The module in tracer/repairs/plain and the function; empty for a change of the
             call.
@@ -39,12 +40,18 @@ class Repair:
 
     id: str
     does: str
-    findings: tuple[str, ...]
+    findings: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
     of: Literal["model", "call"] = "model"
     function: str = ""
     promises: Literal["rebuilt", "removed", "loss"] = "rebuilt"
     call: str = ""
     only_if_found: bool = False
+
+    @property
+    def advised_by(self) -> tuple[str, ...]:
+        """The findings for which `fix` tries it, those that it is the repair of first."""
+        return self.findings + self.also
 
     @property
     def module(self) -> str:
@@ -62,51 +69,58 @@ REPAIRS = (
     Repair(
         id="evaluation-mode",
         does="leave training mode: no dropout, no recomputation",
-        findings=("recomputed-forward", "added-work"),
+        also=("recomputed-forward", "added-work"),
         function="settings:evaluate",
     ),
     Repair(
         id="remove-parametrisations",
         does="store the weights that parametrisations compute, and remove these",
-        findings=("weights-recomputed", "added-mask", "zeros-in-dense", "added-work"),
+        findings=("weights-recomputed", "added-mask"),
+        also=("zeros-in-dense", "added-work"),
         function="weights:remove_parametrisations",
     ),
     Repair(
         id="bake-masks",
         does="multiply masks into the weights once, and remove what applies them",
-        findings=("added-mask", "weights-recomputed", "zeros-in-dense", "added-work"),
+        findings=("added-mask",),
+        also=("weights-recomputed", "zeros-in-dense", "added-work"),
         function="weights:bake_masks",
     ),
     Repair(
         id="merge-adapters",
         does="add LoRA adapters to the weights that they adapt",
-        findings=("added-adapter", "added-work"),
+        findings=("added-adapter",),
+        also=("added-work",),
         function="low_rank:merge_adapters",
         promises="removed",
     ),
     Repair(
         id="store-format",
         does="store weights in the format that their product reads",
-        findings=("weight-copied", "decompressed", "added-layout", "added-work"),
+        findings=("weight-copied", "decompressed"),
+        also=("added-layout", "added-work"),
         function="weights:store_in_working_format",
     ),
     Repair(
         id="contiguous-weights",
         does="store weights that are strided views row after row",
-        findings=("weight-copied", "added-layout", "slower-kernels"),
+        findings=("weight-copied",),
+        also=("added-layout", "slower-kernels"),
         function="weights:make_contiguous",
     ),
     Repair(
         id="multiply-out",
         does="multiply out low ranks above their break-even",
-        findings=("second-gemm", "added-work"),
+        findings=("second-gemm",),
+        also=("added-work",),
         function="low_rank:multiply_out",
         promises="removed",
     ),
     Repair(
         id="skip-sublayers",
         does="take sublayers whose output is zero out of the model",
-        findings=("zeros-in-dense", "skipped-layers-executed"),
+        findings=("zeros-in-dense",),
+        also=("skipped-layers-executed",),
         function="zeros:skip_zero_sublayers",
     ),
     Repair(
@@ -119,7 +133,8 @@ REPAIRS = (
     Repair(
         id="pad-dimensions",
         does="pad dimensions by zeros to the alignment that is fastest",
-        findings=("unaligned", "nearest-dimension", "unaligned-operands", "cuda-cores"),
+        findings=("unaligned", "unaligned-operands", "nearest-dimension"),
+        also=("cuda-cores",),
         function="zeros:pad_dimensions",
         promises="removed",
         only_if_found=True,
@@ -134,7 +149,8 @@ REPAIRS = (
     Repair(
         id="group-experts",
         does="multiply the experts of a layer as one grouped GEMM",
-        findings=("experts-on-all-tokens", "experts-copied", "routing-cost"),
+        findings=("experts-copied", "experts-on-all-tokens"),
+        also=("routing-cost",),
         function="settings:group_experts",
         promises="removed",
         only_if_found=True,
@@ -142,7 +158,7 @@ REPAIRS = (
     Repair(
         id="half-precision",
         does="convert the model to bfloat16",
-        findings=("cuda-cores", "reads-all-weights", "coverage-limited", "largest-cost"),
+        also=("cuda-cores", "reads-all-weights", "coverage-limited", "largest-cost"),
         function="lossy:use_half_precision",
         promises="loss",
     ),
@@ -156,7 +172,7 @@ REPAIRS = (
     Repair(
         id="last-logits",
         does="compute the logits of the last position alone in prefill",
-        findings=("coverage-limited", "largest-cost"),
+        also=("coverage-limited", "largest-cost"),
         of="call",
         call="model(input_ids, logits_to_keep=1)",
         promises="removed",
@@ -165,7 +181,7 @@ REPAIRS = (
     Repair(
         id="no-hidden-states",
         does="return neither hidden states nor attentions",
-        findings=("unfused-attention", "largest-cost", "allocator-calls"),
+        also=("unfused-attention", "largest-cost", "allocator-calls"),
         of="call",
         call="model(input_ids, output_hidden_states=False, output_attentions=False)",
         promises="removed",
@@ -173,14 +189,14 @@ REPAIRS = (
     Repair(
         id="no-gradients",
         does="run without gradients",
-        findings=("allocator-calls", "launch-bound", "dispatch-bound"),
+        also=("allocator-calls", "launch-bound", "dispatch-bound"),
         of="call",
         call="with torch.inference_mode():\n    model(input_ids)",
     ),
     Repair(
         id="kv-cache",
         does="keep keys and values in a cache",
-        findings=("largest-cost",),
+        also=("largest-cost",),
         of="call",
         call="model(input_ids, use_cache=True)",
         promises="removed",
@@ -188,7 +204,7 @@ REPAIRS = (
     Repair(
         id="static-graphs",
         does="record the step as a graph over a static cache",
-        findings=("launch-bound",),
+        also=("launch-bound",),
         of="call",
         call='model.generate(input_ids, cache_implementation="static")  # compiles the step',
         promises="removed",
@@ -197,7 +213,7 @@ REPAIRS = (
     Repair(
         id="compile",
         does="compile the step",
-        findings=("launch-bound",),
+        also=("launch-bound",),
         of="call",
         call="model = torch.compile(model)",
         promises="removed",
@@ -206,7 +222,7 @@ REPAIRS = (
     Repair(
         id="threads",
         does="use one thread a physical core",
-        findings=("dispatch-bound", "interrupted-ops"),
+        also=("dispatch-bound", "interrupted-ops"),
         of="call",
         call="torch.set_num_threads({threads})",
         promises="removed",
@@ -217,8 +233,8 @@ BY_ID = {repair.id: repair for repair in REPAIRS}
 
 
 def repairs_of(finding: str) -> list[Repair]:
-    """Return the repairs that a finding advises, in the order of the table."""
-    return [repair for repair in REPAIRS if finding in repair.findings]
+    """Return what repairs the cause of a finding with equal outputs, in the order of the table."""
+    return [r for r in REPAIRS if finding in r.findings and r.promises != "loss"]
 
 
 def repairs_text(

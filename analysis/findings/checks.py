@@ -86,5 +86,5 @@ def as_finding(rule: Registered, result: Found) -> Finding:
         about_ns=_about_ns(result),
         accounts_for=result.explains_rows_ns or msgspec.UNSET,
         rows=msgspec.UNSET if result.rows is None else result.rows,
-        repairs=[r.id for r in repairs_of(rule.id) if r.promises != "loss"] or msgspec.UNSET,
+        repairs=[repair.id for repair in repairs_of(rule.id)] or msgspec.UNSET,
     )

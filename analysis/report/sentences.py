@@ -149,7 +149,7 @@ def code_to_try(phase: Phase) -> tuple[str, str] | None:
     It is what `fix` applies and measures, and an analysis proves nothing of it.
     """
     for item in phase.findings:
-        if item.repairs:
+        if item.repairs and item.severity != "info":  # which says nothing that one must act on
             title = f"Code to try for {item.id} (not proven here: `prunescope fix` measures it)"
             return title, repairs_text(item.repairs, skips=True)
     return None

@@ -44,7 +44,7 @@ _SEVERITY = {"critical": ("!!", "bold red"), "warning": ("!", "yellow"), "info":
 
 def print_report(report: Report, console: Console, *, full: bool = False) -> None:
     """Print the report to a console; `full` adds every table, and what was measured."""
-    console.print(TerminalReport(report, full=full))
+    console.print(TerminalReport(report, full=full), crop=False)  # code may be wider
 
 
 class TerminalReport:

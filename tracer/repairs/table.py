@@ -7,7 +7,6 @@ with the reason where there is nothing to repair.
 from __future__ import annotations
 
 import importlib
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -53,13 +52,13 @@ def apply_repair(
 
 def _last_logits(side: TimedModel, subject: FixSubject) -> TimedModel:
     """Keep the logits of the last position alone."""
+    if not keywords(side.model)[1]:
+        raise DoesNotApply(f"{type(side.model).__name__} computes the logits of every position")
     if isinstance(subject, CalledSubject):
         return _with_keywords(side, {"logits_to_keep": 1})
     assert isinstance(subject, TracedSubject)
     if "prefill" not in subject.phases or (side.call.logits or subject.request.logits) == "last":
         raise DoesNotApply("the logits of the last position alone are computed")
-    if not keywords(side.model)[1]:
-        raise DoesNotApply(f"{type(side.model).__name__} computes the logits of every position")
     return replace(side, call=replace(side.call, logits="last"))
 
 
@@ -67,13 +66,30 @@ def _no_hidden_states(side: TimedModel, subject: FixSubject) -> TimedModel:
     """Return neither hidden states nor attentions."""
     config: Any = getattr(side.model, "config", None)
     wanted = ("output_hidden_states", "output_attentions")
-    asked = [name for name in wanted if getattr(config, name, False)]
-    if not asked and isinstance(subject, TracedSubject):
+    in_config = [name for name in wanted if getattr(config, name, False)]
+    in_call = [name for name in wanted if name in _given_keywords(side, subject)]
+    if not in_config and not in_call:
         raise DoesNotApply("neither hidden states nor attentions are returned")
-    changed = _with_keywords(side, dict.fromkeys(wanted, False), only_given=not asked)
-    for name in asked:
+    for name in in_config:
         setattr(config, name, False)
-    return changed
+    return _with_keywords(side, dict.fromkeys(in_call, False)) if in_call else side
+
+
+def _given_keywords(side: TimedModel, subject: FixSubject) -> set[str]:
+    """Return the arguments that a user's call turns on; those of a request turn none on."""
+    given: set[str] = set()
+    if not isinstance(subject, CalledSubject):
+        return given
+
+    def record(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+        given.update(name for name, value in kwargs.items() if value is True)
+
+    handle = side.model.register_forward_pre_hook(record, with_kwargs=True)
+    try:
+        subject.outputs(side)
+    finally:
+        handle.remove()
+    return given
 
 
 def _no_gradients(side: TimedModel, subject: FixSubject) -> TimedModel:
@@ -121,30 +137,14 @@ def _threads(side: TimedModel, subject: FixSubject) -> TimedModel:
     return replace(side, call=replace(side.call, threads=threads))
 
 
-def _with_keywords(
-    side: TimedModel, given: Mapping[str, Any], *, only_given: bool = False
-) -> TimedModel:
-    """Return a side whose model replaces arguments of its calls, as a changed call would.
-
-    `only_given` replaces those alone that the call has.
-    """
-    known = keywords_of(side.model)
-    if not known & given.keys():
-        raise DoesNotApply(f"{type(side.model).__name__} takes no {next(iter(given))}")
+def _with_keywords(side: TimedModel, given: Mapping[str, Any]) -> TimedModel:
+    """Let a model replace arguments of its calls, as a changed call would."""
 
     def change(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        wanted = {name: value for name, value in given.items() if name in known}
-        if only_given:
-            wanted = {name: value for name, value in wanted.items() if name in kwargs}
-        return args, {**kwargs, **wanted}
+        return args, {**kwargs, **given}
 
     side.model.register_forward_pre_hook(change, with_kwargs=True)
     return side
-
-
-def keywords_of(model: nn.Module) -> set[str]:
-    """Return the names of the arguments that a model's forward takes."""
-    return set(inspect.signature(model.forward).parameters)
 
 
 _CALLS: dict[str, Callable[[TimedModel, FixSubject], TimedModel]] = {

@@ -48,6 +48,7 @@ def matrices_of(module: nn.Module) -> list[Tensor]:
     return [tensor for tensor in tensors if tensor.dim() == 2]
 
 
+@torch.no_grad()
 def equal_linear(module: nn.Module, dtype: torch.dtype) -> nn.Linear | None:
     """Return the Linear that computes what a module computes; None where that is no linear map.
 
