@@ -26,6 +26,7 @@ from prunescope.api import (
     compare,
     devices,
     families,
+    fix,
     gemm,
     history,
     pareto,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from prunescope.results.allocation_plan import AllocationPlan
     from prunescope.results.claim import Claim
     from prunescope.results.comparison import Comparison
+    from prunescope.results.fixed import Fixed
     from prunescope.results.history import History
     from prunescope.results.pareto import Pareto
     from prunescope.results.prediction import Prediction
@@ -55,6 +57,7 @@ __all__ = [
     "AllocationPlan",
     "Claim",
     "Comparison",
+    "Fixed",
     "History",
     "Pareto",
     "Prediction",
@@ -73,6 +76,7 @@ __all__ = [
     "compare",
     "devices",
     "families",
+    "fix",
     "gemm",
     "history",
     "pareto",
@@ -86,6 +90,7 @@ _LAZY = {
     "AllocationPlan": "prunescope.results.allocation_plan",
     "Claim": "prunescope.results.claim",
     "Comparison": "prunescope.results.comparison",
+    "Fixed": "prunescope.results.fixed",
     "History": "prunescope.results.history",
     "Pareto": "prunescope.results.pareto",
     "Prediction": "prunescope.results.prediction",

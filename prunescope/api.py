@@ -24,6 +24,7 @@ from prunescope.taxonomy.option import as_path, needed_path, takes
 from prunescope.taxonomy.runs.run import MANIFEST
 from prunescope.tracer.capture.request import TraceCall
 from prunescope.tracer.gemm.request import GemmRequest
+from prunescope.tracer.repairs.request import FixCall
 from prunescope.tracer.serving.request import CaptureEngineRequest
 from prunescope.tracer.sweep.request import SweepRequest
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from prunescope.results.allocation_plan import AllocationPlan
     from prunescope.results.claim import Claim
     from prunescope.results.comparison import Comparison
+    from prunescope.results.fixed import Fixed
     from prunescope.results.history import History
     from prunescope.results.pareto import Pareto
     from prunescope.results.prediction import Prediction
@@ -189,6 +191,36 @@ def allocate(call: AllocateCall) -> AllocationPlan:
     from prunescope.results.allocation_plan import AllocationPlan
 
     return AllocationPlan.compute(call, call.progress)
+
+
+@takes(FixCall)
+def fix(call: FixCall) -> Fixed:
+    """Try the repairs that the findings of a trace advise, and keep those that are proven faster.
+
+    Each is applied to a copy, its outputs are compared, and it is timed in turns with the model
+    before. A torch.nn.Module is taken beside `call`, which runs one step of the model that it is
+    given. `progress` shows each stage; without it, a bar on standard error does, if that is a
+    terminal.
+
+    Returns:
+        The repairs; `repairs.py` in the folder applies those that were kept.
+
+    Raises:
+        PrunescopeError: The request cannot be met.
+
+    Examples:
+        >>> prunescope.fix("./model", method="mine:prune", sparsity=0.5, out="fixed").show()
+        >>> fixed = prunescope.fix(model, call=lambda model: model(ids), out="fixed")
+    """
+    from prunescope.results.fixed import Fixed
+
+    call.check()  # before torch is imported
+    if call.progress is not None or not sys.stderr.isatty():
+        return Fixed.compute(call)
+    from prunescope.tracer.capture.progress import Bar
+
+    with Bar() as bar:
+        return Fixed.compute(dataclasses.replace(call, progress=bar))
 
 
 @takes(SweepRequest)

@@ -29,6 +29,7 @@ from prunescope.taxonomy.arguments import asks_json, bare_json, refuse_empty
 from prunescope.taxonomy.option import Option
 from prunescope.tracer.capture.request import TraceCall
 from prunescope.tracer.gemm.request import GemmRequest
+from prunescope.tracer.repairs.request import FixCall, FixRequest
 from prunescope.tracer.serving.request import CaptureEngineRequest
 from prunescope.tracer.sweep.request import SweepRequest
 
@@ -160,6 +161,32 @@ def _analyze(request: CompareRequest, *, outputs: AnalyzeOutputs, json_target: J
     to = Delivery.of(outputs, json_target)
     if deliver_all(request, to):
         raise typer.Exit(3)
+
+
+@app.command("fix")
+@from_options
+def _fix(request: FixRequest, *, json_target: Json = None) -> None:
+    """Try the repairs that findings advise, and keep those that are proven: faster, equal outputs.
+
+    The model is traced as by `trace`. Each repair is applied to a copy and timed in turns with the
+    model before, and kept if its gain is beyond 1 and the noise with 95 % confidence. The folder
+    gets repairs.py, plain torch code whose repair(model) does the same to your model. The same
+    command resumes. Exit code 0 also where nothing is to be repaired.
+
+    \b
+    prunescope fix --model ./model --method mine:prune --sparsity 0.5 --out fixed
+    prunescope fix --model ./pruned --baseline-model ./dense --phase decode --budget 10
+    prunescope fix --model ./masked --only bake-masks --only cut-zeros --json -
+    """
+    from prunescope.results.fixed import Fixed
+    from prunescope.results.result import deliver_result
+    from prunescope.tracer.capture.progress import Bar
+
+    request.check()  # before torch is imported
+    options = {f.name: getattr(request, f.name) for f in dataclasses.fields(request)}
+    with Bar() as bar:
+        result = Fixed.compute(FixCall(**options, progress=bar))
+    deliver_result(result, json_target)
 
 
 @app.command("predict")

@@ -199,3 +199,10 @@ def formats(incomplete: str) -> list[str]:
     from prunescope.analysis.report.formats import FORMATS
 
     return _complete(incomplete, FORMATS)
+
+
+def repairs(incomplete: str) -> list[str]:
+    """Return the repairs of `fix` that complete a word."""
+    from prunescope.taxonomy.repairs import BY_ID
+
+    return _complete(incomplete, BY_ID, "")

@@ -120,7 +120,7 @@ class Delivery:
     def show(self, view: RenderableType, folder: Path | None) -> None:
         """Print the result, and where it was written."""
         console = console_for(self.json)
-        console.print(view)
+        console.print(view, crop=False)  # code of repairs is wider than some terminals
         if folder is not None:
             console.print(f"Written to {clean(str(folder))}", markup=False, soft_wrap=True)
 

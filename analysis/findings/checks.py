@@ -13,6 +13,7 @@ import msgspec
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.registry import SEVERITIES, Found, Registered, registered
 from prunescope.analysis.schema.report import INVALID_TIMES, NOT_VALID, SIDE_CAVEATS, Finding
+from prunescope.taxonomy.repairs import repairs_of
 
 
 def find(context: Context) -> list[Finding]:
@@ -85,4 +86,5 @@ def as_finding(rule: Registered, result: Found) -> Finding:
         about_ns=_about_ns(result),
         accounts_for=result.explains_rows_ns or msgspec.UNSET,
         rows=msgspec.UNSET if result.rows is None else result.rows,
+        repairs=[repair.id for repair in repairs_of(rule.id)] or msgspec.UNSET,
     )

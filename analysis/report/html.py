@@ -144,6 +144,7 @@ def phase_view(name: str, slug: str, phase: Phase, late: Finding | None = None) 
     """
     rows = ledger_view.ladder_rows(phase)
     bounds, unchanged = _bars(rows)
+    code = sentences.code_to_try(phase)
     return {
         "name": titles.heading(name, phase),
         "slug": slug,
@@ -154,6 +155,7 @@ def phase_view(name: str, slug: str, phase: Phase, late: Finding | None = None) 
             {"severity": f.severity, "text": sentences.finding(f), "evidence": f.evidence}
             for f in phase.findings
         ],
+        "code": None if code is None else (code[0], Escaped(html.escape(code[1]))),
         "caveats": [
             (_strokes([why]), text) for why, text in ledger_view.ladder_caveats(rows).items()
         ],

@@ -71,6 +71,8 @@ def _phase(phase: Phase, late: Finding | None) -> Iterator[str]:
         findings.append(f"- **{text(finding.severity)}**: {text(sentences.finding(finding))}")
         findings += [f"  - {text(fact)}" for fact in finding.evidence]
     yield "\n".join(findings or [text(sentences.NO_FINDING)])
+    if (code := sentences.code_to_try(phase)) is not None:
+        yield _folded(code[0], f"```python\n{code[1]}```")
     yield "### In detail"
     yield text(" ".join(outcome_and_reasons(phase, late)).strip())
     yield "### How it was measured"

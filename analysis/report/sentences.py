@@ -13,6 +13,7 @@ from prunescope.analysis.schema.report import WHOLE_TRACE, FamilyVerdict, Findin
 from prunescope.analysis.schema.sides import ColdSteps, Unprofiled
 from prunescope.analysis.summary.headline import FAMILIES
 from prunescope.taxonomy import numbers
+from prunescope.taxonomy.repairs import repairs_text
 from prunescope.taxonomy.runs.run import NARROW
 from prunescope.taxonomy.words import plural, when
 
@@ -140,6 +141,18 @@ def finding(item: Finding) -> str:
     if item.predicted_ns is not None:
         text += f" (at most {numbers.time(item.predicted_ns)} a step)"
     return text
+
+
+def code_to_try(phase: Phase) -> tuple[str, str] | None:
+    """Return a title and the code of the repairs of the first finding that has any; None if none.
+
+    It is what `fix` applies and measures, and an analysis proves nothing of it.
+    """
+    for item in phase.findings:
+        if item.repairs and item.severity != "info":  # which says nothing that one must act on
+            title = f"Code to try for {item.id} (not proven here: `prunescope fix` measures it)"
+            return title, repairs_text(item.repairs, skips=True)
+    return None
 
 
 def predicted(phase: Phase) -> str:

@@ -44,7 +44,7 @@ _SEVERITY = {"critical": ("!!", "bold red"), "warning": ("!", "yellow"), "info":
 
 def print_report(report: Report, console: Console, *, full: bool = False) -> None:
     """Print the report to a console; `full` adds every table, and what was measured."""
-    console.print(TerminalReport(report, full=full))
+    console.print(TerminalReport(report, full=full), crop=False)  # code may be wider
 
 
 class TerminalReport:
@@ -146,7 +146,9 @@ class _ReportPage(Page):
 
         At least one is shown.
         """
-        lines -= self.height([self.section("Findings")]) + 1
+        code = sentences.code_to_try(phase)
+        hint = [] if code is None else [self.ink(f"{code[0]}: --full", "dim")]
+        lines -= self.height([self.section("Findings"), *hint]) + 1
         shown = 0
         waits = paragraph.waits_for(phase, self._all) is not None
         recommended = [] if waits else recommended_changes(phase)
@@ -164,6 +166,7 @@ class _ReportPage(Page):
             shown += 1
         more = len(phase.findings) - shown
         hidden = f"{more} more finding{plural(more)}, all" if more else "All"
+        yield from hint
         yield self.ink(f"{hidden} tables and what was measured: --full", "dim")
 
     def phase(self, phase: Phase) -> Iterator[RenderableType]:
@@ -192,6 +195,9 @@ class _ReportPage(Page):
                 yield _hanging(Text("    "), self.ink(fact, "dim"))
         if not phase.findings:
             yield self.ink(sentences.NO_FINDING)
+        if (code := sentences.code_to_try(phase)) is not None:
+            yield self.section(code[0])
+            yield from map(self._code_line, code[1].splitlines())
 
     def _answer(self, phase: Phase) -> Iterator[Text]:
         """Yield what happened, in bold, then why and what to do, each on a line of its own."""
@@ -218,6 +224,12 @@ class _ReportPage(Page):
     def _lines(self, lines: Iterable[str]) -> Iterator[RenderableType]:
         for line in lines:
             yield self.ink(line)
+
+    def _code_line(self, line: str) -> Text:
+        """Return a line of code, which is not wrapped, so that it can be copied."""
+        text = self.ink(line)
+        text.no_wrap, text.overflow = True, "ignore"
+        return text
 
     def _ladder(self, phase: Phase, without: Collection[str] = ()) -> Iterator[RenderableType]:
         """Yield the ladder as bars.

@@ -283,6 +283,11 @@ class Finding(msgspec.Struct, kw_only=True):
         meaning("rows of the ledger that hold a difference of unknown cause; absent: not of one"),
     ] = msgspec.UNSET
 
+    repairs: Annotated[
+        list[str] | msgspec.UnsetType,
+        meaning("ids of the repairs that `fix` tries and proves; absent: there is none"),
+    ] = msgspec.UNSET
+
     @property
     def order(self) -> tuple[int, float, int]:
         """Where the finding stands among others, the least first.

@@ -107,7 +107,7 @@ class Report(Result, schema.Report, kw_only=True, dict=True):
         """
         from prunescope.analysis.report.terminal import TerminalReport
 
-        console_for(None).print(TerminalReport(self, full=full))
+        console_for(None).print(TerminalReport(self, full=full), crop=False)
 
     def save(
         self,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from itertools import accumulate
 from math import exp, log
 from pathlib import Path
@@ -69,6 +70,16 @@ class Placement(Block, kw_only=True):
     switches: OmitDefault[Count] = 0  # involuntary context switches of ours in `samples`
 
 
+def are_disturbed(placements: Iterable[tuple[int, int]]) -> bool:
+    """Return whether more than a tenth of the samples were disturbed.
+
+    Args:
+        placements: The numbers of disturbed samples and of all samples of each placement.
+    """
+    shares = [disturbed / samples for disturbed, samples in placements if samples]
+    return sum(shares) > _DISTURBED * len(shares)
+
+
 class PhaseRun(Block, kw_only=True):
     """One phase of a run: its inputs, its unprofiled samples and its trace."""
 
@@ -111,12 +122,7 @@ class PhaseRun(Block, kw_only=True):
         The share is the mean over placements, each with equal weight as in `time_ns`, so that extra
         samples of one hide no other.
         """
-        kept = [
-            placement.disturbed / placement.samples
-            for placement in self.placements
-            if placement.samples
-        ]
-        return sum(kept) > _DISTURBED * len(kept)
+        return are_disturbed((p.disturbed, p.samples) for p in self.placements)
 
     @property
     def has_disturbed_steps(self) -> bool:

@@ -61,6 +61,7 @@ ALLOWED: dict[str, str] = {
     "tracer/capture": "taxonomy machine model calibration quality routing export pruners recovery",
     "tracer/recorder": "taxonomy machine model capture",
     "tracer/gemm": "taxonomy machine capture",
+    "tracer/repairs": "taxonomy machine model capture gemm",
     "tracer/serving": "taxonomy capture",
     "tracer/sweep": "taxonomy machine model calibration quality recovery capture",
 }
@@ -376,7 +377,8 @@ def test_analysis_runs_without_torch() -> None:
         "own = {m for m in names if m.count('.') == 3}\n"
         # Those that name options do nothing else.
         "assert own == {'prunescope.tracer.' + m for m in ('capture.request', 'capture.progress',"
-        " 'gemm.request', 'recovery.settings', 'serving.request', 'sweep.request')}, own"
+        " 'gemm.request', 'recovery.settings', 'repairs.request', 'serving.request',"
+        " 'sweep.request')}, own"
     )
     assert "polars" in loaded
     assert loaded & {"torch", "transformers"} == set()

@@ -19,6 +19,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.option import Option, check_options, fill_missing, options_of, takes
 from prunescope.tracer.capture.request import TraceCall, TraceRequest
 from prunescope.tracer.gemm.request import GemmRequest
+from prunescope.tracer.repairs.request import FixCall
 from prunescope.tracer.sweep.plan import SweepConfig
 from prunescope.tracer.sweep.request import SweepRequest
 
@@ -74,6 +75,13 @@ COMMANDS = {
         "--workload", "--batch", "--prompt-len", "--dtype", "--low-rank", "--text", "--out",
         "--overwrite", "--dry-run", "--json",
         "--save-model", "--allow-code", "--legal", "--legal-tp",
+    },
+    "fix": {
+        "--model", "--method", "--sparsity", "--set", "--baseline-model", "--phase", "--batch",
+        "--prompt-len", "--decode-steps", "--logits", "--attn", "--dtype", "--device", "--select",
+        "--text", "--backend", "--mode", "--warmup", "--repeats", "--steps", "--placements",
+        "--seed", "--threads", "--only", "--budget", "--allow-loss", "--out", "--overwrite",
+        "--json",
     },
     "sweep": {
         "config", "--preset", "--out", "--engine", "--shard", "--budget", "--dry-run",
@@ -131,7 +139,7 @@ def test_every_command_says_what_it_does() -> None:
 REQUESTS = {
     "trace": TraceCall, "analyze": AnalyzeRequest, "compare": CompareRequest,
     "predict": PredictRequest, "sweep": SweepRequest, "gemm": GemmRequest,
-    "allocate": AllocateCall,
+    "allocate": AllocateCall, "fix": FixCall,
 }  # fmt: skip
 
 

@@ -23,10 +23,11 @@ from tests.hostile.case import TEXT_FORMATS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-TORCH = {"loading.md", "quickstart.md", "sweep.md", "python.md", "recorder.md"}
+TORCH = {"fix.md", "loading.md", "quickstart.md", "sweep.md", "python.md", "recorder.md"}
 # How many snippets of a page run; pages that belong to other rooms run theirs there.
 SNIPPETS = {
-    "allocate.md": 0, "architecture.md": 0, "faq.md": 0, "index.md": 0, "loading.md": 2,
+    "allocate.md": 0, "architecture.md": 0, "faq.md": 0, "fix.md": 2, "index.md": 0,
+    "loading.md": 2,
     "paper.md": 5, "python.md": 6, "quickstart.md": 10, "reading-a-report.md": 0, "recorder.md": 4,
     "sweep.md": 4,
 }  # fmt: skip

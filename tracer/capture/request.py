@@ -142,6 +142,81 @@ Threads = Annotated[
     ),
 ]
 
+Model = Annotated[
+    str,
+    Option(
+        help="Model to run: a Hugging Face folder, a hub id, a GGUF file or a preset.",
+        metavar="MODEL",
+        complete="models",
+    ),
+]
+Method = Annotated[
+    str | None,
+    Option(
+        help="Pruning family, several as A:S+B:S, a plan.json of `allocate`, or a function "
+        "package.module:function; without it, the dense model alone.",
+        metavar="FAMILY",
+        complete="families",
+        in_name="",
+        model=True,
+    ),
+]
+Attn = Annotated[
+    str,
+    Option(
+        help="Attention implementation of transformers, such as sdpa or eager.",
+        metavar="NAME",
+        in_name="attn-",
+        default_in_name=False,
+        model=True,
+    ),
+]
+Backend = Annotated[
+    str | None,
+    Option(
+        help="Implementation of the pruned operation, for families that have several (torch or "
+        "flex; semi-structured or masked); without it, the family's default.",
+        metavar="NAME",
+    ),
+]
+Mode = Annotated[
+    Literal["eager", "compile", "graph"],
+    Option(
+        help="How the model runs: eager, compile (torch.compile) or graph (CUDA graphs).",
+        in_name="",
+        default_in_name=False,
+    ),
+]
+Warmup = Annotated[
+    int,
+    Option(
+        help="Number of samples to discard before timing.",
+        unit="samples",
+        least=0,
+        most=MOST,
+        in_name="w",
+        default_in_name=False,
+    ),
+]
+BaselineModel = Annotated[
+    str | None,
+    Option(
+        help="Dense model to compare with where --model is a checkpoint that is already "
+        "pruned; without it, --model is dense.",
+        metavar="MODEL",
+    ),
+]
+Select = Annotated[
+    Selection,
+    Option(
+        help="How to choose the parts to prune: at random, by importance, greedily (one after "
+        "another, each by the loss without it), or by frequency (experts: tokens that each "
+        "gets).",
+        in_name="",
+        model=True,
+    ),
+]
+
 
 def not_recorded(mode: str, family_id: str, knobs: Mapping[str, Any]) -> str | None:
     """Return why a mode cannot record the steps of a family at these knobs; None where it can."""
@@ -158,25 +233,8 @@ class TraceRequest:
     # Whether each placement profiles a step, even if `steps` is smaller: intervals of rows need it.
     profile_every_placement: ClassVar[bool] = True
 
-    model: Annotated[
-        str,
-        Option(
-            help="Model to run: a Hugging Face folder, a hub id, a GGUF file or a preset.",
-            metavar="MODEL",
-            complete="models",
-        ),
-    ] = field(kw_only=False)
-    method: Annotated[
-        str | None,
-        Option(
-            help="Pruning family, several as A:S+B:S, a plan.json of `allocate`, or a function "
-            "package.module:function; without it, the dense model alone.",
-            metavar="FAMILY",
-            complete="families",
-            in_name="",
-            model=True,
-        ),
-    ] = None
+    model: Model = field(kw_only=False)
+    method: Method = None
     sparsity: Sparsity = 0.25
     knobs: Knobs = field(default_factory=dict)
     phase: Phases = "both"
@@ -184,28 +242,10 @@ class TraceRequest:
     prompt_len: PromptLen = 512
     decode_steps: DecodeSteps = 8
     logits: Logits = "last"
-    attn: Annotated[
-        str,
-        Option(
-            help="Attention implementation of transformers, such as sdpa or eager.",
-            metavar="NAME",
-            in_name="attn-",
-            default_in_name=False,
-            model=True,
-        ),
-    ] = "sdpa"
+    attn: Attn = "sdpa"
     dtype: Dtype = "auto"
     device: Device = "auto"
-    select: Annotated[
-        Selection,
-        Option(
-            help="How to choose the parts to prune: at random, by importance, greedily (one after "
-            "another, each by the loss without it), or by frequency (experts: tokens that each "
-            "gets).",
-            in_name="",
-            model=True,
-        ),
-    ] = "random"
+    select: Select = "random"
     text: Text = None
     recover: Annotated[
         Recovery | str | Mapping[str, Any] | None,
@@ -215,22 +255,8 @@ class TraceRequest:
             typed=str,
         ),
     ] = None
-    backend: Annotated[
-        str | None,
-        Option(
-            help="Implementation of the pruned operation, for families that have several (torch or "
-            "flex; semi-structured or masked); without it, the family's default.",
-            metavar="NAME",
-        ),
-    ] = None
-    mode: Annotated[
-        Literal["eager", "compile", "graph"],
-        Option(
-            help="How the model runs: eager, compile (torch.compile) or graph (CUDA graphs).",
-            in_name="",
-            default_in_name=False,
-        ),
-    ] = "eager"
+    backend: Backend = None
+    mode: Mode = "eager"
     flush: Annotated[
         bool,
         Option(
@@ -241,17 +267,7 @@ class TraceRequest:
             default_in_name=False,
         ),
     ] = False
-    warmup: Annotated[
-        int,
-        Option(
-            help="Number of samples to discard before timing.",
-            unit="samples",
-            least=0,
-            most=MOST,
-            in_name="w",
-            default_in_name=False,
-        ),
-    ] = 3
+    warmup: Warmup = 3
     only: Annotated[
         Literal["model", "layer"],
         Option(
@@ -283,14 +299,7 @@ class TraceRequest:
             metavar="RUN",
         ),
     ] = None
-    baseline_model: Annotated[
-        str | None,
-        Option(
-            help="Dense model to compare with where --model is a checkpoint that is already "
-            "pruned; without it, --model is dense.",
-            metavar="MODEL",
-        ),
-    ] = None
+    baseline_model: BaselineModel = None
     no_baseline: Annotated[
         bool, Option(help="Trace the pruned model alone, without a dense baseline.")
     ] = False

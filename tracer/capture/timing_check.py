@@ -7,9 +7,9 @@ number of placements.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import os
-import random
 import statistics
 import time
 from collections import Counter
@@ -22,8 +22,8 @@ from prunescope.taxonomy.student_t import t_quantile_975
 from prunescope.taxonomy.words import percent
 from prunescope.tracer.calibration.texts import random_ids
 from prunescope.tracer.capture.phases import PrefillLoop
-from prunescope.tracer.capture.placements import move_weights
-from prunescope.tracer.capture.timing import SamplePlan, SampleSet, take_samples
+from prunescope.tracer.capture.placements import PlacementPlan
+from prunescope.tracer.capture.turns import TimedPlacement, time_in_turns
 from prunescope.tracer.machine.device import pick_device
 from prunescope.tracer.machine.disturbance import num_threads
 from prunescope.tracer.machine.host import num_cores
@@ -31,6 +31,7 @@ from prunescope.tracer.model.load import load_model
 
 MODEL = "tiny-llama"
 _PROMPT, _SAMPLES, _LEAST = 256, 3, 4
+_PHASE = "prefill"
 _SHOWN = (4, 8, 16, 32)  # placements
 _QUIET = 0.1  # share of samples that may be disturbed
 _FINE = 0.05  # precision of a speedup that 8 placements should reach
@@ -50,14 +51,6 @@ class TimingCheck(MachineCheck):
     reasons: dict[str, int]  # number of placements by reason
 
 
-@dataclass(frozen=True)
-class MeasuredPlacement:
-    """One placement of the model and its copy: its samples, and its duration in seconds."""
-
-    taken: SampleSet
-    seconds: float
-
-
 def check_timing(seconds: float = 60.0, *, device: str = "auto") -> TimingCheck:
     """Measure how precisely this machine times a model against its own copy.
 
@@ -70,7 +63,7 @@ def check_timing(seconds: float = 60.0, *, device: str = "auto") -> TimingCheck:
     """
     where = pick_device(device)
     measured = _measure_placements(seconds, where)
-    sets = [placement.taken for placement in measured]
+    sets = [placement.taken[_PHASE] for placement in measured]
     logs = [
         math.log(statistics.median(s.samples["a"]) / statistics.median(s.samples["b"]))
         for s in sets
@@ -106,25 +99,20 @@ def check_timing(seconds: float = 60.0, *, device: str = "auto") -> TimingCheck:
     )
 
 
-def _measure_placements(seconds: float, device: torch.device) -> list[MeasuredPlacement]:
+def _measure_placements(seconds: float, device: torch.device) -> list[TimedPlacement]:
     """Take the samples of each placement until the time is over."""
     end = time.monotonic() + seconds
     model = load_model(MODEL, dtype="auto", device=device, attn="sdpa").model
     models = {"a": model, "b": copy.deepcopy(model)}
     ids = random_ids(model.get_input_embeddings().num_embeddings, batch=1, length=_PROMPT, seed=0)
-    rng = random.Random()
-    measured: list[MeasuredPlacement] = []
-    while len(measured) < _LEAST or time.monotonic() < end:
-        begun = time.perf_counter()
-        move_weights(models.values(), rng)
-        with torch.inference_mode():
-            loops = {n: PrefillLoop(m, ids.to(device), logits="last") for n, m in models.items()}
-            plan = SamplePlan(
-                warmup=1 if measured else 3, repeats=_SAMPLES, first_round=len(measured)
-            )
-            taken = take_samples(loops, plan, device=device)
-        measured.append(MeasuredPlacement(taken, time.perf_counter() - begun))
-    return measured
+    loops = {n: PrefillLoop(m, ids.to(device), logits="last") for n, m in models.items()}
+    plans = (
+        PlacementPlan(number=number, repeats=_SAMPLES, steps=0, phases=(_PHASE,))
+        for number in itertools.takewhile(
+            lambda number: number < _LEAST or time.monotonic() < end, itertools.count()
+        )
+    )
+    return list(time_in_turns(plans, [*models.values()], lambda _: loops))
 
 
 def _write_seconds(seconds: float) -> str:

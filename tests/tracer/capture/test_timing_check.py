@@ -11,7 +11,8 @@ import torch
 
 from prunescope.tracer.capture import timing_check
 from prunescope.tracer.capture.timing import SampleSet
-from prunescope.tracer.capture.timing_check import MeasuredPlacement, TimingCheck, check_timing
+from prunescope.tracer.capture.timing_check import TimingCheck, check_timing
+from prunescope.tracer.capture.turns import TimedPlacement
 
 pytestmark = pytest.mark.torch
 QUIET, WIDE = [0.01, -0.01] * 2, [0.2, -0.2] * 3  # log ratios of placements: 8 give ±1 % and ±20 %
@@ -20,8 +21,13 @@ BUSY: dict[str, Any] = {"retaken": 3, "disturbed": 2, "reasons": ["other process
 
 def made_up(monkeypatch: pytest.MonkeyPatch, logs: list[float], **more: Any) -> TimingCheck:
     measured = [
-        MeasuredPlacement(
-            SampleSet({"a": [round(1e9 * math.exp(log))] * 3, "b": [10**9] * 3}, **more), 1.5
+        TimedPlacement(
+            {
+                "prefill": SampleSet(
+                    {"a": [round(1e9 * math.exp(log))] * 3, "b": [10**9] * 3}, **more
+                )
+            },
+            1.5,
         )
         for log in logs
     ]
