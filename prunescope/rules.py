@@ -75,6 +75,10 @@ _OF_SHAPES = ("family", "flop", "sparsity.flop", "sparsity.bytes", "findings")
 # Metrics that are a ratio or difference of both sides.
 _COMPARES = ("coverage", "roofline", "busy", "realised", "share_of_bound", "ledger.")
 _NO_INTERVAL = "it has no interval, which takes five steps a side or unprofiled samples"
+_UNKNOWN = {
+    HISTORY: "the history has no valid time of another commit for this model, device, phase and "
+    "number of tokens"
+}
 _FINDING = "findings."
 _VERDICTS = ("outside", "unknown")  # of `family`, apart from the families
 
@@ -408,7 +412,7 @@ def _judge_number(rule: Rule, phase: Phase) -> tuple[State, str, str]:
     """Return state, value in words and reason of a rule on a number."""
     value, low, high = _value_and_ends(rule, phase)
     if value is None or rule.number is None:
-        return "undecided", "–", f"{rule.metric} is not known"
+        return "undecided", "–", _UNKNOWN.get(rule.metric, f"{rule.metric} is not known")
     seen = _format_value(value, rule)
     why = "the 95 % interval contains the threshold"
     if low is not None and high is not None:

@@ -26,7 +26,7 @@ def lines_of(
         report: The report.
         commit: What was measured; None if it is unknown.
         model: The name of the model of a trace, which its file does not say; None: that of the
-            config that gave its shapes.
+            config that it was analysed with.
         versions: The versions of what measured, next to those of the run.
     """
     subject = report.subject
@@ -42,7 +42,7 @@ def lines_of(
                 commit=commit,
                 time=now,
                 subject=subject["name"],
-                model=subject.get("model") or model or _model_of_shapes(phase),
+                model=subject.get("model") or model or _model_of_config(phase),
                 pruning=_pruning(subject),
                 device=report.device.get("name"),
                 versions={**subject.get("versions", {}), **versions},
@@ -61,10 +61,10 @@ def lines_of(
     return lines
 
 
-def _model_of_shapes(phase: Phase) -> str | None:
-    """Return the model whose config gave the shapes of a phase; None where none did."""
-    names = (n.numbers["model"] for n in phase.notices if n.kind == "config-shapes")
-    return next(names, None)
+def _model_of_config(phase: Phase) -> str | None:
+    """Return the model whose config a phase was analysed with; None without one."""
+    kinds = ("config-shapes", "config-not-needed")
+    return next((n.numbers["model"] for n in phase.notices if n.kind in kinds), None)
 
 
 def _pruning(subject: Mapping[str, Any]) -> str | None:

@@ -23,7 +23,7 @@ class StandIn:
     trace: Path | None = None
     traces: Path | None = None  # the folder that it was started with, as vLLM is
     names: tuple[str, ...] = ("host1_77.rank0.pt.trace.json.gz",)
-    broken: str = ""  # "silent", "dies", "dies while profiled", "no profiler", "moved"
+    broken: str = ""  # "drips", "silent", "dies", "dies while profiled", "no profiler", "moved"
     names_folder: bool = False
     seen: list[tuple[str, Any]] = field(default_factory=list)
     prompts: list[Any] = field(default_factory=list)
@@ -54,6 +54,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.standin.seen.append((self.path, None))
+        while self.standin.broken == "drips":  # a head without end, a byte at a time
+            time.sleep(0.1)
+            self.wfile.write(b"H")
         self.answer({"data": [{"id": "Qwen/Qwen3-8B"}], "version": "0.0-stand-in"})
 
     def do_POST(self) -> None:
