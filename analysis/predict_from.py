@@ -137,7 +137,7 @@ def dense_phases(
     )
     analysis = analyze(path, options=options)
     report = analysis.report
-    warnings += report.warnings
+    warnings += [*report.warnings, *_format_warnings(request, run)]
     is_on_cpu = report.device.get("name") == "cpu" or (run is not None and run.device.kind == "cpu")
     first = analysis.side.first if analysis.side else None
     names = first.windows.names if first else []
@@ -462,6 +462,17 @@ def _model(request: PredictRequest, run: Run | None) -> tuple[ModelShape, Traits
             "the shape of the model is unknown", hint="name it with --model PRESET|config.json"
         )
     return shape, traits_of(shape)
+
+
+def _format_warnings(request: PredictRequest, run: Run | None) -> list[str]:
+    """Warn of weights that are published in fewer bits than a prediction counts."""
+    quantised = read_model(request.model).quantised if run is None and request.model else None
+    if not quantised or request.dtype is not None:
+        return []
+    return [
+        f"its weights are published as {quantised}: bytes are counted as if all of them were "
+        f"{_dtype(request, run)}; times are as measured"
+    ]
 
 
 def _device(

@@ -113,6 +113,14 @@ def test_options_that_contradict(options: dict[str, Any], message: str) -> None:
         ranked(**options)
 
 
+@pytest.mark.parametrize("arrivals", ["rate", "once"])
+def test_the_memory_of_a_batch_fits_and_that_of_one_more_does_not(arrivals: str) -> None:
+    """141 GB were shown at the largest batch of a device of 80 GiB: all prompts at once."""
+    for row in ranked(latency_ms=1e6, method="static-m,static-nk", arrivals=arrivals):
+        assert row["batch"] < 4096
+        assert 0 <= 80 * 2**30 - row["memory_bytes"] < 1.5e9  # 1,151 tokens, and a prompt
+
+
 def test_a_named_workload_gives_the_lengths() -> None:
     choice = prunescope.predict(
         "llama-3.1-8b", device="h100-sxm", rank=True, workload="chat", tpot_ms=30, method="static-m"
