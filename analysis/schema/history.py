@@ -35,7 +35,7 @@ class HistoryLine(Block, kw_only=True):
     versions: dict[str, str] = {}
     phase: Name
     kind: Name | None = None
-    step_ns: Number
+    step_ns: Annotated[float, Meta(gt=0, lt=1e30)]
     ci95: Interval | None
     steps: int
     tokens_per_s: Number | None = None
