@@ -367,7 +367,7 @@ def check(
     from prunescope.analysis.schema.report import Report as PlainReport
     from prunescope.measured_history import add_to_history, current_commit
     from prunescope.output import check_target, write_target
-    from prunescope.role_rules import changes_of_history
+    from prunescope.role_rules import HISTORY, changes_of_history
     from prunescope.rules import check_report, junit_xml, parse_rules
 
     target = as_path(junit)
@@ -380,6 +380,10 @@ def check(
         )
     parsed = parse_rules(rules)
     kept, model = as_path(history), options.get("model")
+    if kept is None and any(rule.metric == HISTORY for rule in parsed):
+        raise PrunescopeError(
+            "a rule is about the history, and none is given", hint="--history FILE.jsonl"
+        )
     if kept is not None:
         check_history(kept)
         commit = commit or current_commit()

@@ -505,7 +505,7 @@ def _check(
     from prunescope.check_summary import append_summary, given_options, outcome_text
     from prunescope.output import check_target, show_result
 
-    check_target(options.summary)
+    check_target(options.summary, "Markdown")
     outcome = prunescope.check(
         subject,
         require=require,

@@ -99,6 +99,12 @@ def changes_of_history(
     return changes
 
 
+def printed_phases(phases: Mapping[str, Phase]) -> list[str]:
+    """Return the names of phases as a report prints them, with the kind that a trace shows."""
+    kinds = {name: phase.phase_kind["kind"] for name, phase in phases.items() if phase.phase_kind}
+    return [f"{name} ({kinds[name]})" if kinds.get(name, name) != name else name for name in phases]
+
+
 def phases_named(name: str, phases: Mapping[str, Phase]) -> list[str]:
     """Return the phases that a rule names: that name, else all of the kind that the report prints.
 

@@ -28,6 +28,7 @@ from prunescope.role_rules import (
     has_time_units,
     is_role_metric,
     phases_named,
+    printed_phases,
     role_value,
 )
 from prunescope.taxonomy.errors import PrunescopeError, nearest
@@ -311,7 +312,7 @@ def check_report(
         if not names:
             raise PrunescopeError(
                 f"{rule.text!r}: the report has no phase {rule.phase!r}",
-                hint=f"it has {', '.join(report.phases) or 'none'}",
+                hint=f"it has {', '.join(printed_phases(report.phases))}",
             )
         for name in names:
             measured = (changes or {}).get(name) if rule.metric == HISTORY else None

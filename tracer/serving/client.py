@@ -135,7 +135,7 @@ class Client:
         timeout = min(_CONNECT_S, self.deadline.left())
         kind = kinds[self.address.scheme]
         connection = kind(self.address.host, self.address.port, timeout=timeout)
-        connection.response_class = partial(_BoundedResponse, self.deadline)  # type: ignore[assignment]
+        connection.response_class = partial(_BoundedResponse, self.deadline)
         return connection
 
     def _send(
