@@ -166,6 +166,14 @@ def test_a_server_that_fails(broken: str, trace: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_server_that_boasts_of_tokens_and_names(trace: Path, tmp_path: Path) -> None:
+    """10^30 tokens where 6 were asked for, and a name of 200,000 characters."""
+    with serving(StandIn(trace, tmp_path, broken="boasts")) as standin:
+        record = read_serving(capture(standin, tmp_path / "run", traces=tmp_path))
+    assert [request.tokens for request in record.requests] == [6, 6, 6]
+    assert len(record.model or "") <= 100
+
+
 def test_a_trace_that_never_comes(tmp_path: Path) -> None:
     (tmp_path / "traces").mkdir()
     with (
