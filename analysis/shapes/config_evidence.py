@@ -105,8 +105,15 @@ class Filling:
         tiles = -(-slot.n // tile.rows) * -(-self.rows // tile.columns)
         return min(1.0, tiles / self.sm)
 
-    def handicap(self, slower: tuple[Slot, str], faster: tuple[Slot, str]) -> float:
-        """Return the factor by which a GEMM may be slower for filling less of the device."""
+    def handicap(
+        self, slower: tuple[Slot, str], faster: tuple[Slot, str], slower_ns: float
+    ) -> float:
+        """Return the factor by which a GEMM may be slower for filling less of the device.
+
+        That holds for short kernels: later, each SM has enough loads in flight.
+        """
+        if slower_ns >= _SHORT:
+            return 1.0
         return max(1.0, self.share(*faster) / self.share(*slower))
 
 
@@ -203,7 +210,7 @@ def time_contradictions(
         is_head = "lm_head" in (slot_a.role, slot_b.role)
         if not with_head and slower[0].role != "lm_head" and is_head:
             continue
-        limit *= filling.handicap(slower, faster)
+        limit *= filling.handicap(slower, faster, usual[slower])
         off = max(rate_a, rate_b) / min(rate_a, rate_b)
         if off > limit and off / limit > worst:
             gemms = [
@@ -447,8 +454,8 @@ def _widths_by_time(slot: Slot, usual: Usual, filling: Filling) -> Intervals | N
                 limit = time_limit(ns, theirs, same=name == kernel)
                 n = rival.size / theirs * ns / slot.k
                 one, other = (slot, name), (rival, kernel)
-                low = max(low, n / limit / filling.handicap(one, other))
-                high = min(high, n * limit * filling.handicap(other, one))
+                low = max(low, n / limit / filling.handicap(one, other, ns))
+                high = min(high, n * limit * filling.handicap(other, one, theirs))
     return ((math.ceil(low), int(high)),) if 0 < low < high < math.inf else None
 
 
