@@ -21,7 +21,7 @@ from prunescope.analysis.predict.scaled_times import (
     Measured,
     part_of,
 )
-from prunescope.analysis.schema.report import Phase
+from prunescope.analysis.schema.report import GemmRow, Phase
 from prunescope.analysis.shapes.workload import annotated
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.plan import Op, Workload
@@ -30,6 +30,7 @@ from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.words import percent
 
 MOST_UNKNOWN = 0.2  # of the busy time: with more, the parts that pruning shrinks are not known
+_LEAST_EXPLAINED = 0.5  # of the time of GEMMs: with less, the model is another one
 _UNKNOWN = ("unknown", IN_LAYERS)  # parts
 _DEGREES = (1, 2, 4, 8, 16, 32)  # of tensor parallelism
 # The part of kernels whose role is unknown, by what they compute.
@@ -117,7 +118,7 @@ def _most_time(values: Iterable[tuple[int | None, float]]) -> int | None:
     return max(times, key=lambda value: times[value]) if times else None
 
 
-def tensor_degree(phase: Phase, ops_at: Mapping[int, Collection[Op]]) -> int:
+def tensor_degree(phase: Phase, ops_at: Mapping[int, Collection[Op]], model: str) -> int:
     """Return over how many devices tensor parallelism splits the step, by the sizes of its GEMMs.
 
     That is the degree at which most GEMM time has the N and K of the model's ops; 1 where no other
@@ -126,9 +127,39 @@ def tensor_degree(phase: Phase, ops_at: Mapping[int, Collection[Op]]) -> int:
     Args:
         phase: The measured phase.
         ops_at: The ops of one device, by degree.
+        model: The name of the model, for an error.
+
+    Raises:
+        PrunescopeError: Most of the time is in GEMMs of sizes that the model has at no degree.
     """
     explained = {degree: _explained_ns(phase, ops) for degree, ops in ops_at.items()}
-    return max(explained, key=lambda degree: (explained[degree], -degree), default=1)
+    degree = max(explained, key=lambda degree: (explained[degree], -degree), default=1)
+    sized = sum(gemm.busy_ns for gemm in _sized(phase))
+    if explained and explained[degree] < _LEAST_EXPLAINED * sized:
+        seen = max(_sized(phase), key=lambda gemm: gemm.busy_ns)
+        raise PrunescopeError(
+            f"{percent(1 - explained[degree] / sized)} of the time of its GEMMs is in sizes that "
+            f"{model} does not have, as N {seen.n:,} and K {seen.k:,}",
+            hint="give the config of the model that was measured with --model; `prunescope analyze "
+            "--model auto` names those that fit",
+        )
+    return degree
+
+
+def check_layers(phase: Phase, shape: ModelShape, model: str) -> None:
+    """Raise PrunescopeError where a step attends in no whole number of passes over the model."""
+    runs = sum(gemm.count for gemm in phase.gemms if gemm.role == "o")
+    layers = shape.attention_layers
+    if layers and runs and runs % layers:
+        raise PrunescopeError(
+            f"its step runs the output projection of {runs:g} layers, and {model} has {layers}",
+            hint="give the config of the model that was measured with --model",
+        )
+
+
+def _sized(phase: Phase) -> list[GemmRow]:
+    """Return the products by a weight whose N and K are known."""
+    return [gemm for gemm in phase.gemms if gemm.n and gemm.k and gemm.group not in ("qk", "pv")]
 
 
 def possible_degrees(shape: ModelShape) -> list[int]:
@@ -152,6 +183,6 @@ def _explained_ns(phase: Phase, ops: Collection[Op]) -> float:
     sizes |= {(*key, n) for key, n in fused.items()}
     return sum(
         gemm.busy_ns
-        for gemm in phase.gemms
+        for gemm in _sized(phase)
         if (gemm.role == "experts", gemm.group, gemm.k, gemm.n) in sizes
     )

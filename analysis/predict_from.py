@@ -22,6 +22,7 @@ from prunescope.analysis.device.hardware import (
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.measured_step import (
     check_known,
+    check_layers,
     measured_sizes,
     parts_of,
     possible_degrees,
@@ -136,22 +137,29 @@ def dense_phases(
     )
     analysis = analyze(path, options=options)
     report = analysis.report
-    warnings += report.warnings
+    warnings += [*report.warnings, *_format_warnings(request, run)]
     is_on_cpu = report.device.get("name") == "cpu" or (run is not None and run.device.kind == "cpu")
     first = analysis.side.first if analysis.side else None
     names = first.windows.names if first else []
     phases = {}
-    for name, phase in report.phases.items():
-        work = _workload(request, run, name, phase)
-        if work is None:
-            continue
-        label = name if name == FORWARD else work.phase
+    works = {
+        name: work
+        for name, phase in report.phases.items()
+        if (work := _workload(request, run, name, phase)) is not None
+    }
+    many = len({work.phase for work in works.values()}) < len(works)  # ranks
+    for name, work in works.items():
+        phase = report.phases[name]
+        label = name if many or name == FORWARD else work.phase
         # Invalid measured times are noted, as all others are scaled from them.
         warnings += [f"{label}: {finding.text}" for finding in phase.invalid_times]
         setting = _setting(request, run, report)
         if run is None:
             work = measured_sizes(phase, work, names)
-            setting = replace(setting, tp=_tensor_degree(phase, setting, work))
+            model = model_name(str(request.model))
+            check_layers(phase, setting.shape, model)
+            degree = _tensor_degree(phase, setting, work, model)
+            setting = replace(setting, tp=degree)
         routing = _routing(request, run, setting.shape)
         if routing is not None:
             warnings += routing.caveats(work.phase)
@@ -283,13 +291,13 @@ def _phase_of_trace(request: PredictRequest) -> Literal["prefill", "decode"] | N
     return None
 
 
-def _tensor_degree(phase: Phase, setting: Setting, work: Workload) -> int:
+def _tensor_degree(phase: Phase, setting: Setting, work: Workload, model: str) -> int:
     """Return over how many devices tensor parallelism splits a measured step."""
     ops_at = {
         degree: predicted_side(replace(setting, tp=degree), work, pruned=False).bounded
         for degree in possible_degrees(setting.shape)
     }
-    return tensor_degree(phase, ops_at)
+    return tensor_degree(phase, ops_at, model)
 
 
 def measured_phase(phase: Phase, recorded: Mapping[str, float], *, host: bool) -> Measured:
@@ -454,6 +462,17 @@ def _model(request: PredictRequest, run: Run | None) -> tuple[ModelShape, Traits
             "the shape of the model is unknown", hint="name it with --model PRESET|config.json"
         )
     return shape, traits_of(shape)
+
+
+def _format_warnings(request: PredictRequest, run: Run | None) -> list[str]:
+    """Warn of weights that are published in fewer bits than a prediction counts."""
+    quantised = read_model(request.model).quantised if run is None and request.model else None
+    if not quantised or request.dtype is not None:
+        return []
+    return [
+        f"its weights are published as {quantised}: bytes are counted as if all of them were "
+        f"{_dtype(request, run)}; times are as measured"
+    ]
 
 
 def _device(

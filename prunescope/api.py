@@ -395,10 +395,11 @@ def check(
     Examples:
         >>> prunescope.check("traces/first", require="prefill.realised >= 1.2").passed
     """
+    from prunescope.analysis.history.history_file import check_history
     from prunescope.analysis.schema.report import Report as PlainReport
-    from prunescope.measured_history import add_to_history
+    from prunescope.measured_history import add_to_history, current_commit
     from prunescope.output import check_target, write_target
-    from prunescope.role_rules import changes_of_history
+    from prunescope.role_rules import HISTORY, changes_of_history
     from prunescope.rules import check_report, junit_xml, parse_rules
 
     target = as_path(junit)
@@ -410,12 +411,21 @@ def check(
             f"require is {reprlib.repr(require)}", hint="accepted: a rule, or a list of rules"
         )
     parsed = parse_rules(rules)
+    kept, model = as_path(history), options.get("model")
+    if kept is None and any(rule.metric == HISTORY for rule in parsed):
+        raise PrunescopeError(
+            "a rule is about the history, and none is given", hint="--history FILE.jsonl"
+        )
+    if kept is not None:
+        check_history(kept)
+        commit = commit or current_commit()
     if not isinstance(subject, PlainReport):
         subject = _report_of(needed_path(subject), options)
     elif options:
         raise _analysed_already("the report", options)
-    kept, model = as_path(history), options.get("model")
-    changes = None if kept is None else changes_of_history(kept, subject, model)
+    changes = None
+    if kept is not None:
+        changes = changes_of_history(kept, subject, commit=commit, model=model)
     outcome = check_report(subject, parsed, changes, allow_undecided=allow_undecided)
     if target is not None:
         write_target(junit_xml(outcome), target)

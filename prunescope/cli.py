@@ -96,9 +96,8 @@ def _trace(request: TraceCall, *, json_target: Json = None) -> None:
     with Bar() as bar:
         folder = trace(request, bar)
     runs = read_runs(folder)
-    show_result(
-        run_summary(folder, runs), json_target, people=traced(folder, runs, _answers(folder))
-    )
+    answers, _ = _answers(folder)
+    show_result(run_summary(folder, runs), json_target, people=traced(folder, runs, answers))
 
 
 @app.command("capture")
@@ -108,7 +107,8 @@ def _capture(request: CaptureEngineRequest, *, json_target: Json = None) -> None
 
     The engine is vLLM or SGLang on this machine, started with its profiler (docs/serving.md). The
     folder gets a trace for each rank, and serving.json with versions and the times of requests
-    without the profiler: time to the first token (TTFT) and between tokens (TPOT).
+    without the profiler: time to the first token (TTFT) and between tokens (TPOT). The exit code
+    is 3 where the traces cannot be analysed.
 
     \b
     prunescope capture --engine vllm --url http://127.0.0.1:8000 --traces ./traces --prompts 8
@@ -120,26 +120,29 @@ def _capture(request: CaptureEngineRequest, *, json_target: Json = None) -> None
 
     folder = prunescope.capture_engine(**dataclasses.asdict(request))
     serving = read_serving(folder)
-    result = {"out": str(folder), **serving.to_dict()}
-    show_result(result, json_target, people=captured(folder, serving, _answers(folder)))
+    answers, problem = _answers(folder)
+    result = {"out": str(folder), **serving.to_dict(), "problem": problem}
+    show_result(result, json_target, people=captured(folder, serving, answers, problem))
+    if problem is not None:
+        raise typer.Exit(3)
 
 
-def _answers(folder: Path) -> dict[str, str]:
-    """Return the summary of each phase of a capture.
+def _answers(folder: Path) -> tuple[dict[str, str], str | None]:
+    """Return the summary of each phase of a capture, and why it cannot be analysed.
 
-    There is none without polars, as on a machine that only traces, and none if the capture cannot
-    be analysed.
+    There is neither without polars, as on a machine that only traces.
     """
     from prunescope.taxonomy.errors import PrunescopeError
 
     try:
         from prunescope.analysis.pipeline import analyze
     except ModuleNotFoundError:
-        return {}
+        return {}, None
     try:
-        return {name: phase.summary for name, phase in analyze(folder).report.phases.items()}
-    except PrunescopeError:
-        return {}
+        phases = analyze(folder).report.phases
+    except PrunescopeError as error:
+        return {}, error.problem
+    return {name: phase.summary for name, phase in phases.items()}, None
 
 
 @app.command("analyze", cls=startup.FastCommand)
@@ -529,7 +532,7 @@ def _check(
     from prunescope.check_summary import append_summary, given_options, outcome_text
     from prunescope.output import check_target, show_result
 
-    check_target(options.summary)
+    check_target(options.summary, "Markdown")
     outcome = prunescope.check(
         subject,
         require=require,

@@ -70,11 +70,13 @@ def role_value(metric: str, phase: Phase) -> float | None:
     return sum(gemm.ideal_ns or 0.0 for gemm in rows) / ran
 
 
-def changes_of_history(path: Path, report: Report, model: str | None) -> dict[str, Value]:
+def changes_of_history(
+    path: Path, report: Report, *, commit: str | None, model: str | None
+) -> dict[str, Value]:
     """Return how much longer a step of each phase takes than its history says, as a share.
 
-    The ends are those of the 95 % interval of the difference. A phase without a history, or whose
-    time is not valid, is left out.
+    The history is that of other commits. The ends are those of the 95 % interval of the difference.
+    A phase without a history, or whose time is not valid, is left out.
     """
     from prunescope.analysis.history.history_file import read_lines
     from prunescope.analysis.history.measured_lines import lines_of
@@ -84,7 +86,7 @@ def changes_of_history(path: Path, report: Report, model: str | None) -> dict[st
         return {}
     lines, _ = read_lines(path)
     changes: dict[str, Value] = {}
-    for line in lines_of(report, commit=None, model=model, versions={}):
+    for line in lines_of(report, commit=commit, model=model, versions={}):
         level = level_before(lines, line)
         if level is None or not line.valid or not level.ns:
             continue
@@ -95,6 +97,12 @@ def changes_of_history(path: Path, report: Report, model: str | None) -> dict[st
         noise = hypot(level.half, (line.ci95[1] - line.ci95[0]) / 2) / level.ns
         changes[line.phase] = change, change - noise, change + noise
     return changes
+
+
+def printed_phases(phases: Mapping[str, Phase]) -> list[str]:
+    """Return the names of phases as a report prints them, with the kind that a trace shows."""
+    kinds = {name: phase.phase_kind["kind"] for name, phase in phases.items() if phase.phase_kind}
+    return [f"{name} ({kinds[name]})" if kinds.get(name, name) != name else name for name in phases]
 
 
 def phases_named(name: str, phases: Mapping[str, Phase]) -> list[str]:

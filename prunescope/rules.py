@@ -28,6 +28,7 @@ from prunescope.role_rules import (
     has_time_units,
     is_role_metric,
     phases_named,
+    printed_phases,
     role_value,
 )
 from prunescope.taxonomy.errors import PrunescopeError, nearest
@@ -75,6 +76,10 @@ _OF_SHAPES = ("family", "flop", "sparsity.flop", "sparsity.bytes", "findings")
 # Metrics that are a ratio or difference of both sides.
 _COMPARES = ("coverage", "roofline", "busy", "realised", "share_of_bound", "ledger.")
 _NO_INTERVAL = "it has no interval, which takes five steps a side or unprofiled samples"
+_UNKNOWN = {
+    HISTORY: "the history has no valid time of another commit for this model, device, phase and "
+    "number of tokens"
+}
 _FINDING = "findings."
 _VERDICTS = ("outside", "unknown")  # of `family`, apart from the families
 
@@ -307,7 +312,7 @@ def check_report(
         if not names:
             raise PrunescopeError(
                 f"{rule.text!r}: the report has no phase {rule.phase!r}",
-                hint=f"it has {', '.join(report.phases) or 'none'}",
+                hint=f"it has {', '.join(printed_phases(report.phases))}",
             )
         for name in names:
             measured = (changes or {}).get(name) if rule.metric == HISTORY else None
@@ -408,7 +413,7 @@ def _judge_number(rule: Rule, phase: Phase) -> tuple[State, str, str]:
     """Return state, value in words and reason of a rule on a number."""
     value, low, high = _value_and_ends(rule, phase)
     if value is None or rule.number is None:
-        return "undecided", "–", f"{rule.metric} is not known"
+        return "undecided", "–", _UNKNOWN.get(rule.metric, f"{rule.metric} is not known")
     seen = _format_value(value, rule)
     why = "the 95 % interval contains the threshold"
     if low is not None and high is not None:

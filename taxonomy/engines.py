@@ -74,6 +74,10 @@ _SOURCES = {
         "tensorrt_llm/_torch/models/modeling_nemotron_nas.py",
         version="0193dbd4",
     ),
+    "tensorrt-llm 2:4": EngineSource(
+        address="https://nvidia.github.io/TensorRT-LLM/legacy/tensorrt-backend-removal.html",
+        version="2026-12-02",
+    ),
     "llama.cpp": EngineSource(
         address=f"{_LLAMA_CPP}/blob/069be0ae22f391c64e26e8da4c7da0143ede8cf3/src/models/llama.cpp",
         version="069be0ae",
@@ -175,7 +179,11 @@ TABLE: dict[str, dict[str, EngineAnswer]] = {
         ),
         "sglang": _row("sglang", runs=True, faster=None, reason="its 2:4 kernels were not checked"),
         "tensorrt-llm": _row(
-            "tensorrt-llm", runs=True, faster=None, reason="its 2:4 kernels were not checked"
+            "tensorrt-llm",
+            runs=True,
+            faster=False,
+            reason="it runs dense weights: the backend that built engines with 2:4 kernels is gone",
+            source="tensorrt-llm 2:4",
         ),
     },
     "low-rank": {

@@ -199,9 +199,9 @@ def host_waits(c: Context) -> Found | None:
 @finding("earlier-work", "info", needs_one_clock=True)
 def earlier_work(c: Context) -> Found | None:
     """Report that the trace begins while the device runs earlier work, whose time is left out."""
-    left_out = {"": c.phase.earlier_work_ns}
-    if c.phase.baseline is not None:
-        left_out = {"pruned ": left_out[""], "dense ": c.phase.baseline.earlier_work_ns}
+    left_out = {"": c.phase.earlier_work_ns * c.phase.steps}
+    if (dense := c.phase.baseline) is not None:
+        left_out = {"pruned ": left_out[""], "dense ": dense.earlier_work_ns * dense.steps}
     times = [f"{ms(ns)} of the {side}trace" for side, ns in left_out.items() if ns]
     if not times:
         return None

@@ -1,7 +1,7 @@
 """The file of a history: JSON lines that are only ever added.
 
-In: a path. Out: its lines, oldest first. A last line that a killed process left unfinished is
-skipped, and the next append begins a line of its own.
+In: a path. Out: its lines, oldest first. A line that a killed process left unfinished is skipped,
+wherever it is by now: the next append begins a line of its own.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from prunescope.taxonomy.formats import decode, plain
 from prunescope.taxonomy.scrub import scrub_values
 
 _LARGEST = 256 << 20
+_BEGIN = b'{"schema":'  # of every line
 _HINT = "give a file that --history wrote, or a new name"
 
 
@@ -34,7 +35,9 @@ def check_history(path: Path) -> None:
         )
     if path.is_file() and path.stat().st_size:
         with path.open("rb") as file:
-            _read_line(file.readline(1 << 20), f"{path.name} line 1")
+            first = file.readline(1 << 20)
+        if not _is_unfinished(first):
+            _read_line(first, f"{path.name} line 1")
 
 
 def append_lines(path: Path, lines: Sequence[HistoryLine]) -> None:
@@ -55,10 +58,11 @@ def read_lines(path: Path) -> tuple[list[HistoryLine], list[Notice]]:
     """Read a history.
 
     Returns:
-        Its lines, and a note on a line that is not whole.
+        Its lines, and a note on each line that is not whole.
 
     Raises:
-        PrunescopeError: There is no such file, it is too large, or a line in it is damaged.
+        PrunescopeError: There is no such file, it is too large, or a line in it is that of another
+            file.
     """
     if not path.is_file():
         raise PrunescopeError(f"there is no history {path.name}", hint=_HINT)
@@ -69,15 +73,22 @@ def read_lines(path: Path) -> tuple[list[HistoryLine], list[Notice]]:
     for number, text in enumerate(texts, 1):
         if not text.strip():
             continue
-        try:
+        if _is_unfinished(text):
+            notices.append(warning("history-cut", file=path.name, line=number))
+        else:
             lines.append(_read_line(text, f"{path.name} line {number}"))
-        except PrunescopeError:
-            if number < len(texts):
-                raise
-            notices.append(warning("history-cut", file=path.name))
     if not lines:
         raise PrunescopeError(f"{path.name} holds no measurement", hint=_HINT)
     return lines, notices
+
+
+def _is_unfinished(text: bytes) -> bool:
+    """Return whether a line begins like one of a history, and is no whole JSON."""
+    try:
+        msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return text.startswith(_BEGIN)
+    return False
 
 
 def _read_line(text: bytes, where: str) -> HistoryLine:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from math import sqrt
 from statistics import fmean, stdev
+from typing import Any
 
 from prunescope.analysis.schema.history import HistoryLine
 from prunescope.analysis.schema.report import Phase, Report
@@ -24,7 +25,8 @@ def lines_of(
     Args:
         report: The report.
         commit: What was measured; None if it is unknown.
-        model: The name of the model of a trace, which its file does not say.
+        model: The name of the model of a trace, which its file does not say; None: that of the
+            config that it was analysed with.
         versions: The versions of what measured, next to those of the run.
     """
     subject = report.subject
@@ -40,7 +42,8 @@ def lines_of(
                 commit=commit,
                 time=now,
                 subject=subject["name"],
-                model=subject.get("model") or model,
+                model=subject.get("model") or model or _model_of_config(phase),
+                pruning=_pruning(subject),
                 device=report.device.get("name"),
                 versions={**subject.get("versions", {}), **versions},
                 phase=name,
@@ -56,6 +59,20 @@ def lines_of(
             )
         )
     return lines
+
+
+def _model_of_config(phase: Phase) -> str | None:
+    """Return the model whose config a phase was analysed with; None without one."""
+    kinds = ("config-shapes", "config-not-needed")
+    return next((n.numbers["model"] for n in phase.notices if n.kind in kinds), None)
+
+
+def _pruning(subject: Mapping[str, Any]) -> str | None:
+    """Return the method and sparsity of a pruned run; None of a dense one, and of a trace."""
+    if subject.get("method") is None:
+        return None
+    sparsity = subject.get("sparsity")
+    return subject["method"] if sparsity is None else f"{subject['method']} {sparsity:g}"
 
 
 def step_interval(phase: Phase) -> list[float] | None:

@@ -1,6 +1,7 @@
 """The series of a history: which commits moved the time of a step beyond its noise.
 
-In: lines. Out: `HistorySeries`. Lines of one commit in a row are one measurement. A commit changes
+In: lines. Out: `HistorySeries`, one for each model, pruning, device, phase and number of tokens in
+a step. Lines of one commit in a row are one measurement. A commit changes
 a series where its time and the level of the commits since the change before differ by more than
 the 95 % interval of their difference; that difference takes both intervals, or, after three commits
 of a level, the spread between those.
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from math import hypot, sqrt
 from statistics import fmean, stdev
+from typing import NamedTuple
 
 from prunescope.analysis.schema.history import (
     HistoryChange,
@@ -25,44 +27,71 @@ from prunescope.analysis.schema.history import (
 from prunescope.taxonomy.student_t import t_quantile_975
 
 LEAST_CHANGE = 0.005  # of the level: clocks and rounding move a step by less
+_WHOLE = 1e-3  # tokens
 _LEAST_SPREAD = 3  # commits of a level whose spread is its noise
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A time, ns, and half of its 95 % interval; None where nothing gives one."""
+    """A time, ns, with half of its 95 % interval, and its ends where they are not symmetric.
+
+    None: nothing gives them.
+    """
 
     ns: float
     half: float | None
+    ends: Sequence[float] | None = None
 
 
 def series_of(lines: Sequence[HistoryLine]) -> list[HistorySeries]:
-    """Return the series of a history: one for each model, device and phase, as they first occur."""
+    """Return the series of a history, each with lines of the same work, as they first occur."""
     keys = dict.fromkeys(map(_key, lines))
     return [_series([line for line in lines if _key(line) == key]) for key in keys]
 
 
 def level_before(lines: Sequence[HistoryLine], line: HistoryLine) -> Estimate | None:
-    """Return the level that the series of a new line has; None where there is none yet."""
-    same = [old for old in lines if _key(old) == _key(line)]
+    """Return the level that the series of a new line has; None where there is none yet.
+
+    Earlier measurements of the line's own commit are no part of it: a second run of a slow commit
+    would pass.
+    """
+    same = [
+        old
+        for old in lines
+        if _key(old) == _key(line) and (line.commit is None or old.commit != line.commit)
+    ]
     return _follow(same)[2] if same else None
 
 
-def _key(line: HistoryLine) -> tuple[str | None, str | None, str]:
-    """Return what the lines of a series have in common: model, device and phase."""
+class _Key(NamedTuple):
+    """What the lines of a series have in common; None is unknown."""
+
+    model: str | None
+    pruning: str | None
+    device: str | None
+    phase: str
+    tokens: int | None
+
+
+def _key(line: HistoryLine) -> _Key:
+    """Return the key of the series that a line is in."""
     is_named = line.kind in (None, line.phase)
-    return line.model, line.device, line.phase if is_named else f"{line.phase} ({line.kind})"
+    phase = line.phase if is_named else f"{line.phase} ({line.kind})"
+    tokens = (line.tokens_per_s or 0.0) * line.step_ns / 1e9
+    # A mean over batches of several sizes is no whole number, and differs each time.
+    is_one_size = tokens >= 1 and abs(tokens - round(tokens)) < _WHOLE
+    return _Key(
+        line.model, line.pruning, line.device, phase, round(tokens) if is_one_size else None
+    )
 
 
 def _series(lines: Sequence[HistoryLine]) -> HistorySeries:
-    """Return the series of lines of one model, device and phase."""
+    """Return the series of lines of one key."""
     points, changes, level = _follow(lines)
     valid = [line for line in lines if line.valid]
-    first, last = lines[0], valid[-1] if valid else None
+    last = valid[-1] if valid else None
     return HistorySeries(
-        model=first.model,
-        device=first.device,
-        phase=_key(first)[2],
+        **_key(lines[0])._asdict(),
         points=points,
         changes=changes,
         level_ns=level.ns if level else None,
@@ -79,7 +108,7 @@ def _follow(
     points: list[HistoryPoint] = []
     changes: list[HistoryChange] = []
     level: list[Estimate] = []  # the commits since the last change
-    for commit, group in groupby(lines, key=lambda line: line.commit or line.time):
+    for _, group in groupby(lines, key=lambda line: line.commit or line.time):
         of_commit = list(group)
         measured = _measurement(of_commit)
         point = HistoryPoint(
@@ -112,7 +141,6 @@ def _follow(
                 )
                 level = []
         level.append(measured)
-        del commit
     return points, changes, _level(level) if level else None
 
 
@@ -131,7 +159,8 @@ def _measurement(lines: Iterable[HistoryLine]) -> Estimate | None:
     own = fmean(halves) / sqrt(len(valid)) if len(halves) == len(valid) else None
     between = _half_of_mean(times)
     known = [half for half in (own, between) if half is not None]
-    return Estimate(fmean(times), max(known) if known else None)
+    ends = valid[0].ci95 if len(valid) == 1 else None
+    return Estimate(fmean(times), max(known) if known else None, ends)
 
 
 def _level(level: Sequence[Estimate]) -> Estimate:
@@ -162,6 +191,6 @@ def _half_of_mean(times: Sequence[float]) -> float | None:
 
 def _ends(estimate: Estimate) -> list[float] | None:
     """Return the ends of an interval."""
-    if estimate.half is None:
-        return None
+    if estimate.ends is not None or estimate.half is None:
+        return None if estimate.ends is None else list(estimate.ends)
     return [estimate.ns - estimate.half, estimate.ns + estimate.half]

@@ -37,14 +37,18 @@ def find_mixture(rows: LaunchedRows, members: Sequence[int]) -> dict[int, str]:
         return {}
     products = [at for at, i in enumerate(members) if rows.kinds[i] in (*_PLAIN, *_OF_MANY)]
     projections = sum(at < attentions[0] for at in products)
-    roles: dict[int, str] = {}
     # From each attention to the next one, or to the end of the pass.
-    for first, last in zip(attentions, [*attentions[1:], len(members)], strict=True):
-        here = [at for at in products if first < at < last]
-        if last < len(members):
-            here = here[: len(here) - projections]
-        else:
-            here = [at for at in here if not _is_head(members[at], here, members, rows)]
+    ends = zip(attentions, [*attentions[1:], len(members)], strict=True)
+    segments = [[at for at in products if first < at < last] for first, last in ends]
+    *inner, behind = segments
+    inner = [here[: len(here) - projections] for here in inner]
+    behind = [at for at in behind if not _is_head(members[at], behind, members, rows)]
+    if {len(here) + 1 for here in inner} == {len(behind)} and rows.kinds[members[behind[-1]]] in (
+        _PLAIN
+    ):
+        behind.pop()  # every other layer has one product less: the head, of whatever size
+    roles: dict[int, str] = {}
+    for here in [*inner, behind]:
         routers = (n for n, at in enumerate(here) if _routes(at, members, rows))
         router = next(routers, len(here))
         if router + 1 < len(here):

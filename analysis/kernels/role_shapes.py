@@ -32,7 +32,8 @@ _PRODUCTS = ("gemm", "gemv", "batched_gemm")
 _ALL_PRODUCTS = ("gemm", "gemv", "sparse_gemm", "batched_gemm", "grouped_gemm")
 _TABLE = 2  # times: a table has more elements than all else that a generated kernel reads
 FAR = 4  # times: N of a vocabulary is larger than that of any other linear
-_GENERATED = re.compile(r"triton_\w*embedding")
+_GENERATED = re.compile(r"triton_(\w*embedding)?")
+_INDICES = ("int32", "int64")
 _TABLES = ("aten::embedding", "aten::embedding_bag", "aten::_embedding_bag")
 
 
@@ -127,12 +128,14 @@ def vocabularies(calls: Iterable[OpCall | None]) -> set[int]:
     """Return the numbers of rows of the tables that tokens are looked up in.
 
     Those are the large tables; that of positions has fewer rows. A generated kernel's table is a
-    matrix that is larger than all else that it reads.
+    matrix that is larger than all else that it reads; where its name does not say so, it looks up
+    if it writes a row of the table for each of its indices.
     """
     tables: set[int] = set()
     for call in calls:
-        if call is not None and _GENERATED.match(call.name):
-            tables |= _table_of(call)
+        generated = None if call is None else _GENERATED.match(call.name)
+        if call is not None and generated is not None:
+            tables |= _table_of(call, is_named=generated[1] is not None)
         elif call is not None and call.name in _TABLES:
             tables |= {*_matrix_sizes(call)[:1]}
     return {rows for rows in tables if FAR * rows >= max(tables)}
@@ -162,14 +165,23 @@ def _matrix_sizes(call: OpCall) -> tuple[int, ...]:
         return ()
 
 
-def _table_of(call: OpCall) -> set[int]:
+def _table_of(call: OpCall, *, is_named: bool) -> set[int]:
+    """Return the rows of the table that a generated kernel reads; empty where it reads none."""
     try:
         tensors = sorted(operands(call), key=lambda t: t.numel)
     except NoModel:
         return set()
     *others, table = tensors
     alone = not others or table.numel > _TABLE * others[-1].numel
-    return {table.shape[0]} if alone and len(table.shape) == 2 else set()
+    if not alone or len(table.shape) != 2:
+        return set()
+    indices = {t.numel for t in others if t.dtype in _INDICES}
+    looks_up = any(
+        t.shape[-1:] == table.shape[1:] and t.numel // max(1, t.shape[-1]) in indices
+        for t in others
+        if t.dtype not in _INDICES
+    )
+    return {table.shape[0]} if is_named or looks_up else set()
 
 
 def keep_heads(roles: Roles, rows: LaunchedRows, named: Sequence[bool]) -> None:

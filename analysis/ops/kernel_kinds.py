@@ -181,7 +181,7 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
              r"|norm_fwd|norm_bwd|rsqrt_mean|BatchNorm|InstanceNorm"
              r"|(?<![a-z])bn_(fw|bw|fwd|bwd|inf|add|relu)|bnorm"),
     ("routing", r"routing|moe_align|topk_gating|TopKGating|gating|topk_softmax|moe_topk"
-                r"|expert_(offset|count|map)|count_and_sort|moe_sort|MoeSorting|get_group_gemm_starts"),
+                r"|bitmatrix|expert_(offset|count|map)|count_and_sort|moe_sort|MoeSorting|get_group_gemm_starts"),
     ("gather_scatter", r"moe.*(finalize|permute|sum)|(finalize|permute|sum).*moe|expandInputRows"
                        r"|finalizeMoe|_finalize_matmul|shuffle_rows|permute_\w*_(data|lengths|embs|weights)_"),
     ("grouped_gemm", r"group(ed)?_?gemm|GroupProblem|GroupedGemm|PtrArray|moe.*gemm|fused_moe"

@@ -276,7 +276,7 @@ def answer_memory(whole: Answer, *, pruned: bool) -> Memory:
     last = replace(work, phase="decode", context=work.prompt_len + whole.new_tokens - 1)
     end = predicted_side(setting, last, pruned=pruned).forward
     in_flight = setting.pp  # as many batches, each with its cache of the stage's layers
-    weights, step = end.weight_bytes, _step_bytes(whole.prompt)
+    weights, step = end.weight_bytes, step_bytes(whole.prompt)
     cache = end.kv_bytes * in_flight
     capacity = setting.device.memory_bytes
     fixed = weights + OVERHEAD_BYTES
@@ -294,7 +294,7 @@ def answer_memory(whole: Answer, *, pruned: bool) -> Memory:
     )
 
 
-def _step_bytes(side: PredictedSide) -> float:
+def step_bytes(side: PredictedSide) -> float:
     """Return the bytes that a step allocates.
 
     They are [T, h] twice, the widest GEMM's input and output, and [T_o, V] logits.

@@ -40,7 +40,7 @@ def engine_runs(
         engine: The name that `--runtime` takes; None: no engine is named.
         family: The family; None: the dense model.
         knobs: Its options.
-        shape: The shape of the dense model.
+        shape: The shape after pruning.
         tp: The degree of tensor parallelism.
     """
     if engine is None:

@@ -22,6 +22,7 @@ from prunescope.analysis.predict.answers import (
     answer_uncertainty,
     predict_answer,
     prompt_of,
+    step_bytes,
 )
 from prunescope.analysis.predict.constants import Constants
 from prunescope.analysis.predict.engine_formats import engine_runs
@@ -39,7 +40,7 @@ from prunescope.analysis.predict.setting import (
     read_model_on_device,
     resolve,
 )
-from prunescope.analysis.schema.prediction import ServedPoint, ServingChoice
+from prunescope.analysis.schema.prediction import Memory, ServedPoint, ServingChoice
 from prunescope.taxonomy.engines import CHECKED
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import pruning_families
@@ -112,6 +113,21 @@ class Served:
     def latency_ns(self, c: Constants) -> float:
         """Return the time to the last token."""
         return self.ttft_ns(c) + (self.whole.new_tokens - 1) * self.tpot_ns(c)
+
+    @property
+    def prompt_bytes(self) -> float:
+        """The bytes that the prompts of a forward allocate: all at once, or one prompt."""
+        return step_bytes((self.one_prompt or self.whole).prompt)
+
+    @property
+    def decode_bytes(self) -> float:
+        """The bytes that a decode step allocates."""
+        return step_bytes(self.whole.steps[-1])
+
+    def memory_bytes(self, memory: Memory) -> int:
+        """Return the bytes of a device, of which weights and cache are those of `memory`."""
+        fixed = memory.weight_bytes + memory.overhead_bytes + memory.kv_bytes
+        return round(fixed + max(self.prompt_bytes, self.decode_bytes))
 
     def token_ns(self, c: Constants) -> float:
         """Return the time that one device spends per new token, the inverse of its rate.
@@ -224,14 +240,15 @@ def _batch_in_memory(single: Served, *, pruned: bool) -> int:
     memory = answer_memory(single.whole, pruned=pruned)
     if memory.device_bytes is None:
         return MOST_BATCH
-    fixed = memory.weight_bytes + memory.overhead_bytes
-    per_sequence = memory.kv_bytes
-    if single.one_prompt is None:
-        per_sequence += memory.step_bytes
-    else:
-        fixed += memory.step_bytes
-    room = memory.device_bytes - fixed
-    return min(MOST_BATCH, max(0, int(room // per_sequence))) if per_sequence else MOST_BATCH
+    room = memory.device_bytes - memory.weight_bytes - memory.overhead_bytes
+    cache, prompt = memory.kv_bytes, single.prompt_bytes
+    # A prompt alone is as large at each batch; all prompts together grow with it, as a step does.
+    fixed, growing = (prompt, 0.0) if single.one_prompt is not None else (0.0, prompt)
+    fits = [
+        (room - held) // (cache + each) if cache + each else MOST_BATCH
+        for held, each in ((fixed, growing), (0.0, single.decode_bytes))
+    ]
+    return min(MOST_BATCH, max(0, int(min(fits))))
 
 
 def _largest(serve: Callable[[int], Served], objectives: Objectives, most: int) -> Served | None:
@@ -272,7 +289,8 @@ def _row(
     slow = objectives.throughput is not None and rate < objectives.throughput
     met = None if served is None or slow else served.whole.work.batch
     memory = answer_memory(at.whole, pruned=setting.prunes)
-    fits = engine_runs(request.runtime, setting.family, setting.knobs, setting.shape, tp=setting.tp)
+    (shape, *_) = (plan.shape for plan in at.whole.prompt.forward.plans)
+    fits = engine_runs(request.runtime, setting.family, setting.knobs, shape, tp=setting.tp)
     speed = None
     if served is not None and dense is not None and setting.prunes:
         sides = {id(side.whole): side for side in (dense, served)}
@@ -292,7 +310,7 @@ def _row(
         range=speed[1] if speed and met else None,
         weight_bytes=memory.weight_bytes,
         kv_bytes=memory.kv_bytes,
-        memory_bytes=memory.total_bytes,
+        memory_bytes=at.memory_bytes(memory),
         runs=fits.runs,
         why=fits.why,
         source=fits.source,

@@ -10,6 +10,7 @@ from prunescope.analysis.report.sheet import Line, Sheet
 from prunescope.analysis.report.view import Cell, Column, Columns, Table, number, table_of
 from prunescope.analysis.schema.history import History, HistoryPoint, HistorySeries
 from prunescope.taxonomy import numbers
+from prunescope.taxonomy.words import plural
 
 _BAR = 24  # characters of the longest time
 _MARKS = {"changed": "changed", "undecided": "?", "invalid": "not valid", "level": ""}
@@ -81,25 +82,34 @@ def _table(series: HistorySeries) -> Table:
 
 
 def series_name(series: HistorySeries) -> str:
-    """Return the name of a series: its model, device and phase, as far as they are known."""
-    return ", ".join(part for part in (series.model, series.device, series.phase) if part)
+    """Return the name of a series: model, pruning, device, phase, tokens, as far as known."""
+    tokens = None if series.tokens is None else f"{series.tokens:,} token{plural(series.tokens)}"
+    parts = (series.model, series.pruning, series.device, series.phase, tokens)
+    return ", ".join(part for part in parts if part)
 
 
 def history_records(history: History) -> Records:
     """Return a row for each commit of each series."""
     columns = {
-        "model": str, "device": str, "phase": str, "commit": str, "time": str, "lines": int,
-        "ns": float, "low": float, "high": float, "change": float, "state": str,
+        "model": str, "pruning": str, "device": str, "phase": str, "tokens": int,
+        "commit": str, "time": str, "lines": int, "ns": float, "low": float, "high": float,
+        "change": float, "state": str,
     }  # fmt: skip
     rows = []
     for series in history.series:
         for point in series.points:
             low, high = point.ci95 or (None, None)
-            key = {"model": series.model, "device": series.device, "phase": series.phase}
+            key = _labels(series)
             values = {name: getattr(point, name) for name in ("commit", "time", "lines", "ns")}
             ends = {"low": low, "high": high}
             rows.append({**key, **values, **ends, "change": point.change, "state": point.state})
     return Records("history", columns, tuple(rows))
+
+
+def _labels(series: HistorySeries) -> dict[str, str | int | None]:
+    """Return what distinguishes a series from all others of a history."""
+    names = ("model", "pruning", "device", "phase", "tokens")
+    return {name: getattr(series, name) for name in names}
 
 
 def openmetrics(history: History) -> str:
@@ -133,11 +143,8 @@ def _samples(history: History, name: str) -> Iterator[str]:
             "prunescope_speedup_ratio": series.speedup,
         }
         if (value := values[name]) is not None:
-            labels = {
-                "model": series.model, "device": series.device, "phase": series.phase,
-                "commit": last.commit,
-            }  # fmt: skip
-            shown = ",".join(f'{key}="{_label(text)}"' for key, text in labels.items() if text)
+            labels = {**_labels(series), "commit": last.commit}
+            shown = ",".join(f'{key}="{_label(str(v))}"' for key, v in labels.items() if v)
             yield f"{name}{{{shown}}} {value:.9g}"
 
 

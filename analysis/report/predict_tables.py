@@ -169,7 +169,7 @@ def _break_even_table(phase: PredictedPhase) -> Table:
     rows = []
     for label, speedup, even in (
         ("at the roofline", phase.ladder.roofline, phase.predicted.break_even),
-        (_expected_label(expected), expected.speedup, expected.break_even),
+        (_expected_label(phase), expected.speedup, expected.break_even),
     ):
         assert even is not None
         everywhere = "always" if speedup > FASTER else "never"
@@ -180,9 +180,9 @@ def _break_even_table(phase: PredictedPhase) -> Table:
     return text_table("break-even", "", [Column(head) for head in heads], rows)
 
 
-def _expected_label(expected: Execution) -> str:
-    """Return the row of the expected speedup; its range counts where a note tells of sure gains."""
-    return "expected" if expected.gains is None else "expected, its range aside"
+def _expected_label(phase: PredictedPhase) -> str:
+    """Return the row of the expected speedup; of experts a note tells which gains are sure."""
+    return "expected" if phase.experts is None else "expected, its range aside"
 
 
 def _execution_table(phase: PredictedPhase, expected: Execution) -> Table:
@@ -449,6 +449,7 @@ def choice_tables(result: ServingChoice) -> Parts:
     engine = subject["runtime"] or "no engine named"
     title = f"{load['prompt_len']} tokens and {load['new_tokens']} new ones, {', '.join(limits)}"
     yield Line(f"{title}; {engine}", "bold")
+    size_unit, per = numbers.size_scale(row.memory_bytes for row in result.rank)
     columns: Columns[ServedPoint] = [
         (Column("method"), lambda row: row.method),
         (number("s"), lambda row: f"{row.sparsity:.2f}"),
@@ -456,26 +457,33 @@ def choice_tables(result: ServingChoice) -> Parts:
         (number("TTFT", "ms"), lambda row: f"{row.ttft_ms:.0f}"),
         (number("TPOT", "ms"), lambda row: f"{row.tpot_ms:.1f}"),
         (
-            number("tokens/s a device"),
+            number("tokens/s"),
             lambda row: (
                 numbers.UNKNOWN
                 if row.tokens_per_s_per_device is None
                 else f"{row.tokens_per_s_per_device:.0f}"
             ),
         ),
-        (number("of dense", drop=1), lambda row: numbers.ratio(row.speedup)),
-        (number("range", drop=2), lambda row: _range(row.range) if row.range else ""),
-        (number("memory", drop=3), lambda row: numbers.size(row.memory_bytes)),
+        (number("speedup"), lambda row: numbers.ratio(row.speedup)),
+        (number("range", drop=1), lambda row: _range(row.range) if row.range else ""),
+        (number(size_unit, drop=2), lambda row: f"{row.memory_bytes / per:,.1f}"),
         (Column("runs"), lambda row: {True: "yes", False: "no", None: "?"}[row.runs]),
     ]
     none = [row for row in result.rank if row.batch is None]
-    notes = ["none: no batch meets the objectives; its times are of one sequence"] if none else []
+    notes = [f"tokens/s and {size_unit} (weights, cache, activations): of each device"]
+    if none:
+        notes.append("none: no batch meets the objectives; its times are of one sequence")
     yield table_of("choice", "largest batch that meets them", result.rank, columns, notes)
+    answers: dict[str, set[str]] = {}
+    for row in result.rank:
+        answers.setdefault(row.method, set()).add(row.why)
     for runs, word in ((False, "does not run"), (None, "unknown whether it runs")):
-        reasons: dict[str, list[str]] = {}
+        reasons: dict[str, dict[str, None]] = {}
         for row in result.rank:
-            if row.runs is runs and row.method not in reasons.get(row.why, ()):
-                reasons.setdefault(row.why, []).append(row.method)
+            is_one = len(answers[row.method]) == 1  # the same at each sparsity
+            name = f"{row.method}{when(not is_one, f' at {row.sparsity:.2f}')}"
+            if row.runs is runs:
+                reasons.setdefault(row.why, {})[name] = None
         for why, names in reasons.items():
             yield Line(f"{word}: {', '.join(names)} ({why})", "dim")
     yield Line(f"what engines run: pages read on {result.engine_formats_of}", "dim")

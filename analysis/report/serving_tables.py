@@ -22,13 +22,16 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-def captured(folder: Path, serving: Serving, answers: Mapping[str, str]) -> RenderableType:
+def captured(
+    folder: Path, serving: Serving, answers: Mapping[str, str], problem: str | None
+) -> RenderableType:
     """Return the times of requests without the profiler, the answers, and what to do next.
 
     Args:
         folder: The run folder.
         serving: Its serving.json.
         answers: The answer of each phase, where it is known.
+        problem: Why the traces cannot be analysed; None where they can.
     """
     version = serving.versions.get(serving.engine)
     engine = " ".join(filter(None, (serving.engine, version, serving.model)))
@@ -43,6 +46,8 @@ def captured(folder: Path, serving: Serving, answers: Mapping[str, str]) -> Rend
         f"{traces} trace{plural(traces)}",
         *(f"note: {note}" for note in serving.notes),
         *(f"{name}: {answer}" for name, answer in answers.items()),
-        f"next: prunescope analyze {folder} --model MODEL",
+        f"next: prunescope analyze {folder} --model MODEL"
+        if problem is None
+        else f"the traces cannot be analysed: {problem}; look at the engine's log",
     ]
     return Group(Text(clean(engine)), table, *(Text(clean(line)) for line in lines))

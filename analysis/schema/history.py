@@ -20,7 +20,8 @@ class HistoryLine(Block, kw_only=True):
 
     `commit` is what was measured, `time` when the line was written (UTC). `step_ns` is the time of
     a step as the report gives it, and `valid` whether it is evidence of how long a step takes;
-    `reasons` says why not. `speedup` is dense over pruned, of a pair.
+    `reasons` says why not. `pruning` is the method and sparsity of a pruned run. `speedup` is dense
+    over pruned, of a pair.
     """
 
     schema: Literal[1] = 1
@@ -29,11 +30,12 @@ class HistoryLine(Block, kw_only=True):
     time: Name
     subject: Name
     model: Name | None
+    pruning: Name | None = None
     device: Name | None
     versions: dict[str, str] = {}
     phase: Name
     kind: Name | None = None
-    step_ns: Number
+    step_ns: Annotated[float, Meta(gt=0, lt=1e30)]
     ci95: Interval | None
     steps: int
     tokens_per_s: Number | None = None
@@ -71,11 +73,17 @@ class HistoryChange(msgspec.Struct, kw_only=True):
 
 
 class HistorySeries(msgspec.Struct, kw_only=True):
-    """The commits of one model, device and phase, the oldest first, and the level of the last."""
+    """The commits of one model, pruning, device, phase and number of tokens, the oldest first.
+
+    `tokens` are those of a step, null where that is unknown. `level_ns` is the level of the last
+    commits.
+    """
 
     model: str | None
     device: str | None
     phase: str
+    pruning: str | None = None
+    tokens: int | None = None
     points: list[HistoryPoint]
     changes: list[HistoryChange]
     level_ns: float | None = None

@@ -90,6 +90,33 @@ def time_limit(a: float, b: float, *, same: bool) -> float:
     return (_SAME_KERNEL if same else _OTHER_KERNEL) + fixed / shorter
 
 
+@dataclass(frozen=True)
+class Filling:
+    """How much of the device a GEMM of `rows` rows fills; all of it where either is unknown."""
+
+    rows: int | None
+    sm: int | None
+
+    def share(self, slot: Slot, kernel: str) -> float:
+        """Return the share of the SMs that have a tile: the others load no weights meanwhile."""
+        tile = tile_of(kernel)
+        if tile is None or not self.rows or not self.sm:
+            return 1.0
+        tiles = -(-slot.n // tile.rows) * -(-self.rows // tile.columns)
+        return min(1.0, tiles / self.sm)
+
+    def handicap(
+        self, slower: tuple[Slot, str], faster: tuple[Slot, str], slower_ns: float
+    ) -> float:
+        """Return the factor by which a GEMM may be slower for filling less of the device.
+
+        That holds for short kernels: later, each SM has enough loads in flight.
+        """
+        if slower_ns >= _SHORT:
+            return 1.0
+        return max(1.0, self.share(*faster) / self.share(*slower))
+
+
 def head_contradictions(placed: Iterable[Placed], sm: int | None) -> list[Notice]:
     """State that no M fits the grid of lm_head; empty if one does."""
     for gemm in placed:
@@ -165,7 +192,9 @@ def usual_times(placed: Iterable[Placed], *, with_head: bool) -> Usual:
     return {key: median(ns) for key, ns in times.items()}
 
 
-def time_contradictions(placed: Sequence[Placed], *, with_head: bool) -> list[Notice]:
+def time_contradictions(
+    placed: Sequence[Placed], filling: Filling, *, with_head: bool
+) -> list[Notice]:
     """State that the times of two GEMMs do not both fit their N·K; empty if they do.
 
     `with_head` means that lm_head has as many rows as the linears. Otherwise it may have fewer, and
@@ -177,9 +206,11 @@ def time_contradictions(placed: Sequence[Placed], *, with_head: bool) -> list[No
         (slot_a, name_a), (slot_b, name_b) = a, b
         limit = time_limit(usual[a], usual[b], same=name_a == name_b)
         rate_a, rate_b = slot_a.size / usual[a], slot_b.size / usual[b]
-        slower = slot_a if rate_a < rate_b else slot_b
-        if not with_head and slower.role != "lm_head" and "lm_head" in (slot_a.role, slot_b.role):
+        slower, faster = (a, b) if rate_a < rate_b else (b, a)
+        is_head = "lm_head" in (slot_a.role, slot_b.role)
+        if not with_head and slower[0].role != "lm_head" and is_head:
             continue
+        limit *= filling.handicap(slower, faster, usual[slower])
         off = max(rate_a, rate_b) / min(rate_a, rate_b)
         if off > limit and off / limit > worst:
             gemms = [
@@ -374,7 +405,7 @@ def fitting_widths(
         by_grid = _widths_by_grid(members, m, sm) if m is not None else None
         if slot.role != "lm_head":
             by_grid = meet(by_grid, by_tiles.get(slot.n))
-        allowed = meet(by_grid, _widths_by_time(slot, usual))
+        allowed = meet(by_grid, _widths_by_time(slot, usual, Filling(rows, sm)))
         if allowed:
             how = "grid" if allowed == by_grid else "time" if by_grid is None else "grid and time"
             # By time alone a width is often known to a factor of 5: used if nothing is closer.
@@ -409,7 +440,7 @@ def _widths_by_grid(members: Sequence[Placed], rows: int, sm: int | None) -> Int
     return allowed
 
 
-def _widths_by_time(slot: Slot, usual: Usual) -> Intervals | None:
+def _widths_by_time(slot: Slot, usual: Usual, filling: Filling) -> Intervals | None:
     """Return the N at which the rate N·K/time agrees with that of every other GEMM.
 
     Agreement is within `time_limit`, which is narrower for two GEMMs on one kernel.
@@ -422,7 +453,9 @@ def _widths_by_time(slot: Slot, usual: Usual) -> Intervals | None:
             if rival != slot:
                 limit = time_limit(ns, theirs, same=name == kernel)
                 n = rival.size / theirs * ns / slot.k
-                low, high = max(low, n / limit), min(high, n * limit)
+                one, other = (slot, name), (rival, kernel)
+                low = max(low, n / limit / filling.handicap(one, other, ns))
+                high = min(high, n * limit * filling.handicap(other, one, theirs))
     return ((math.ceil(low), int(high)),) if 0 < low < high < math.inf else None
 
 

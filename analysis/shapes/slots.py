@@ -200,7 +200,9 @@ def _slot_of_rank(role: str, n: int, k: int, shape: ModelShape, ranks: int) -> S
 _FORMATS = tuple(
     (re.compile(pattern), inputs, weights)
     for pattern, inputs, weights in (
-        (r"MxE2m1.*MxE4m3|MxE4m3.*MxE2m1|mxfp4.*fp8", "fp8", "fp4"),
+        (r"MxE2m1.*MxE4m3|MxE4m3.*MxE2m1|mxfp4.*fp8|fp8\w*xmxfp4", "fp8", "fp4"),
+        (r"bf16xmxfp4", "bf16", "fp4"),  # Triton's _matmul_ogs_NNT_bf16xbf16xmxfp4: of the result,
+        (r"fp16xmxfp4", "fp16", "fp4"),  # the activations and the weights
         (r"[Nn]v[Ff][Pp]4|E2m1.*E2m1|fp4xfp4|_e2m1_e2m1", "fp4", "fp4"),
         (r"[Mm]arlin|machete|gptq|awq|w4a16|W4A16|int4|dequantize_gemm", None, "fp4"),
         (r"w4a8|W4A8", "fp8", "fp4"),

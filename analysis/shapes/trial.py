@@ -152,7 +152,11 @@ class Trial:
                 self.traced.counting.named, shape, self.ranks
             ),
             *config_evidence.head_contradictions(gemms, self.sm),
-            *config_evidence.time_contradictions(gemms, with_head=self.has_full_head(key)),
+            *config_evidence.time_contradictions(
+                gemms,
+                config_evidence.Filling(self.rows[key], self.sm),
+                with_head=self.has_full_head(key),
+            ),
             *config_evidence.narrow_gemm_contradictions(gemms, self.rows[key], self.device),
             *self._peak_contradictions(gemms, self.rows[key]),
             *counted.contradictions(self.rows[key]),

@@ -199,8 +199,9 @@ def _step_alone(phase: Phase) -> Iterator[str]:
     invalid = when(bool(phase.invalid_times), "timing not valid: ")
     yield f"{invalid}a step takes {numbers.brief_time(step)}, busy {busy} of the wall"
     if phase.earlier_work_ns > 0:
-        earlier = numbers.brief_time(phase.earlier_work_ns)
-        yield f"{earlier} before it are left out: earlier work, most likely"
+        earlier = numbers.brief_time(phase.earlier_work_ns * phase.steps)
+        which = "it" if phase.steps == 1 else "the first step"
+        yield f"{earlier} before {which} are left out: earlier work, most likely"
 
 
 def _not_comparable(phase: Phase, ratio: str) -> Iterator[str]:

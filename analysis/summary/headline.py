@@ -102,9 +102,9 @@ def _step_alone(phase: Phase) -> str:
         text += f" (mean over unlike steps; the median is {middle})"
     share = numbers.share_of(phase.scale_to_step(phase.busy_ns), phase.step_time_ns)
     text += f", busy {numbers.percent(share)} of the wall{_communication(phase)}"
+    earlier = phase.earlier_work_ns * phase.steps
     return text + when(
-        phase.earlier_work_ns > 0,
-        f", {numbers.time(phase.earlier_work_ns)} of most likely earlier work left out",
+        earlier > 0, f", {numbers.time(earlier)} of most likely earlier work left out"
     )
 
 

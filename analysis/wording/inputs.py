@@ -25,6 +25,6 @@ WORDS: dict[str, str | Callable[..., str]] = {
         "--phase {phase} is not used: nothing in {name} tells prefill from decode; call ranges "
         "(NVTX, record_function) around them so, or give --model"
     ),
-    "history-cut": "the last line of {file} is not whole, and is left out",
+    "history-cut": "line {line} of {file} is not whole, and is left out",
     "options-without-config": "without --model nothing is taken from {options:list}",
 }

@@ -7,6 +7,7 @@ docs/predict.md prints the score.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -106,6 +107,28 @@ def test_a_rank_of_tensor_parallelism_is_one(real_trace: Real) -> None:
     (phase,) = predict_from(request).phases.values()
     assert phase.tp == 8 and any("one of 8 devices" in note for note in phase.notes)
     assert {"communication", "routing", "experts"} <= phase.shares.keys()
+
+
+def test_another_model_than_the_recorded_one_is_refused(real_trace: Real) -> None:
+    """Qwen1.5-0.5B has 24 layers, whose linears have K 1,024 and 2,816; Qwen2.5-0.5B has 24 of 896
+    and 4,864, Llama 3.1 8B 32. The linears of gpt-oss-20b are those of gpt-oss-120b, in 24 of 36
+    layers."""
+    for trace, model, why in (
+        (H100, "qwen2.5-0.5b", "sizes that qwen2.5-0.5b does not have"),
+        (H100, "llama-3.1-8b", "projection of 24 layers, and llama-3.1-8b has 32"),
+        (B200, "gpt-oss-20b", "projection of 36 layers, and gpt-oss-20b has 24"),
+    ):
+        request = PredictRequest(model, from_run=real_trace(trace), method="static-nk-mlp")
+        with pytest.raises(PrunescopeError, match=why):
+            predict_from(request)
+
+
+def test_each_rank_is_a_table_of_its_own(real_trace: Real, tmp_path: Path) -> None:
+    """One of two ranks stood for both."""
+    for rank in (0, 1):
+        shutil.copy(real_trace(H100), tmp_path / f"rank{rank}.json.gz")
+    request = PredictRequest(MODELS[H100], from_run=tmp_path, method="static-m", sparsity=0.5)
+    assert list(predict_from(request).phases) == ["rank0", "rank1"]
 
 
 def test_too_much_unknown_time_is_refused(real_trace: Real) -> None:

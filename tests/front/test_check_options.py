@@ -35,8 +35,11 @@ def test_a_model_gives_roles_and_a_phase_its_printed_name(real_trace: Real) -> N
     # 1.462 ms of a step; gate_up 2.418 of 9.773 ms busy
     assert values == pytest.approx([0.4726, 1.462e6, 0.2474], rel=1e-3)
     assert {verdict.state for verdict in outcome.verdicts} == {"undecided"}  # one step
-    with pytest.raises(PrunescopeError, match="no phase 'prefill'"):
+    with pytest.raises(PrunescopeError, match="no phase 'prefill'") as refused:
         prunescope.check(real_trace(DECODE), require="prefill.wall <= 1s")
+    assert refused.value.hint == "it has trace (decode)"
+    with pytest.raises(PrunescopeError, match="none is given"):  # before anything is read
+        prunescope.check("absent", require="decode.history <= 5%")
     bare = prunescope.check(real_trace(DECODE), require=[*rules, "wall > 1ns"]).verdicts
     assert [verdict.value for verdict in bare[:2]] == [None, None]  # no roles without a config
 

@@ -299,6 +299,8 @@ def _of_predictions() -> Iterator[Case]:
         "runtime": f"{_ON_H100} --method static-nk --runtime vllm --dtype fp8 --new-tokens 64",
         "pipeline": f"{_ON_H100} --method static-m --tp 2 --pp 2 --chunk 256 --new-tokens 16",
         "rank": f"--rank {_ON_H100} --workload chat",
+        "rank-objectives": "--rank --model llama-3.3-70b --device h100-sxm --tp 8 --runtime vllm "
+        "--dtype fp8 --prompt-len 8192 --new-tokens 256 --ttft-ms 2000 --tpot-ms 50",
         "rank-rag": "--rank --model qwen3-8b --device mi300x --workload rag",
         "rank-experts": f"--rank {experts} --workload batch",
         "peaks": "--model qwen3-4b --peak bf16=500 --bandwidth 2000 --method static-nk-mlp",

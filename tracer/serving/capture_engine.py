@@ -30,6 +30,7 @@ from prunescope.taxonomy.runs.serving import (
     ServedRequest,
     Serving,
     percentiles,
+    read_serving,
 )
 from prunescope.tracer.capture.progress import Progress, Silent
 from prunescope.tracer.serving.address import parse_address
@@ -171,6 +172,7 @@ def _capture(run: _Capture, partial: Path, progress: Progress) -> None:
         notes=[] if prompts.is_random else [_REPEATED],
     )
     (partial / SERVING).write_bytes(serving.to_json())
+    read_serving(partial)  # what cannot be read back is no run
 
 
 def _stop_all_the_same(client: Client) -> None:

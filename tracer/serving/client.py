@@ -7,11 +7,14 @@ and every wait ends at the deadline of the capture, however slowly a server answ
 from __future__ import annotations
 
 import http.client
+import io
 import json
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from prunescope.taxonomy.errors import PrunescopeError
@@ -43,6 +46,36 @@ class Deadline:
                 hint="look at its log; --timeout S waits longer, fewer --prompts need less",
             )
         return left
+
+
+class _BoundedReads(io.RawIOBase):
+    """What arrives at a socket, read until the deadline: a timeout of its own bounds each read."""
+
+    def __init__(self, inner: io.RawIOBase, sock: socket.socket, deadline: Deadline) -> None:
+        self._inner, self._sock, self._deadline = inner, sock, deadline
+
+    def readable(self) -> bool:
+        """Return True, as io asks."""
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        """Read into a buffer, and return the number of bytes."""
+        self._sock.settimeout(self._deadline.left())
+        return self._inner.readinto(buffer)
+
+    def close(self) -> None:
+        """Close the socket's own reader, which counts as one of its users."""
+        self._inner.close()
+        super().close()
+
+
+class _BoundedResponse(http.client.HTTPResponse):
+    """An answer whose head and body both end at the deadline, a byte at a time as well."""
+
+    def __init__(self, deadline: Deadline, sock: socket.socket, *args: Any, **more: Any) -> None:
+        super().__init__(sock, *args, **more)
+        inner: Any = self.fp.detach()
+        self.fp = io.BufferedReader(_BoundedReads(inner, sock, deadline))
 
 
 @dataclass(frozen=True)
@@ -77,9 +110,9 @@ class Client:
         with closing(self._connect()) as connection:
             response = self._send(connection, "POST", path, values)
             if response.status != 200:
-                raise _refused(path, response.status, self._read(connection, response), hint)
+                raise _refused(path, response.status, self._read(response), hint)
             rest = b""
-            for block in self._blocks(connection, response):
+            for block in self._blocks(response):
                 *lines, rest = (rest + block).split(b"\n")
                 for line in lines:
                     event = line.strip().removeprefix(b"data:").strip()
@@ -94,13 +127,16 @@ class Client:
         """Send a request and read the whole answer."""
         with closing(self._connect()) as connection:
             response = self._send(connection, method, path, values)
-            return response.status, self._read(connection, response)
+            return response.status, self._read(response)
 
     def _connect(self) -> http.client.HTTPConnection:
         """Return a connection that is not open yet."""
         kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
         timeout = min(_CONNECT_S, self.deadline.left())
-        return kinds[self.address.scheme](self.address.host, self.address.port, timeout=timeout)
+        kind = kinds[self.address.scheme]
+        connection = kind(self.address.host, self.address.port, timeout=timeout)
+        connection.response_class = partial(_BoundedResponse, self.deadline)
+        return connection
 
     def _send(
         self,
@@ -123,9 +159,7 @@ class Client:
         except (OSError, http.client.HTTPException):
             raise _unreachable() from None
 
-    def _blocks(
-        self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse
-    ) -> Iterator[bytes]:
+    def _blocks(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
         """Yield what arrives of an answer, in blocks.
 
         Raises:
@@ -133,8 +167,6 @@ class Client:
         """
         total = 0
         while True:
-            if connection.sock is not None:
-                connection.sock.settimeout(self.deadline.left())
             try:
                 block = response.read1(_BLOCK)
             except TimeoutError:
@@ -144,17 +176,14 @@ class Client:
                 raise _unreachable() from None
             if not block:
                 return
-            self.deadline.left()
             total += len(block)
             if total > _MOST_BYTES:
                 raise PrunescopeError("the engine's answer has no end", hint="look at its log")
             yield block
 
-    def _read(
-        self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse
-    ) -> bytes:
+    def _read(self, response: http.client.HTTPResponse) -> bytes:
         """Return the whole answer."""
-        return b"".join(self._blocks(connection, response))
+        return b"".join(self._blocks(response))
 
 
 def _parse(body: bytes) -> Any:
@@ -176,6 +205,7 @@ def _unreachable() -> PrunescopeError:
 def _refused(path: str, status: int, body: bytes, hint: str) -> PrunescopeError:
     """Return the error about a request that the server refused."""
     shown = scrub(body[:_SHOWN].decode(errors="replace").strip())
+    hint = "redirects are not followed: check --url" if 300 <= status < 400 else hint
     return PrunescopeError(
         f"the engine answered {path} with status {status}{f': {shown}' if shown else ''}", hint=hint
     )

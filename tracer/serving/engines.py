@@ -12,6 +12,7 @@ from typing import Any
 
 from prunescope.tracer.serving.client import Client
 
+_LONGEST = 100  # characters of a name or a version
 START, STOP = "/start_profile", "/stop_profile"
 
 
@@ -61,7 +62,7 @@ def served_model(client: Client) -> str | None:
     models = listed.get("data") if isinstance(listed, dict) else None
     first = models[0] if isinstance(models, list) and models else None
     name = first.get("id") if isinstance(first, dict) else None
-    return name if isinstance(name, str) else None
+    return name[:_LONGEST] if isinstance(name, str) else None
 
 
 def engine_version(client: Client, engine: ServingEngine) -> str | None:
@@ -70,5 +71,5 @@ def engine_version(client: Client, engine: ServingEngine) -> str | None:
         answer = client.get(path)
         version = answer.get("version") if isinstance(answer, dict) else None
         if isinstance(version, str):
-            return version[:100]
+            return version[:_LONGEST]
     return None

@@ -136,8 +136,9 @@ def _send(client: Client, model: str | None, prompt: Prompt, tokens: int) -> Ser
         if event.get("choices"):
             arrived.append(time.perf_counter_ns())
         usage = event.get("usage")
-        if isinstance(usage, dict) and isinstance(usage.get("completion_tokens"), int):
-            counted = usage["completion_tokens"]
+        told = usage.get("completion_tokens") if isinstance(usage, dict) else None
+        if isinstance(told, int) and told <= tokens:  # more were not asked for
+            counted = told
     if not arrived:
         raise PrunescopeError("the engine answered a prompt without a token", hint=_HINT)
     number = max(counted or 0, len(arrived))  # an event may hold several tokens

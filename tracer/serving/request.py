@@ -10,6 +10,7 @@ from prunescope.tracer.capture.progress import Progress
 
 Engine = Literal["vllm", "sglang"]
 PORTS = {"vllm": 8000, "sglang": 30000}  # of the engines' own defaults
+MOST_TOKENS = 1 << 22  # of a prompt or an answer: above any context
 LEAST_STEPS = 5  # of prefill and of decode in the profiled window
 
 
@@ -41,7 +42,10 @@ class CaptureEngineRequest:
         ),
     ] = 8
     prompt_len: Annotated[
-        int, Option(help="Length of a random prompt in tokens.", unit="tokens", least=1)
+        int,
+        Option(
+            help="Length of a random prompt in tokens.", unit="tokens", least=1, most=MOST_TOKENS
+        ),
     ] = 512
     new_tokens: Annotated[
         int,
@@ -49,6 +53,7 @@ class CaptureEngineRequest:
             help="Length of an answer in tokens; the profiled ones are cut off at 16.",
             unit="tokens",
             least=LEAST_STEPS + 1,
+            most=MOST_TOKENS,
         ),
     ] = 16
     concurrency: Annotated[

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import prunescope
 from prunescope.analysis.history.history_file import append_lines, check_history, read_lines
 from prunescope.analysis.history.measured_lines import step_interval
-from prunescope.analysis.history.series import series_of
+from prunescope.analysis.history.series import level_before, series_of
 from prunescope.analysis.report.history_tables import change_lines, openmetrics
 from prunescope.analysis.schema.history import History, HistoryLine, HistorySeries
 from prunescope.analysis.wording.sentence import sentence
@@ -89,13 +89,39 @@ def test_what_is_not_valid_is_in_no_level() -> None:
     assert not series.changes
 
 
-def test_models_devices_and_phases_are_series_of_their_own() -> None:
+def test_another_model_pruning_device_phase_or_batch_is_a_series_of_its_own() -> None:
+    """10 ms at 800 tokens a second are 8 tokens a step. Labels of OpenMetrics tell all apart."""
     lines = [
         line("a", 10),
         line("a", 3, phase="prefill"),
         line("b", 3, phase="trace", kind="decode"),
+        line("b", 7, pruning="static-nk 0.5"),
+        line("b", 10, tokens_per_s=800.0),
+        line("b", 10, tokens_per_s=1600.0),
+        line("c", 20, tokens_per_s=800.0),
     ]
-    assert [series.phase for series in series_of(lines)] == ["decode", "prefill", "trace (decode)"]
+    series = series_of(lines)
+    assert [(one.phase, one.pruning, one.tokens) for one in series] == [
+        ("decode", None, None), ("prefill", None, None), ("trace (decode)", None, None),
+        ("decode", "static-nk 0.5", None), ("decode", None, 8), ("decode", None, 16),
+    ]  # fmt: skip
+    text = openmetrics(History(series=series))
+    samples = [row.rsplit(" ", 1)[0] for row in text.splitlines() if not row.startswith("#")]
+    assert len(samples) == len(set(samples))
+
+
+def test_the_interval_of_one_line_is_shown_as_it_was_measured() -> None:
+    """The ends of a median's interval are not symmetric."""
+    series = only(line("a", 10, ci95=[9.9e6, 10.4e6]))
+    assert series.points[0].ci95 == [9.9e6, 10.4e6]
+
+
+def test_a_slow_commit_fails_again_where_it_is_measured_again() -> None:
+    """The job of a commit that failed runs once more: its own line is no level."""
+    lines = [line("a", 10), line("b", 12)]
+    level = level_before(lines, line("b", 12))
+    assert level is not None and level.ns == 10e6
+    assert level_before(lines, line("c", 12)).ns == 12e6  # type: ignore[union-attr]
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(1, 100)), min_size=1, max_size=20))
@@ -115,10 +141,23 @@ def test_a_file_is_added_to_and_read_back(tmp_path: Path) -> None:
     with path.open("ab") as file:
         file.write(b'{"schema":1,"commit":"c"')  # the process was killed
     lines, (notice,) = read_lines(path)
-    assert len(lines) == 3 and "not whole" in sentence(notice)
+    assert len(lines) == 3 and "line 4 of h.jsonl is not whole" in sentence(notice)
     append_lines(path, [line("d", 12)])
-    with pytest.raises(PrunescopeError, match="line 4"):
+    lines, (notice,) = read_lines(path)
+    assert [item.commit for item in lines] == ["a", "b", "b", "d"]
+    assert "line 4 of h.jsonl" in sentence(notice)
+    with path.open("ab") as file:
+        file.write(b'{"schema":1,"commit":3}\n')
+    with pytest.raises(PrunescopeError, match="line 6"):
         read_lines(path)
+
+
+def test_a_history_whose_first_line_was_cut_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "h.jsonl"
+    append_lines(path, [line("a", 10)])
+    path.write_bytes(path.read_bytes()[:80])
+    append_lines(path, [line("b", 11)])
+    assert [item.commit for item in read_lines(path)[0]] == ["b"]
 
 
 @pytest.mark.parametrize("content", ["[1]", "{}", "text", '{"schema": 2}'])
@@ -141,11 +180,12 @@ def test_secrets_and_paths_stay_out_of_a_history(tmp_path: Path) -> None:
 
 def test_openmetrics() -> None:
     """Each family has its TYPE, UNIT (the end of its name) and HELP; the text ends with # EOF."""
-    series = series_of([line("a", 10), line('b"\n', 12, tokens_per_s=5.0)])
+    rates = {"tokens_per_s": 800.0}, {"tokens_per_s": 8 / 0.012}
+    series = series_of([line("a", 10, **rates[0]), line('b"\n', 12, **rates[1])])
     text = openmetrics(History(series=series))
     assert text.endswith("# EOF\n")
     assert (
-        'prunescope_step_seconds{model="qwen3-8b",device="mi300x",phase="decode",commit="b\\"'
+        'prunescope_step_seconds{model="qwen3-8b",device="mi300x",phase="decode",tokens="8",commit="b\\"'
         in text
     )
     assert re.search(r"prunescope_step_changed\{.*\} 1\n", text)

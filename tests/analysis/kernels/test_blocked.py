@@ -73,6 +73,17 @@ def test_a_trace_that_begins_within_earlier_work(before: str, tmp_path: Path) ->
         assert "as recorded, with earlier work, 50.030 ms" in setup(phase)
 
 
+def test_earlier_work_before_the_first_of_several_steps_is_told_whole(tmp_path: Path) -> None:
+    """50 ms before the first of five steps were told as 10 ms before a step, its share of them."""
+    steps = [step(0, MM, gap(us=50_000, launch=True), MM), *(step(n, MM, MM) for n in range(1, 5))]
+    trace = on_stream(chrome(*steps), 9, first=1)
+    phase = phase_of(analyze(save(trace, tmp_path / "t.json")).report)
+    assert phase.earlier_work_ns == pytest.approx(10e6, rel=1e-3)
+    assert "50.0 ms before the first step are left out" in phase.summary
+    earlier = finding(phase, "earlier-work")
+    assert earlier is not None and "50.000 ms of the trace is no time" in earlier.text
+
+
 def test_a_pair_compares_the_own_times_of_its_steps(tmp_path: Path) -> None:
     """50 ms of nothing in both, and kernels of 10 + 20 ms against 10 + 10: 1.14× of the walls as
     recorded, 1.50× of the steps. The rows of the ledger are those of the steps."""

@@ -69,6 +69,17 @@ def test_what_the_engine_runs_comes_first() -> None:
     assert all(row["runs"] is None for row in ranked(tpot_ms=30, method="static-m"))
 
 
+def test_a_pruned_model_is_divided_as_it_is_left() -> None:
+    """A quarter of 8 KV heads leaves 48 query and 6 KV heads, which 8 devices cannot share; a half
+    leaves 4, each of which is on two of them."""
+    rows = ranked(
+        model="llama-3.3-70b", tp=8, runtime="vllm", tpot_ms=50, method=cutting("heads", "channels")
+    )
+    runs = {row["sparsity"]: (row["runs"], row["why"]) for row in rows if row["sparsity"]}
+    assert runs[0.5][0] is True
+    assert runs[0.25][0] is False and "6 KV heads cannot be divided" in runs[0.25][1]
+
+
 def test_objectives_that_no_batch_meets() -> None:
     rows = ranked(tpot_ms=0.5, method="static-m")
     assert all(row["batch"] is None and row["tokens_per_s_per_device"] is None for row in rows)
@@ -100,6 +111,14 @@ def test_memory_bounds_the_batch() -> None:
 def test_options_that_contradict(options: dict[str, Any], message: str) -> None:
     with pytest.raises(PrunescopeError, match=message):
         ranked(**options)
+
+
+@pytest.mark.parametrize("arrivals", ["rate", "once"])
+def test_the_memory_of_a_batch_fits_and_that_of_one_more_does_not(arrivals: str) -> None:
+    """141 GB were shown at the largest batch of a device of 80 GiB: all prompts at once."""
+    for row in ranked(latency_ms=1e6, method="static-m,static-nk", arrivals=arrivals):
+        assert row["batch"] < 4096
+        assert 0 <= 80 * 2**30 - row["memory_bytes"] < 1.5e9  # 1,151 tokens, and a prompt
 
 
 def test_a_named_workload_gives_the_lengths() -> None:

@@ -55,6 +55,7 @@ WRONG: list[tuple[Case, dict[str, Any], str]] = [
     (GRAPH, {"vocab_size": 50304}, "their rates"),
     (GRAPH, {"num_attention_heads": 64}, "4 query heads a key, the config has 8"),
     (GRAPH, {"intermediate_size": 49152}, "their rates"),
+    (GRAPH, {"intermediate_size": 6144}, "their rates"),
     (GRAPH, {"vocab_size": 32000}, "their rates"),
     (B200, {"num_hidden_layers": 24}, "36 layers in the trace, 24 in the config"),
     (B200, {"hidden_size": 4096}, "no M fits"),

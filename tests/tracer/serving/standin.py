@@ -23,7 +23,9 @@ class StandIn:
     trace: Path | None = None
     traces: Path | None = None  # the folder that it was started with, as vLLM is
     names: tuple[str, ...] = ("host1_77.rank0.pt.trace.json.gz",)
-    broken: str = ""  # "silent", "dies", "dies while profiled", "no profiler", "moved"
+    broken: str = (
+        ""  # "drips", "silent", "dies", "dies while profiled", "no profiler", "moved", "boasts"
+    )
     names_folder: bool = False
     seen: list[tuple[str, Any]] = field(default_factory=list)
     prompts: list[Any] = field(default_factory=list)
@@ -54,7 +56,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.standin.seen.append((self.path, None))
-        self.answer({"data": [{"id": "Qwen/Qwen3-8B"}], "version": "0.0-stand-in"})
+        while self.standin.broken == "drips":  # a head without end, a byte at a time
+            time.sleep(0.1)
+            self.wfile.write(b"H")
+        name = "Qwen/Qwen3-8B" + "/x" * (100_000 if self.standin.broken == "boasts" else 0)
+        self.answer({"data": [{"id": name}], "version": "0.0-stand-in"})
 
     def do_POST(self) -> None:
         size = int(self.headers.get("Content-Length") or 0)
@@ -84,7 +90,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         for number in range(tokens):
             is_profiled = "/start_profile" in self.standin.paths
-            if self.standin.broken == "dies" or (self.standin.broken and is_profiled):
+            if self.standin.broken == "dies" or (
+                self.standin.broken == "dies while profiled" and is_profiled
+            ):
                 return
             while self.standin.broken == "silent" and number == 1:
                 time.sleep(0.2)
@@ -92,7 +100,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.flush()
             self.wfile.write(b"data: " + json.dumps(TOKEN).encode() + b"\n\n")
             self.wfile.flush()
-        usage = {"choices": [], "usage": {"completion_tokens": tokens}}
+        told = 10**30 if self.standin.broken == "boasts" else tokens
+        usage = {"choices": [], "usage": {"completion_tokens": told}}
         self.wfile.write(b"data: " + json.dumps(usage).encode() + b"\n\ndata: [DONE]\n\n")
 
 

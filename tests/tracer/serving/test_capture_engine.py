@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import prunescope
+from prunescope.cli import main
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.runs.serving import percentiles, read_serving
 from prunescope.tracer.serving.address import parse_address
@@ -144,6 +145,7 @@ def test_prompts_of_a_file(trace: Path, tmp_path: Path) -> None:
 
 
 FAILURES = {
+    "drips": "did not answer in time",
     "silent": "did not answer in time",
     "dies": "ended an answer|breaks off",
     "no profiler": "status 404",
@@ -164,6 +166,14 @@ def test_a_server_that_fails(broken: str, trace: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_server_that_boasts_of_tokens_and_names(trace: Path, tmp_path: Path) -> None:
+    """10^30 tokens where 6 were asked for, and a name of 200,000 characters."""
+    with serving(StandIn(trace, tmp_path, broken="boasts")) as standin:
+        record = read_serving(capture(standin, tmp_path / "run", traces=tmp_path))
+    assert [request.tokens for request in record.requests] == [6, 6, 6]
+    assert len(record.model or "") <= 100
+
+
 def test_a_trace_that_never_comes(tmp_path: Path) -> None:
     (tmp_path / "traces").mkdir()
     with (
@@ -172,6 +182,20 @@ def test_a_trace_that_never_comes(tmp_path: Path) -> None:
     ):
         capture(standin, tmp_path / "run", traces=tmp_path / "traces", timeout=1.0)
     assert standin.paths[-1] == "/stop_profile"
+
+
+def test_a_trace_that_cannot_be_analysed_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The engine was killed while it wrote: the folder is kept, and the exit code is 3."""
+    (tmp_path / "cut.gz").write_bytes(gzip.compress(b'{"traceEvents": [{"ph": "X", "na'))
+    (tmp_path / "traces").mkdir()
+    with serving(StandIn(tmp_path / "cut.gz", tmp_path / "traces")) as standin:
+        words = ["capture", "--engine", "vllm", "--url", standin.url, "--prompts", "2"]
+        words += ["--prompt-len", "4", "--new-tokens", "6", "--out", str(tmp_path / "run")]
+        assert main([*words, "--traces", str(tmp_path / "traces")]) == 3
+    assert "cannot be analysed: rank0.trace.json.gz: the file is cut" in capsys.readouterr().out
+    assert (tmp_path / "run" / "serving.json").is_file()
 
 
 def test_a_profiler_is_stopped_where_a_request_fails(trace: Path, tmp_path: Path) -> None:
