@@ -7,11 +7,14 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prunescope.analysis.bundle.secrets import cleared
 from prunescope.taxonomy.runs.run import Run
 from prunescope.taxonomy.scrub import scrub, scrub_values, scrub_words, without_secrets
+from tests.taxonomy import secret_rules
+from tests.taxonomy.secret_examples import OWNERS, SECRETS
 
 TOKEN = "hf_" + "QyZ7planted0secret1token2abcd"
 
@@ -146,3 +149,50 @@ def test_no_text_takes_long(piece: str) -> None:
     begun = time.process_time()
     scrub(piece * (300_000 // len(piece)))
     assert time.process_time() - begun < 20  # one that grows with the square takes minutes
+
+
+@pytest.mark.parametrize("name", [*SECRETS, *(f"whose {name}" for name in OWNERS)])
+def test_a_value_of_every_kind_is_in_no_text_that_is_written(name: str) -> None:
+    """Plain or anonymous, in quotes, brackets and words of others."""
+    text, value = {**SECRETS, **{f"whose {key}": kept for key, kept in OWNERS.items()}}[name]
+    for around in ("{}", "void f<{}>(int)", "a={};b", "({})", "x {} y", "[{}]", "'{}'", 'é"{}"'):
+        given = around.replace("{}", text)
+        for clean in (scrub(given), cleared(given), str(scrub_values({"x": [given]}))):
+            assert value not in clean, clean
+        assert name.startswith("whose ") or value not in without_secrets(given)
+        assert scrub(scrub(given)) == scrub(given)
+
+
+def test_the_kept_patterns_are_those_of_the_package() -> None:
+    pytest.importorskip("detect_secrets", reason="detect-secrets is not installed")
+    assert secret_rules.text() == secret_rules.KEPT.read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the key is model.layers.0.self_attn.k_proj", "key paged_attention_v2_kernel_fp8_e4m3",
+        "token ampere_bf16_s16816gemm_bf16_128x64_ldg8_f2f_stages_64x3_tn", "keys: 0.123456789012",
+        "/lm_head/MatMul", "/model/layers.0/self_attn/q_proj", "/encoder/layer.3/attention/Add_2",
+        "https://huggingface.co/meta-llama/Llama-3.1-8B", "1/2/3", "(M)/N/K", "bytes/s/GPU",
+        "100% of 3", "a &amp; b", "x%20y", "user-supplied", "users: 3", "kernel::host=3",
+    ],
+)  # fmt: skip
+def test_names_of_kernels_nodes_and_pages_stay(text: str) -> None:
+    assert scrub(text) == text
+
+
+PIECES = st.sampled_from([*(text for text, _ in [*SECRETS.values(), *OWNERS.values()])])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(PIECES | st.text(max_size=9), min_size=1, max_size=4), st.sampled_from("  ,;|\n"))
+def test_an_anonymous_text_holds_nothing_that_a_plain_one_lacks(
+    pieces: list[str], between: str
+) -> None:
+    """What is left of a word for word comparison: every run of six signs that scrub took out."""
+    text = between.join(pieces)
+    plain, anonymous = scrub(text), cleared(text)
+    for at in range(len(text) - 5):
+        run = text[at : at + 6]
+        assert run in plain or run not in anonymous, run
