@@ -13,14 +13,13 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
 
 from prunescope.taxonomy.contradictions import contradictions
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.scrub import free_key, scrub
 
 T = TypeVar("T")
 B = TypeVar("B", bound="Block")
@@ -152,26 +151,6 @@ def plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     return value
-
-
-def scrubbed(value: T) -> T:
-    """Scrub each string and key of a value: structs, lists and dicts in place."""
-    clean: Any = value
-    if isinstance(value, str):
-        clean = scrub(value)
-    elif isinstance(value, msgspec.Struct):
-        for name in value.__struct_fields__:
-            msgspec.structs.force_setattr(value, name, scrubbed(getattr(value, name)))
-    elif isinstance(value, list):
-        value[:] = map(scrubbed, value)
-    elif isinstance(value, tuple):
-        clean = tuple(map(scrubbed, value))
-    elif isinstance(value, dict):
-        pairs = [(scrubbed(key), scrubbed(inner)) for key, inner in value.items()]
-        value.clear()
-        for key, inner in pairs:
-            value[free_key(key, value) if isinstance(key, str) else key] = inner
-    return cast(T, clean)
 
 
 def changed(block: B, **values: Any) -> B:

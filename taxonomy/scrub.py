@@ -313,9 +313,8 @@ def scrub_values(value: Any) -> Any:
     if isinstance(value, dict):
         clean: dict[Any, Any] = {}
         for key, inner in value.items():
+            inner = value_under(key, inner)
             if isinstance(key, str):
-                if isinstance(inner, str) and inner:
-                    inner = _value_of(key, inner)
                 key = free_key(scrub(key), clean)
             clean[key] = scrub_values(inner)
         return clean
@@ -326,8 +325,10 @@ def scrub_values(value: Any) -> Any:
     return value
 
 
-def _value_of(key: str, value: str) -> str:
-    """Return what stands for a value under a key: of a secret or an owner, its kind."""
+def value_under(key: Any, value: Any) -> Any:
+    """Return what stands for a value under a key: its kind, if the key is of a secret or owner."""
+    if not (isinstance(key, str) and isinstance(value, str) and value):
+        return value
     if _SECRET_NAME.fullmatch(key) or (_NAME_OF_KEY.search(key) and _is_random(value)):
         return SECRET
     return NAME if _OWNER_NAME.fullmatch(key) else value

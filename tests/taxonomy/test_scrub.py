@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from prunescope.analysis.bundle.secrets import cleared
 from prunescope.taxonomy.runs.run import Run
 from prunescope.taxonomy.scrub import scrub, scrub_values, scrub_words, without_secrets
+from prunescope.taxonomy.scrubbed import scrubbed
 from tests.taxonomy import secret_rules
 from tests.taxonomy.secret_examples import OWNERS, SECRETS
 
@@ -196,3 +197,12 @@ def test_an_anonymous_text_holds_nothing_that_a_plain_one_lacks(
     for at in range(len(text) - 5):
         run = text[at : at + 6]
         assert run in plain or run not in anonymous, run
+
+
+def test_structs_are_scrubbed_as_values_are() -> None:
+    """What a key tells of its value holds in a report, too."""
+    told = {"api_key": "abc", "who": [{"hostname": "x1", "n": 3}, ("/home/ada/x", TOKEN)]}
+    clean = {"api_key": "<secret>", "who": [{"hostname": "<name>", "n": 3}, ["x", "<secret>"]]}
+    assert scrub_values(told) == clean
+    clean["who"][1] = ("x", "<secret>")
+    assert scrubbed(told) == clean
