@@ -13,7 +13,7 @@ import html
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 from urllib.parse import unquote
@@ -67,26 +67,24 @@ _KEYED = (
 _NAMED = rf"(?:{_KEYED}|(?<![A-Za-z0-9_])token)"
 _QUOTE = r"\\{0,4}[\"']"
 _ASSIGNED = re.compile(
-    rf"(?i)({_NAMED}(?:{_QUOTE})?\s*=\s*(?:{_QUOTE})?|{_NAMED}{_QUOTE}\s*:\s*(?:{_QUOTE})?"
-    rf"|{_KEYED}\s*:\s+(?:{_QUOTE})?|--[\w-]{{0,40}}(?:{_KEYED}|token)\s+(?!-))(?!<)"
-    r"(?:(?<=[\"'])[^\"'\\\n]{4,}|[^\s\"'&,;<>{}\[\]()]{4,})"
+    rf"(?i)(?:{_NAMED}(?:{_QUOTE})?\s*=\s*(?:{_QUOTE})?|{_NAMED}{_QUOTE}\s*:\s*(?:{_QUOTE})?"
+    rf"|{_KEYED}\s*:\s+(?:{_QUOTE})?|--[\w-]{{0,40}}(?:{_KEYED}|token)\s+(?!-))"
 )
+_VALUE = re.compile(r"(?!<)(?:(?<=[\"'])[^\"'\\\n]{4,}|[^\s\"'&,;<>{}\[\]()]{4,})")
 # `curl -u name:password`.
 _LOGIN = re.compile(r"(?<![\w-])(-u|--user|--proxy-user)(\s+|=)[^\s:\"'<>]{1,200}:[^\s\"'<>]+")
 # A value whose name is like that of an environment variable that holds a secret.
-_EXPORTED = re.compile(
-    r"(\b[A-Z][A-Z0-9_]*(?:TOKEN|SECRET|PASSWORD|PASSWD|KEY|CREDENTIALS)=)(?!<)[^\s\"'&,;<>]{4,}"
-)
+_EXPORTED = re.compile(r"\b[A-Z][A-Z0-9_]*(?:TOKEN|SECRET|PASSWORD|PASSWD|KEY|CREDENTIALS)=")
 # A value beside a word for secrets, which is one if it looks random.
 _WORDS_OF_KEYS = (
     "key", "token", "secret", "passw", "pwd", "auth", "credential", "signature", "sig", "session",
     "webhook", "bearer", "cookie",
 )  # fmt: skip
 _BESIDE = re.compile(
-    rf"(?i)((?:{'|'.join(_WORDS_OF_KEYS)})(?:[a-z]{{0,10}}|[_ -]?id)(?:{_QUOTE})?[\])]?"
-    rf"(?:\s{{0,3}}(?:=>|:=|==?|:|,)\s{{0,3}}|\s{{1,3}}(?:(?:is|was)\s{{1,3}})?)(?:{_QUOTE})?)"
-    r"([\w+/=~-]{16,})"
+    rf"(?i)(?:{'|'.join(_WORDS_OF_KEYS)})(?:[a-z]{{0,10}}|[_ -]?id)(?:{_QUOTE})?[\])]?"
+    rf"(?:\s{{0,3}}(?:=>|:=|==?|:|,)\s{{0,3}}|\s{{1,3}}(?:(?:is|was)\s{{1,3}})?)(?:{_QUOTE})?"
 )
+_DRAWN = re.compile(r"[\w+/=~-]{16,}")
 _RUN = re.compile(r"[A-Za-z0-9+/=~]{12,}")
 _RANDOM = 3.0  # bits a character; words of names have digits in short runs alone
 # Whose machine it was: USER=ada, "hostname": "x".
@@ -153,8 +151,17 @@ def _hide(match: re.Match[str]) -> str:
     return match[0].replace(value, SECRET)
 
 
-def _hide_random(match: re.Match[str]) -> str:
-    return match[1] + SECRET if _is_random(match[2]) else match[0]
+def _hide_values(
+    keys: re.Pattern[str], values: re.Pattern[str], is_value: Callable[[str], bool], text: str
+) -> str:
+    """Hide the value behind each key, also of a key that the value before it seems to hold."""
+    pieces, done = [], 0
+    for key in keys.finditer(text):
+        value = values.match(text, key.end()) if key.end() >= done else None
+        if value is not None and is_value(value[0]):
+            pieces += [text[done : value.start()], SECRET]
+            done = value.end()
+    return "".join([*pieces, text[done:]])
 
 
 def _is_random(value: str) -> bool:
@@ -169,11 +176,11 @@ def _mixes(run: str) -> bool:
     return any(sign.isdigit() for sign in run) and any(sign.isalpha() for sign in run)
 
 
-def _kept_rules() -> Iterator[tuple[tuple[str, ...], re.Pattern[str], Callable[..., str]]]:
+def _kept_rules() -> Iterator[tuple[tuple[str, ...], Callable[[str], str]]]:
     """Yield the kept patterns. None begins inside a word, and each needs a text in lower case."""
     for name, flags, pattern in KEPT_PATTERNS:
         begin = "" if pattern.startswith(r"(?:\s") else "(?<![A-Za-z0-9])"
-        yield _KEPT_NEEDS[name], re.compile(f"{begin}{pattern}", flags), _hide
+        yield _KEPT_NEEDS[name], partial(re.compile(f"{begin}{pattern}", flags).sub, _hide)
 
 
 _KEYS = ("key", "pwd", "pw", "pass", "token")
@@ -195,21 +202,20 @@ _TOKENS = (
     "ops_eyj", "ccipat", "bkua_", "rdme_", "vc", "nfp_", "pat", "q~", "eyj", "atlasv1", "discord",
     "akc",
 )  # fmt: skip
-# What is taken out, in this order: texts of which a text in lower case needs one, the pattern, and
-# what stands there then.
-_RULES: tuple[tuple[tuple[str, ...], re.Pattern[str], Any], ...] = (
-    (("begin", "putty"), PRIVATE_KEY, SECRET),
-    (("://",), _CREDENTIALS, SECRET),
-    (_TOKENS, TOKEN, SECRET),
+# What is taken out, in this order: texts of which a text in lower case needs one, and how.
+_RULES: tuple[tuple[tuple[str, ...], Callable[[str], str]], ...] = (
+    (("begin", "putty"), partial(PRIVATE_KEY.sub, SECRET)),
+    (("://",), partial(_CREDENTIALS.sub, SECRET)),
+    (_TOKENS, partial(TOKEN.sub, SECRET)),
     *_kept_rules(),
-    (("cookie", "authorization", "key", "token", "secret", "signature", "credential"), _HEADER,
-     rf"\1\2{SECRET}"),
-    (("bearer", "basic"), _BEARER, rf"\1 {SECRET}"),
-    (("-u", "-user"), _LOGIN, rf"\1\2{SECRET}"),
-    (("=",), _EXPORTED, rf"\1{SECRET}"),
-    (("token", "secret", "key", "pass", "pwd", "credential", "contrase"), _ASSIGNED,
-     rf"\1{SECRET}"),
-    (_WORDS_OF_KEYS, _BESIDE, _hide_random),
+    (("cookie", "authorization", "key", "token", "secret", "signature", "credential"),
+     partial(_HEADER.sub, rf"\1\2{SECRET}")),
+    (("bearer", "basic"), partial(_BEARER.sub, rf"\1 {SECRET}")),
+    (("-u", "-user"), partial(_LOGIN.sub, rf"\1\2{SECRET}")),
+    (("=",), partial(_hide_values, _EXPORTED, _VALUE, bool)),
+    (("token", "secret", "key", "pass", "pwd", "credential", "contrase"),
+     partial(_hide_values, _ASSIGNED, _VALUE, bool)),
+    (_WORDS_OF_KEYS, partial(_hide_values, _BESIDE, _DRAWN, _is_random)),
 )  # fmt: skip
 _TEXTS = (
     *dict.fromkeys(text for texts, *_ in _RULES for text in texts),
@@ -225,9 +231,9 @@ def without_secrets(text: str) -> str:
 def _without_plain(text: str) -> str:
     """Take out the secrets of a text that hides none of its signs."""
     lower = text.lower()
-    for texts, pattern, instead in _RULES:
+    for texts, take_out in _RULES:
         if any(needed in lower for needed in texts):
-            text = pattern.sub(instead, text)
+            text = take_out(text)
     return text
 
 
