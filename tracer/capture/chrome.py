@@ -154,14 +154,12 @@ def _find_windows(events: list[Event], turns: list[Turn]) -> list[_Window]:
 
 def _check_clock(windows: list[_Window]) -> None:
     """Raise ValueError if a step lies elsewhere on the profiler's clock than on the host's."""
-    first = next((w for w in windows if w.turn.host_ns is not None), None)
-    for window in windows:
-        if first is None or window.turn.host_ns is None:
-            continue
-        begun_ns = first.turn.host_ns[0]
+    timed = [(w, w.turn.host_ns) for w in windows if w.turn.host_ns is not None]
+    for window, (begun_ns, ended_ns) in timed:
+        first, (first_ns, _) = timed[0]
         apart_ns = max(
-            abs((window.start_ns - first.start_ns) - (window.turn.host_ns[0] - begun_ns)),
-            abs((window.end_ns - first.start_ns) - (window.turn.host_ns[1] - begun_ns)),
+            abs((window.start_ns - first.start_ns) - (begun_ns - first_ns)),
+            abs((window.end_ns - first.start_ns) - (ended_ns - first_ns)),
         )
         if apart_ns > _SET_NS:
             raise ValueError(f"the clock was set by {apart_ns / 1e9:.1f} s while steps ran")
