@@ -32,7 +32,14 @@ MAX_DEPTH = 64
 Name = Annotated[str, Meta(max_length=256)]
 Names = Annotated[list[Name], Meta(max_length=64)]
 # The name of a file in the same folder, not a path that leads out of it.
-FileName = Annotated[str, Meta(max_length=256, pattern=r"\A(?!\.{1,2}\Z)[^/\\\0]*\Z")]
+FileName = Annotated[
+    str,
+    Meta(
+        max_length=256,
+        pattern=r"\A(?!\.{1,2}\Z)[^/\\\0]*\Z",
+        description="the name of a file in the same folder",
+    ),
+]
 Number = Annotated[float, Meta(gt=-1e30, lt=1e30)]
 Numbers = dict[str, Number]
 Share = Annotated[float, Meta(ge=0, le=1)]
@@ -243,6 +250,9 @@ def _explained(error: str, plain: Any, kind: Any) -> tuple[str, str]:
             )
         plain = plain[name]
         names.append(str(name)[:40])
+    if "matching regex" in reason:
+        told = (m.description for m in get_args(kind) if isinstance(m, Meta) and m.description)
+        reason = f"expected {next(told, 'another text')}"
     return ".".join(names), reason[:1].lower() + reason[1:]
 
 
