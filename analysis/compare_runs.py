@@ -23,8 +23,8 @@ from prunescope.analysis.rank_jobs import plain_options
 from prunescope.analysis.schema.comparison import Comparison, ComparisonRow, FailedCandidate
 from prunescope.analysis.schema.report import Report, is_beyond_noise
 from prunescope.taxonomy.errors import PrunescopeError, errors_about
-from prunescope.taxonomy.formats import scrubbed
 from prunescope.taxonomy.runs.run import PhaseRun
+from prunescope.taxonomy.scrubbed import scrubbed
 
 _PHASES = ("prefill", "decode", BARE)
 

@@ -44,8 +44,8 @@ from prunescope.analysis.summary.answer import answer_phase, summary_of
 from prunescope.analysis.summary.paragraph import waits_for
 from prunescope.analysis.wording.sentence import sentence
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.formats import scrubbed
 from prunescope.taxonomy.replays import read_replays
+from prunescope.taxonomy.scrubbed import scrubbed
 
 TOOL = "prunescope"
 __all__ = ["Analysis", "Options", "analyze"]

@@ -546,7 +546,8 @@ def families(architecture: Path | str | None = None) -> tuple[Family, ...] | dic
 
         return known()
     from prunescope.taxonomy.architectures import read_architecture
-    from prunescope.taxonomy.formats import plain, scrubbed
+    from prunescope.taxonomy.formats import plain
+    from prunescope.taxonomy.scrubbed import scrubbed
 
     described: dict[str, Any] = scrubbed(plain(read_architecture(str(needed_path(architecture)))))
     return described

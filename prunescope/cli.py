@@ -711,8 +711,9 @@ def _families(
     from prunescope.taxonomy.architectures import read_architecture
     from prunescope.taxonomy.errors import PrunescopeError
     from prunescope.taxonomy.families import families
-    from prunescope.taxonomy.formats import plain, scrubbed
+    from prunescope.taxonomy.formats import plain
     from prunescope.taxonomy.methods import methods, published
+    from prunescope.taxonomy.scrubbed import scrubbed
 
     if architecture is not None and method is not None:
         raise PrunescopeError(

@@ -13,14 +13,13 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
 
 from prunescope.taxonomy.contradictions import contradictions
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.scrub import free_key, scrub
 
 T = TypeVar("T")
 B = TypeVar("B", bound="Block")
@@ -33,7 +32,14 @@ MAX_DEPTH = 64
 Name = Annotated[str, Meta(max_length=256)]
 Names = Annotated[list[Name], Meta(max_length=64)]
 # The name of a file in the same folder, not a path that leads out of it.
-FileName = Annotated[str, Meta(max_length=256, pattern=r"\A(?!\.{1,2}\Z)[^/\\\0]*\Z")]
+FileName = Annotated[
+    str,
+    Meta(
+        max_length=256,
+        pattern=r"\A(?!\.{1,2}\Z)[^/\\\0]*\Z",
+        description="the name of a file in the same folder",
+    ),
+]
 Number = Annotated[float, Meta(gt=-1e30, lt=1e30)]
 Numbers = dict[str, Number]
 Share = Annotated[float, Meta(ge=0, le=1)]
@@ -154,26 +160,6 @@ def plain(value: Any) -> Any:
     return value
 
 
-def scrubbed(value: T) -> T:
-    """Scrub each string and key of a value: structs, lists and dicts in place."""
-    clean: Any = value
-    if isinstance(value, str):
-        clean = scrub(value)
-    elif isinstance(value, msgspec.Struct):
-        for name in value.__struct_fields__:
-            msgspec.structs.force_setattr(value, name, scrubbed(getattr(value, name)))
-    elif isinstance(value, list):
-        value[:] = map(scrubbed, value)
-    elif isinstance(value, tuple):
-        clean = tuple(map(scrubbed, value))
-    elif isinstance(value, dict):
-        pairs = [(scrubbed(key), scrubbed(inner)) for key, inner in value.items()]
-        value.clear()
-        for key, inner in pairs:
-            value[free_key(key, value) if isinstance(key, str) else key] = inner
-    return cast(T, clean)
-
-
 def changed(block: B, **values: Any) -> B:
     """Copy a block with other values, written like the block that it copies."""
     copy = msgspec.structs.replace(block, **values)
@@ -264,6 +250,9 @@ def _explained(error: str, plain: Any, kind: Any) -> tuple[str, str]:
             )
         plain = plain[name]
         names.append(str(name)[:40])
+    if "matching regex" in reason:
+        told = (m.description for m in get_args(kind) if isinstance(m, Meta) and m.description)
+        reason = f"expected {next(told, 'another text')}"
     return ".".join(names), reason[:1].lower() + reason[1:]
 
 

@@ -231,6 +231,8 @@ def _typed_one(kind: Any, value: Any) -> Any:
     """Return a plain value in the type of its option. Raise _WrongTypeError if it is not one."""
     if kind is Any or getattr(kind, "_is_protocol", False):
         return value
+    if isinstance(value, str | os.PathLike) and "\0" in os.fspath(value):
+        raise _WrongTypeError  # no path, model or text of an option holds one
     if kind in (int, float):
         wanted: Any = Integral if kind is int else Real
         if isinstance(value, bool) or not isinstance(value, wanted):

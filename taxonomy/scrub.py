@@ -2,54 +2,96 @@
 
 In: a string, any JSON value, or the words of a command line. Out: the same, where a token, a
 password or an address with credentials has become `<secret>`, a mail address `<address>`, a host of
-a private network `<host>`, and a path its last name. Scrubbing twice changes nothing more. A name
-that identifies somebody only to those who know them stays: `bundle --anonymous` goes further.
+a private network `<host>`, a user `<name>`, and a path its last name. Scrubbing twice changes
+nothing more. What tells who somebody is only to those who know them stays: `bundle --anonymous`
+goes further.
 """
 
 from __future__ import annotations
 
+import html
+import math
 import re
-from collections.abc import Iterable
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache, partial
 from pathlib import PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
+from urllib.parse import unquote
 
-SECRET, ADDRESS, HOST, PATH = "<secret>", "<address>", "<host>", "<path>"
+from prunescope.taxonomy.kept_patterns import KEPT_PATTERNS, KEPT_WORDS
+
+SECRET, ADDRESS, HOST, PATH, NAME = "<secret>", "<address>", "<host>", "<path>", "<name>"
 # Tokens are known by the prefixes that their issuers document. `hf_` also begins names in code.
 TOKEN = re.compile(
     r"hf_(?:[A-Za-z0-9]{20,}|(?=[A-Za-z]*\d)[A-Za-z0-9]{8,})|api_org_[A-Za-z0-9]{16,}"
     r"|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{12,}"
-    r"|(?<![A-Za-z0-9_])(?:sk-[A-Za-z0-9_-]{16,}|[sr]k_(?:live|test)_[A-Za-z0-9]{10,}"
-    r"|A[KS]IA[0-9A-Z]{12,}|AIza[\w-]{20,}|ya29\.[\w-]{16,}|xox[abeoprs]-[\w-]{8,}"
+    r"|(?<![A-Za-z0-9_])(?:sk-[A-Za-z0-9_-]{16,}|[srp]k_(?:live|test)_[A-Za-z0-9]{10,}"
+    r"|A[KS]IA[0-9A-Z]{12,}|ABSK[A-Za-z0-9+/]{40,}|AIza[\w-]{20,}|ya29\.[\w-]{16,}"
+    r"|1//0[\w-]{30,}|xox[abceoprs]-[\w-]{8,}|xapp-\d-[\w-]{16,}|LTAI[A-Za-z0-9]{16,}"
     r"|gsk_[A-Za-z0-9]{20,}|nvapi-[\w-]{16,}|npm_[A-Za-z0-9]{20,}|pypi-[\w-]{20,}"
-    r"|dop_v1_[0-9a-f]{16,}|wandb_v1_\w{16,}|r8_[A-Za-z0-9]{20,}"
-    r"|GOCSPX-[\w-]{16,}|gl(?:rt|ft|dt|soat)-[\w-]{12,}|GR1348941[\w-]{12,}|hvs\.[\w-]{16,}"
-    r"|dckr_pat_[\w-]{16,}|SG\.[\w-]{16,}\.[\w-]{16,}|AGE-SECRET-KEY-1[0-9A-Z]{16,}"
-    r"|sq0csp-[\w-]{20,})"
-    r"|(?<![\w-])eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"
+    r"|do[opr]_v1_[0-9a-f]{16,}|wandb_v1_\w{16,}|r8_[A-Za-z0-9]{20,}|xai-[\w-]{20,}"
+    r"|pplx-[A-Za-z0-9]{20,}|lsv2_[ps][tk]_[\w-]{20,}|tskey-[\w-]{16,}|sbp_[0-9a-f]{20,}"
+    r"|GOCSPX-[\w-]{16,}|gl(?:rt|ft|dt|soat|ptt|imt|agent|cbt|ffct)-[\w-]{12,}"
+    r"|GR1348941[\w-]{12,}|hv[sbr]\.[\w-]{16,}|dckr_[op]at_[\w-]{16,}|dapi[0-9a-f]{32}"
+    r"|SG\.[\w-]{16,}\.[\w-]{16,}|key-[0-9a-f]{32}|AGE-SECRET-KEY-1[0-9A-Z]{16,}"
+    r"|sq0(?:csp|atp)-[\w-]{20,}|EAAA[\w-]{50,}|shp(?:at|ca|pa|ss)_[0-9a-fA-F]{16,}"
+    r"|dp\.(?:pt|st|ct|sa|scim|audit)\.[\w-]{20,}|gl(?:c|sa)_[\w+/=-]{20,}|PMAK-[0-9a-f-]{24,}"
+    r"|pul-[0-9a-f]{30,}|figd_[\w-]{20,}|(?:ntn|secret)_[A-Za-z0-9]{32,}|lin_api_[A-Za-z0-9]{20,}"
+    r"|fo1_[\w-]{20,}|fm[12][ar]?_[\w+/=-]{30,}|NRAK-[A-Z0-9]{20,}|pscale_\w{2,6}_[\w.=-]{20,}"
+    r"|rubygems_[0-9a-f]{30,}|sntry[su]_[\w+/=-]{20,}|ATATT3[\w=+/-]{30,}|ATBB[A-Za-z0-9]{20,}"
+    r"|ops_eyJ[\w+/=-]{20,}|CCIPAT_\w{20,}|bkua_[0-9a-f]{20,}|rdme_[0-9a-z]{30,}|vc[apkri]_\w{20,}"
+    r"|nfp_\w{20,}|AKC[A-Za-z0-9]{40,}|pat[A-Za-z0-9]{14}\.[0-9a-f]{40,}|[\w-]{3}[78]Q~[\w.~-]{30,})"
+    r"|(?<![\w-])eyJ[\w-]{8,}\.[\w=-]{8,}(?:\.[\w=-]*)*|[\w-]{8,64}\.atlasv1\.[\w-]{30,}"
+    r"|discord(?:app)?\.com/api/webhooks/\d{5,30}/[\w-]{20,}"
 )
-PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]+-----[^-]*(?:-----END [A-Z ]+-----)?")
+# All of a key in text, or what is left of one that has no end.
+PRIVATE_KEY = re.compile(
+    r"(?:-----BEGIN [A-Z0-9 ]{1,60}-----|BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY|PuTTY-User-Key-File-\d)"
+    r"[\s\S]*?(?:-{4,5} ?END [A-Z0-9 ]{1,60} ?-{4,5}|\Z)"
+)
 _CREDENTIALS = re.compile(r"(?i)\b[a-z][a-z0-9+.-]{1,20}://[^\s\"'<>/@]+@[^\s\"'<>)]*")
 _BEARER = re.compile(r"(?i)\b(bearer|basic) +[\w.~+/-]{8,}=*")
 # The rest of a header of HTTP that identifies somebody.
 _HEADER = re.compile(
-    r"(?i)\b((?:set-)?cookie|(?:proxy-)?authorization|x-(?:api-key|auth-token))(\s*:\s*)(?!<)\S[^\n\"']*"
+    r"(?i)\b((?:set-)?cookie2?|(?:proxy-)?authorization|(?:x-[\w-]{0,40}|private-|job-|api-)"
+    r"(?:key|token|secret|signature|credential))(\s*:\s*)(?!<)\S[^\n\"']*"
 )
 # NAME=value, "name": "value", and `password: value`. A `token` of a tokenizer (`pad_token`) or of a
 # count is none, and "per token: 12.3 ms" holds none.
 _KEYED = (
     r"(?:secret(?:[_-]?key)?|pass(?:word|wd|phrase)|(?<![a-z])pwd|credentials?"
     r"|(?:api|access|private|secret|account|auth|ssh|encryption)[_-]?key"
-    r"|(?:access|api|auth|bot|gh|git|github|gitlab|hf|hub|refresh|session|wandb)[_-]?token)"
+    r"|(?:access|api|auth|bot|gh|git|github|gitlab|hf|hub|refresh|session|wandb)[_-]?token"
+    rf"|(?<![a-z])(?:{'|'.join(KEPT_WORDS).replace('_?', '[_-]?')}))"
 )
 _NAMED = rf"(?:{_KEYED}|(?<![A-Za-z0-9_])token)"
+_QUOTE = r"\\{0,4}[\"']"
 _ASSIGNED = re.compile(
-    rf"(?i)({_NAMED}[\"']?\s*=\s*[\"']?|{_NAMED}[\"']\s*:\s*[\"']?|{_KEYED}\s*:\s+[\"']?)(?!<)"
-    r"(?:(?<=[\"'])[^\"'\n]{4,}|[^\s\"'&,;<>{}\[\]()]{4,})"
+    rf"(?i)(?:{_NAMED}(?:{_QUOTE})?\s*=\s*(?:{_QUOTE})?|{_NAMED}{_QUOTE}\s*:\s*(?:{_QUOTE})?"
+    rf"|{_KEYED}\s*:\s+(?:{_QUOTE})?|--[\w-]{{0,40}}(?:{_KEYED}|token)\s+(?!-))"
 )
+_VALUE = re.compile(r"(?!<)(?:(?<=[\"'])[^\"'\\\n]{4,}|[^\s\"'&,;<>{}\[\]()]{4,})")
+# `curl -u name:password`.
+_LOGIN = re.compile(r"(?<![\w-])(-u|--user|--proxy-user)(\s+|=)[^\s:\"'<>]{1,200}:[^\s\"'<>]+")
 # A value whose name is like that of an environment variable that holds a secret.
-_EXPORTED = re.compile(
-    r"(\b[A-Z][A-Z0-9_]*(?:TOKEN|SECRET|PASSWORD|PASSWD|KEY|CREDENTIALS)=)(?!<)[^\s\"'&,;<>]{4,}"
+_EXPORTED = re.compile(r"\b[A-Z][A-Z0-9_]*(?:TOKEN|SECRET|PASSWORD|PASSWD|KEY|CREDENTIALS)=")
+# A value beside a word for secrets, which is one if it looks random.
+_WORDS_OF_KEYS = (
+    "key", "token", "secret", "passw", "pwd", "auth", "credential", "signature", "sig", "session",
+    "webhook", "bearer", "cookie",
+)  # fmt: skip
+_BESIDE = re.compile(
+    rf"(?i)(?:{'|'.join(_WORDS_OF_KEYS)})(?:[a-z]{{0,10}}|[_ -]?id)(?:{_QUOTE})?[\])]?"
+    rf"(?:\s{{0,3}}(?:=>|:=|==?|:|,)\s{{0,3}}|\s{{1,3}}(?:(?:is|was)\s{{1,3}})?)(?:{_QUOTE})?"
+)
+_DRAWN = re.compile(r"[\w+/=~-]{16,}")
+_RUN = re.compile(r"[A-Za-z0-9+/=~]{12,}")
+_RANDOM = 3.0  # bits a character; words of names have digits in short runs alone
+# Whose machine it was: USER=ada, "hostname": "x".
+_OWNERS = r"(?:user(?:_?name)?|host_?name|log_?name|login(?:_?name)?|node_?name|computer_?name)"
+_OWNER = re.compile(
+    rf"((?i:(?<![a-z0-9]){_OWNERS}{_QUOTE}\s*:\s*|(?<![a-z0-9]){_OWNERS}=)(?:{_QUOTE})?"
+    rf"|(?<![A-Za-z0-9])HOST=(?:{_QUOTE})?)(?=[^\W\d])[^\s\"'&,;<>{{}}\[\]()\\]+"
 )
 _MAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}\b")
 # user@host:/path, and hosts that only a network of one's own knows: `gpu-17.local` and
@@ -60,8 +102,8 @@ _HOST = re.compile(
     r"|\.(?:corp|cluster|svc|compute|ec2|intra|lan|int)\.[a-z]))"
     r"(?:[a-z0-9][a-z0-9-]*\.)+(?:local|localdomain|lan|internal|corp|intra)(?![\w-])"
 )
-# A path in a text begins at one of the usual roots, at a user's home, or on a drive of Windows.
-# What only looks like a path (`/model/layers.0/MatMul`, FLOP/s) stays.
+# A path in a text begins at one of the usual roots, at a user's home, on a drive of Windows, on a
+# host, or has two names at least. What only looks like a path (FLOP/s) stays.
 _ROOTS = (
     "afs|app|bin|content|data|datasets|dbfs|dev|etc|export|fsx|gpfs|home|kaggle|lib|lustre|media"
     "|mnt|net|network|nfs|nix|opt|private|proc|project|projects|root|run|scratch|share|shared|srv"
@@ -69,10 +111,20 @@ _ROOTS = (
 )
 _PART = r"[^\s\\/\"'<>|:;,()\[\]{}=]"
 _PATHS = re.compile(
-    rf"(?:file://)?(?<![\w.:/\\>~-])(?:/(?:{_ROOTS})(?:/{_PART}*)+|~[\w.-]*(?:/{_PART}+)+)"
+    rf"(?<![\w.:/-])[A-Za-z][\w.-]{{1,255}}:(?:/(?:{_ROOTS})(?:/{_PART}*)*(?![\w/])"
+    rf"|(?:/{_PART}+){{2,}}/?)"
+    rf"|(?:file://)?(?<![\w.:/\\>~-])(?:/(?:{_ROOTS})(?:/{_PART}*)+|~[\w.-]*(?:/{_PART}+)+)"
+    rf"|(?<![\w.:/\\>~)\]}}*-])/(?=[^\W\d]|[.@])(?:{_PART}+/)+{_PART}*"
+    rf"|(?<![\w.:/\\>~)\]}}*-])/(?=/{_PART})(?:/{_PART}+){{2,}}/?"
     rf"|file://(?:/{_PART}*)+"
     rf"|(?<![A-Za-z0-9])[A-Za-z]:(?:\\+|/(?!/)){_PART}*(?:[\\/]+{_PART}*)*"
     rf"|(?<![\w\\])\\\\{_PART}+(?:\\+{_PART}+)+"
+)
+# A node of a graph that was exported: `/model/layers.0/mlp/down_proj/MatMul`.
+_NODE = re.compile(
+    r"/(?:(?:[A-Za-z_]\w*\.\d+|model|transformer|decoder|encoder|backbone|language_model"
+    r"|\w*(?:attn|attention|mlp|ffn|proj|norm|expert|embed|lm_head|rotary|router|moe)\w*)/)+"
+    r"(?:[A-Z]\w*|\w+_proj)"
 )
 # The library of a file shows after site-packages, or in the library's own folder.
 _LIBRARIES = re.compile(
@@ -80,40 +132,136 @@ _LIBRARIES = re.compile(
     r"|tensorrt_llm|megatron|deepspeed|accelerate)[\\/])"
 )
 _SHORT = 200  # characters of a text that is worth keeping
+_ROUNDS = 6  # of taking out, and of decoding: most texts need one, and none more than a few
 _NUMBERS = {int, float, bool, type(None)}
 _HOMES = frozenset({"home", "Users", "users"})
-# Every pattern needs one of these, in lower case; most texts have none.
-_TRIGGERS = (
-    "@", "~", "/", "\\", "token", "secret", "key", "passw", "passphrase", "pwd", "credential",
-    "bearer", "basic ", "hf_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat", "glpat",
-    "sk-", "k_live", "k_test", "akia", "asia", "aiza", "ya29", "xox", "gsk_", "nvapi", "npm_",
-    "pypi-", "dop_v1", "wandb_v1", "r8_", "eyj", "api_org", "-----begin", ".local", ".lan",
-    ".internal", ".corp", ".intra", "cookie", "authorization", "gocspx", "glrt-", "glft-", "gldt-",
-    "glsoat-", "gr1348941", "hvs.", "dckr_pat", "sg.", "sq0csp",
-)  # fmt: skip
 # Options of a command line whose next word is a secret.
 _SECRET_OPTION = re.compile(rf"(?i)--?(?:[\w-]*{_KEYED}|token)")
 _SECRET_NAME = re.compile(rf"(?i)(?:[\w-]*{_KEYED}|token)")
+_OWNER_NAME = re.compile(rf"(?i){_OWNERS}")
+_NAME_OF_KEY = re.compile(rf"(?i)(?:^|[_ .-])(?:{'|'.join(_WORDS_OF_KEYS)})s?(?:[_ -]?id)?$")
+_WORD = re.compile(r"[^\s\"'<>]+")
+_ESCAPE = re.compile(r"\\(?:x|u00)([0-9a-fA-F]{2})")
+
+
+def _hide(match: re.Match[str]) -> str:
+    """Return a match of a kept pattern with its longest group hidden, or all of it."""
+    value = max(filter(None, match.groups()), key=len, default="")
+    value = value if len(value) > 15 else match[0].strip(" \t\n=:\"'")
+    return match[0].replace(value, SECRET)
+
+
+def _hide_values(
+    keys: re.Pattern[str], values: re.Pattern[str], is_value: Callable[[str], bool], text: str
+) -> str:
+    """Hide the value behind each key, also of a key that the value before it seems to hold."""
+    pieces, done = [], 0
+    for key in keys.finditer(text):
+        value = values.match(text, key.end()) if key.end() >= done else None
+        if value is not None and is_value(value[0]):
+            pieces += [text[done : value.start()], SECRET]
+            done = value.end()
+    return "".join([*pieces, text[done:]])
+
+
+def _is_random(value: str) -> bool:
+    """Return whether a text looks drawn at random: a long run of digits among letters."""
+    if not any(_mixes(run) for run in _RUN.findall(value)):
+        return False
+    counts = [value.count(sign) / len(value) for sign in set(value)]
+    return -sum(share * math.log2(share) for share in counts) >= _RANDOM
+
+
+def _mixes(run: str) -> bool:
+    return any(sign.isdigit() for sign in run) and any(sign.isalpha() for sign in run)
+
+
+def _kept_rules() -> Iterator[tuple[tuple[str, ...], Callable[[str], str]]]:
+    """Yield the kept patterns. None begins inside a word, and each needs a text in lower case."""
+    for name, flags, pattern in KEPT_PATTERNS:
+        begin = "" if pattern.startswith(r"(?:\s") else "(?<![A-Za-z0-9])"
+        yield _KEPT_NEEDS[name], partial(re.compile(f"{begin}{pattern}", flags).sub, _hide)
+
+
+_KEYS = ("key", "pwd", "pw", "pass", "token")
+_KEPT_NEEDS = {
+    "Artifactory": ("akc", "ap"), "AWSKey": ("a3t", "abia", "acca", "akia", "asia", "aws"),
+    "AzureStorageKey": ("accountkey",), "BasicAuth": ("://",), "Cloudant": _KEYS,
+    "DiscordBotToken": (".",), "GitHubToken": ("gh",), "GitLabToken": ("gl", "gr1348941"),
+    "IbmCloudIam": _KEYS, "IbmCosHmac": ("secret",), "Mailchimp": ("-us",),
+    "PypiToken": ("pypi-",), "SendGrid": ("sg.",), "Slack": ("xox", "hooks.slack"),
+    "Softlayer": (*_KEYS, "softlayer"), "SquareOAuth": ("sq0csp",), "Stripe": ("k_live",),
+    "TelegramBotToken": (":aa",), "TwilioKey": ("ac", "sk"),
+}  # fmt: skip
+_TOKENS = (
+    "hf_", "api_org", "gh", "gl", "sk-", "k_live", "k_test", "akia", "asia", "absk", "aiza",
+    "ya29", "1//0", "xox", "xapp-", "ltai", "gsk_", "nvapi", "npm_", "pypi-", "_v1_", "r8_",
+    "xai-", "pplx-", "lsv2", "tskey", "sbp_", "gocspx", "gr1348941", "hvs.", "hvb.", "hvr.",
+    "dckr_", "dapi", "sg.", "key-", "sq0", "eaaa", "shp", "dp.", "pmak", "pul-", "figd_", "ntn_",
+    "secret", "lin_api", "fo1_", "fm", "nrak", "pscale", "rubygems", "sntry", "atatt3", "atbb",
+    "ops_eyj", "ccipat", "bkua_", "rdme_", "vc", "nfp_", "pat", "q~", "eyj", "atlasv1", "discord",
+    "akc",
+)  # fmt: skip
+# What is taken out, in this order: texts of which a text in lower case needs one, and how.
+_RULES: tuple[tuple[tuple[str, ...], Callable[[str], str]], ...] = (
+    (("begin", "putty"), partial(PRIVATE_KEY.sub, SECRET)),
+    (("://",), partial(_CREDENTIALS.sub, SECRET)),
+    (_TOKENS, partial(TOKEN.sub, SECRET)),
+    *_kept_rules(),
+    (("cookie", "authorization", "key", "token", "secret", "signature", "credential"),
+     partial(_HEADER.sub, rf"\1\2{SECRET}")),
+    (("bearer", "basic"), partial(_BEARER.sub, rf"\1 {SECRET}")),
+    (("-u", "-user"), partial(_LOGIN.sub, rf"\1\2{SECRET}")),
+    (("=",), partial(_hide_values, _EXPORTED, _VALUE, bool)),
+    (("token", "secret", "key", "pass", "pwd", "credential", "contrase"),
+     partial(_hide_values, _ASSIGNED, _VALUE, bool)),
+    (_WORDS_OF_KEYS, partial(_hide_values, _BESIDE, _DRAWN, _is_random)),
+)  # fmt: skip
+_TEXTS = (
+    *dict.fromkeys(text for texts, *_ in _RULES for text in texts),
+    "@", "~", "/", "\\", "%", "&", "user", "host", "name", "login",
+)  # fmt: skip
 
 
 def without_secrets(text: str) -> str:
     """Return the text without tokens, passwords, credentials and private keys; paths stay."""
-    if not _may_hold(text):
-        return text
-    if "-----BEGIN" in text:
-        text = PRIVATE_KEY.sub(SECRET, text)
-    if "://" in text and "@" in text:
-        text = _CREDENTIALS.sub(SECRET, text)
-    text = TOKEN.sub(SECRET, text)
-    if ":" in text:
-        text = _HEADER.sub(rf"\1\2{SECRET}", text)
-    if " " in text:
-        text = _BEARER.sub(rf"\1 {SECRET}", text)
-    if "=" in text:
-        text = _EXPORTED.sub(rf"\1{SECRET}", text)
-    if "=" in text or ":" in text:
-        text = _ASSIGNED.sub(rf"\1{SECRET}", text)
+    return _repeated(text, lambda given: _decoded_words(_without_plain(given), _without_plain))
+
+
+def _without_plain(text: str) -> str:
+    """Take out the secrets of a text that hides none of its signs."""
+    lower = text.lower()
+    for texts, take_out in _RULES:
+        if any(needed in lower for needed in texts):
+            text = take_out(text)
     return text
+
+
+def _repeated(text: str, change: Callable[[str], str]) -> str:
+    """Return a text that a change leaves as it is."""
+    for _ in range(_ROUNDS):
+        changed = change(text)
+        if changed == text:
+            break
+        text = changed
+    return text
+
+
+def _decoded_words(text: str, clean: Callable[[str], str]) -> str:
+    """Clean words as they read once decoded: `pwd%3Dx`, `pwd&#61;x`, `pwd\\x3dx`."""
+    if "%" not in text and "&" not in text and "\\" not in text:
+        return text
+
+    def cleaned(word: re.Match[str]) -> str:
+        plain = _repeated(word[0], _decode)
+        done = clean(plain) if plain != word[0] else plain
+        return word[0] if done == plain else done
+
+    return _WORD.sub(cleaned, text)
+
+
+def _decode(text: str) -> str:
+    return _ESCAPE.sub(lambda sign: chr(int(sign[1], 16)), unquote(html.unescape(text)))
 
 
 def scrub(text: str) -> str:
@@ -124,17 +272,32 @@ def scrub(text: str) -> str:
     return _known(text) if len(text) < _SHORT else _scrub(text)
 
 
-def _scrub(text: str) -> str:
+def scrub_to_kinds(text: str) -> str:
+    """Return the text as `scrub` does, with `<path>` instead of the last name of a path."""
+    return _scrub(text, lambda path: path[0] if _NODE.fullmatch(path[0]) else PATH)
+
+
+def _scrub(text: str, name: Callable[[re.Match[str]], str] | None = None) -> str:
     """Scrub a text without the cache that short texts go through."""
     if not _may_hold(text):
         return text
+
+    def plain(given: str) -> str:
+        return _scrub_plain(given, name or _named)
+
+    return _repeated(text, lambda given: _decoded_words(plain(given), plain))
+
+
+def _scrub_plain(text: str, name: Callable[[re.Match[str]], str]) -> str:
     if "@" in text:
         text = _REMOTE.sub(ADDRESS, text)
     if "/" in text or "\\" in text:
-        text = _PATHS.sub(_named, text)
-    text = without_secrets(text)
+        text = _PATHS.sub(name, text)
+    text = _without_plain(text)
     if "." in text:
         text = _HOST.sub(HOST, text)
+    if "=" in text or ":" in text:
+        text = _OWNER.sub(rf"\1{NAME}", text)
     return _MAIL.sub(ADDRESS, text) if "@" in text else text
 
 
@@ -156,9 +319,8 @@ def scrub_values(value: Any) -> Any:
     if isinstance(value, dict):
         clean: dict[Any, Any] = {}
         for key, inner in value.items():
+            inner = value_under(key, inner)
             if isinstance(key, str):
-                if isinstance(inner, str) and inner and _SECRET_NAME.fullmatch(key):
-                    inner = SECRET
                 key = free_key(scrub(key), clean)
             clean[key] = scrub_values(inner)
         return clean
@@ -167,6 +329,15 @@ def scrub_values(value: Any) -> Any:
             return list(value)
         return [scrub_values(inner) for inner in value]
     return value
+
+
+def value_under(key: Any, value: Any) -> Any:
+    """Return what stands for a value under a key: its kind, if the key is of a secret or owner."""
+    if not (isinstance(key, str) and isinstance(value, str) and value):
+        return value
+    if _SECRET_NAME.fullmatch(key) or (_NAME_OF_KEY.search(key) and _is_random(value)):
+        return SECRET
+    return NAME if _OWNER_NAME.fullmatch(key) else value
 
 
 def scrub_words(words: Iterable[str], *, public: str | None = None) -> list[str]:
@@ -201,7 +372,7 @@ def free_key(key: str, taken: dict[Any, Any]) -> str:
 
 def _may_hold(text: str) -> bool:
     lower = text.lower()
-    return any(trigger in lower for trigger in _TRIGGERS)
+    return any(needed in lower for needed in _TEXTS)
 
 
 def _is_absolute(text: str) -> bool:
@@ -228,5 +399,7 @@ def _last_name(path: str) -> str:
 def _named(path: re.Match[str]) -> str:
     """Return the name that stands for a path: in a library, what follows the library's folder."""
     text = path[0]
+    if _NODE.fullmatch(text):
+        return text
     library = _LIBRARIES.split(text)
     return library[-1] if len(library) > 1 and library[-1] else _last_name(text)

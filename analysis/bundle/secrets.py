@@ -13,6 +13,7 @@ import socket
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
+from itertools import chain, zip_longest
 from urllib.parse import urlsplit
 
 from prunescope.analysis.device.hardware import DEVICES
@@ -20,16 +21,15 @@ from prunescope.analysis.ops.kernel_kinds import KINDS
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.presets import preset_names, preset_source
 from prunescope.taxonomy.roles import ROLES
-from prunescope.taxonomy.scrub import PRIVATE_KEY, SECRET, TOKEN, without_secrets
+from prunescope.taxonomy.scrub import SECRET, scrub_to_kinds, without_secrets
 
 _TOP = r"(?:com|org|net|edu|gov|mil|io|ai|dev|cloud|cn|de|uk|fr|jp|kr|ch|ca|nl|se|it|es|in|au|at)"
 # Kind of suspicious text, its pattern, and the replacement.
 _PATTERNS: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
     (kind, re.compile(pattern), instead)
     for kind, pattern, instead in (
-        ("private key", PRIVATE_KEY.pattern, SECRET),
         # Stricter than scrub: short tokens too, whatever precedes them.
-        ("token", rf"{TOKEN.pattern}|hf_[A-Za-z0-9]{{8,}}|sk-[A-Za-z0-9_-]{{16,}}", SECRET),
+        ("token", r"hf_[A-Za-z0-9]{8,}|sk-[A-Za-z0-9_-]{16,}", SECRET),
         ("token", r"(?i)(?:api_?-?key|secret|access_?-?token|auth_?-?token|(?<![a-z_])token"
                   r"|passw(?:or)?d|bearer)[\"']?\s*(?:=|:(?!:))\s*[\"']?[^\s\"'&,;<>{}\[\]()]{6,}",
          SECRET),
@@ -117,23 +117,24 @@ def _public_addresses() -> re.Pattern[str]:
 def cleared(text: str, names: Iterable[str] = ()) -> str:
     """Return the text with everything suspicious replaced.
 
+    It holds nothing that `scrub` takes out of what is not anonymous.
+
     Args:
         text: The text.
         names: The names to replace, in lower case.
     """
-    kept: list[str] = []
+    # What any output lacks is taken out first, by the same function: here only more can go.
+    text = scrub_to_kinds(text)
+    public = _public_addresses()
+    named = _name_pattern(names)
+    pieces = [_without_patterns(piece, named) for piece in public.split(text)]
+    return "".join(chain(*zip_longest(pieces, public.findall(text), fillvalue="")))
 
-    def keep(match: re.Match[str]) -> str:
-        kept.append(match[0])
-        return f"\x00{len(kept) - 1}\x00"
 
-    text = _public_addresses().sub(keep, without_secrets(text))  # at least what any output lacks
+def _without_patterns(text: str, named: re.Pattern[str] | None) -> str:
     for _, pattern, instead in _PATTERNS:
         text = pattern.sub(instead, text)
-    named = _name_pattern(names)
-    if named is not None:
-        text = named.sub("anon", text)
-    return re.sub("\x00(\\d+)\x00", lambda m: kept[int(m[1])], text) if kept else text
+    return text if named is None else named.sub("anon", text)
 
 
 def suspicious(file: str, text: str, names: Iterable[str] = ()) -> list[str]:
@@ -150,7 +151,7 @@ def suspicious(file: str, text: str, names: Iterable[str] = ()) -> list[str]:
     plain = _MARKDOWN_ESCAPE.sub(r"\1", text) if file.endswith(".md") else text
     plain = html.unescape(plain) if file.endswith((".md", ".html")) else plain
     plain = _public_addresses().sub("", plain)
-    matches = []
+    matches = [] if without_secrets(plain) == plain else ["a secret"]
     for kind, pattern, _ in _PATTERNS:
         if kind == "path" and file.endswith(_NOT_PATHS):
             continue

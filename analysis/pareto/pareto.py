@@ -27,7 +27,7 @@ from prunescope.analysis.schema.pareto import (
     TextLoss,
 )
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.formats import plain, scrubbed
+from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.runs.run import Run, read_run
 from prunescope.taxonomy.runs.run_blocks import Recovered
 from prunescope.taxonomy.runs.run_setting import RunSetting
@@ -40,6 +40,7 @@ from prunescope.taxonomy.runs.sweep_files import (
     read_controls,
     read_sweep,
 )
+from prunescope.taxonomy.scrubbed import scrubbed
 
 _AnyLoss = TypeVar("_AnyLoss", bound=TextLoss)
 

@@ -33,7 +33,8 @@ from prunescope.analysis.schema.sides import (
     Unprofiled,
 )
 from prunescope.taxonomy.contradictions import differs
-from prunescope.taxonomy.formats import decode, scrubbed
+from prunescope.taxonomy.formats import decode
+from prunescope.taxonomy.scrubbed import scrubbed
 from prunescope.taxonomy.words import plural
 
 # Busy over duration, below which kernels ran concurrently with others.

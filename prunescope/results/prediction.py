@@ -36,7 +36,7 @@ class Prediction(TabledResult, ByName):
     @classmethod
     def compute(cls, request: PredictRequest) -> Self:
         """Predict from shapes and peaks, rank the families, or scale a measured dense run."""
-        from prunescope.taxonomy.formats import scrubbed
+        from prunescope.taxonomy.scrubbed import scrubbed
 
         return cls(scrubbed(msgspec.to_builtins(_predict(request))))
 

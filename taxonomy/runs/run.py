@@ -52,7 +52,7 @@ NARROW = 0.08
 _DISTURBED = 0.1  # share of disturbed samples that a median tolerates
 MAX_SAMPLES = 20_000
 MAX_BYTES = 64 << 20  # weight statistics of 100,000 matrices take a third
-LayerNumber = Annotated[str, Meta(pattern=r"\A[0-9]{1,5}\Z")]
+LayerNumber = Annotated[str, Meta(pattern=r"\A[0-9]{1,5}\Z", description="the number of a layer")]
 ExpertTokens = Annotated[list[Count], Meta(max_length=1 << 14)]
 
 
@@ -165,7 +165,7 @@ class Run(Block, kw_only=True):
 
     schema: Literal[1] = 1
     tool: Name = ""
-    variant: Annotated[str, Meta(pattern="^(dense|pruned)$")]
+    variant: Annotated[str, Meta(pattern="^(dense|pruned)$", description="dense or pruned")]
     model: ModelEntry
     phases: Annotated[dict[str, PhaseRun], Meta(max_length=16)]
     dtype: Name

@@ -30,6 +30,7 @@ RUNS, FAILURES = "runs", "failed"  # folders, by the ids of results
 BEGUN = "begun and not ended: a process is at it, or died there"
 # A file in `quality`, named by the way of scoring and by what tells passages of another length.
 CONTROL = "control-{}{}.json"
+_LONGEST_ID = 200  # bytes; what a name of a file may have, less an ending
 State = Literal["done", "failed", "pending", "running"]
 DONE: Literal["done"] = "done"
 FAILED: Literal["failed"] = "failed"
@@ -186,7 +187,8 @@ def read_sweep(folder: Path) -> SweepFile:
 
 def _brought_up(folder: Path, entry: SweepResult, *, is_at_work: bool) -> SweepResult:
     """Bring an entry of sweep.json that is not done up to what lies in the folder."""
-    if entry.state == DONE or Path(entry.id).name != entry.id:  # the file is untrusted
+    is_name = Path(entry.id).name == entry.id and len(entry.id.encode()) <= _LONGEST_ID
+    if entry.state == DONE or not is_name:  # the file is untrusted
         return entry
     state = state_of(folder, entry)
     if state == DONE:

@@ -3,7 +3,8 @@
     python -m tests.faults.hooked MODULE:a.b NTH WHAT SIGNAL WORD...
 
 At the NTH call of `a.b` of the module, WHAT of `EVENTS` happens, with the number of a signal.
-Bundles have no pictures where the environment says NO_FIGURES.
+Bundles have no pictures where the environment says NO_FIGURES, and what `allocate` measured is kept
+at once where it says KEEP_AT_ONCE.
 """
 
 from __future__ import annotations
@@ -68,6 +69,8 @@ def main() -> int | None:
     setattr(owner, name, called)
     if "NO_FIGURES" in os.environ:
         importlib.import_module("prunescope.analysis.bundle.bundle").FORMATS = TEXT_FORMATS
+    if "KEEP_AT_ONCE" in os.environ:
+        importlib.import_module("prunescope.tracer.allocation.losses")._SAVED_EVERY_S = -1
     return prunescope.main(words)
 
 

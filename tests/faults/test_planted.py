@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import itertools
 import json
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -29,6 +31,7 @@ from tests.faults.test_secrets import readings
 from tests.hostile.case import TEXT_FORMATS
 from tests.hostile.material import changed as with_value
 from tests.hostile.material import places, write_pair
+from tests.taxonomy.secret_examples import SECRETS
 
 USER, HOST, WORD = "grace-hopperton", "cobolbox.navy-lab.example.mil", "nanosecondwire"
 TOKENS = ("hf_" + "Nanosecond0Wire1Token2Abcd", "ghp_" + "Nanosecond0Wire1Token2Abcdef",
@@ -45,12 +48,24 @@ PLANTS = (
     *TOKENS,
 )
 PLANT = " ".join(("", *PLANTS))
-FORBIDDEN = (USER, HOST, "cobolbox", WORD, *TOKENS)
+# A secret of every kind, each in some of the strings: by Markdown and LaTeX only its letters and
+# digits are written as they are.
+KINDS = tuple(text for text, _ in SECRETS.values())
+VALUES = {max(re.findall(r"[A-Za-z0-9]+", value), key=len).lower() for _, value in SECRETS.values()}
+FORBIDDEN = (USER, HOST, "cobolbox", WORD, *TOKENS, *sorted(VALUES))
 FORMATS = "md,html,json,tex,csv,parquet,perfetto,png,pdf,svg"
 # Fields whose value is one of few, a name on disk or a digest: another one is refused.
 _FIXED = {"variant", "trace", "sha256", "path", "schema", "schemaVersion", "ph", "cat", "ts", "dur",
           "model_type", "unit", "role", "mode", "logits", "cache", "dtype", "Input type", "kind",
           "selection", "method", "interleaved"}  # fmt: skip
+
+
+_turns = itertools.cycle(KINDS)
+
+
+def plant() -> str:
+    """The plants, and two secrets of the next kinds, each on a line of its own."""
+    return "\n".join((PLANT, next(_turns), next(_turns)))
 
 
 def planted(value: Any, *, keep: Callable[[str], bool] = lambda _: False) -> Any:
@@ -61,7 +76,7 @@ def planted(value: Any, *, keep: Callable[[str], bool] = lambda _: False) -> Any
             found = found[step]
         names = {part for part in path if isinstance(part, str)}
         if isinstance(found, str) and not names & _FIXED and not keep(found):
-            value = with_value(value, path, found + PLANT)
+            value = with_value(value, path, found + plant())
     return value
 
 
@@ -71,11 +86,11 @@ def _planted_trace(path: Path) -> None:
     trace |= {"host_name": HOST, "traceName": PLANT, "distributedInfo": {"backend": PLANT}}
     for event in trace["traceEvents"]:
         if not event["name"].startswith(("ProfilerStep", "aten::", "cuda", "nn.Module")):
-            event["name"] += PLANT
-        event["args"] = {**event.get("args", {}), "note": PLANT, "Concrete Inputs": [PLANT]}
+            event["name"] += plant()
+        event["args"] = {**event.get("args", {}), "note": plant(), "Concrete Inputs": [plant()]}
     timed = [event for event in trace["traceEvents"] if "dur" in event]
     for name, cat in ((f"/home/{USER}/train.py(7): {TOKENS[0]}", "python_function"),
-                      (f"load {PLANT}", "user_annotation")):  # fmt: skip
+                      *((f"load {plant()}", "user_annotation") for _ in KINDS)):  # fmt: skip
         trace["traceEvents"].append({**timed[0], "name": name, "cat": cat, "args": {}})
     for device in trace["deviceProperties"]:
         device["note"] = PLANT
@@ -89,9 +104,9 @@ def _planted_database(trace: Path, path: Path) -> None:
         base.execute(
             "UPDATE StringIds SET value = value || ? WHERE id IN "
             "(SELECT demangledName FROM CUPTI_ACTIVITY_KIND_KERNEL)",
-            (PLANT,),
+            ("\n".join((PLANT, *KINDS)),),
         )
-        base.execute("UPDATE NVTX_EVENTS SET text = text || ? WHERE text LIKE 'load%'", (PLANT,))
+        base.execute("UPDATE NVTX_EVENTS SET text = text || ? WHERE text LIKE 'load%'", (plant(),))
         base.execute("UPDATE TARGET_INFO_GPU SET name = name || ?, busLocation = ?", (PLANT, HOST))
         base.execute("INSERT INTO TARGET_INFO_SYSTEM_ENV VALUES (0, ?, ?, 0, ?)", (PLANT,) * 3)
         base.execute("INSERT INTO META_DATA_CAPTURE VALUES (?, ?)", (PLANT, PLANT))
@@ -112,6 +127,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
         told["phases"]["prefill"]["sha256"] = sha256_of(run / "prefill.trace.json.gz")
         told["argv"] = ["trace", "--model", PLANTS[0], "--set", f"key={TOKENS[0]}", *PLANTS]
         told["note"] = told["versions"][PLANT] = PLANT
+        told["kinds"] = {"texts": list(KINDS), **{text: text for text in KINDS}}
         if digest:
             told["twin"] = {"path": "../dense/run.json", "sha256": digest}
         (run / "run.json").write_text(json.dumps(told))
@@ -228,4 +244,5 @@ def test_a_report_of_a_stranger_tells_nothing_when_it_is_saved_again(
 
 
 def test_the_search_finds_what_is_there(given: Path) -> None:
-    assert len(list(leaks(given))) > 5 * len(FORBIDDEN)
+    assert len(list(leaks(given))) > 3 * len(FORBIDDEN)
+    assert {leak.partition(": ")[2] for leak in leaks(given)} == set(FORBIDDEN)

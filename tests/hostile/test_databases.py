@@ -13,6 +13,7 @@ import pytest
 
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.trace.load import load
+from prunescope.analysis.trace.nsys_file import Database
 from prunescope.taxonomy.errors import PrunescopeError
 from tests.hostile.case import ATTACK, Case, answer
 from tests.nsys import TABLES, Export
@@ -256,3 +257,29 @@ def test_ten_million_rows(tmp_path: Path) -> None:
     sql.commit()
     sql.close()
     assert len(load(path).device["ts"]) == 3
+
+
+def test_another_database_cannot_be_attached(tmp_path: Path) -> None:
+    """Nor can a schema name one: by a view, a trigger, a virtual table or a statement."""
+    secret = tmp_path / "secret.sqlite"
+    with sqlite3.connect(secret) as other:
+        other.execute("CREATE TABLE t AS SELECT 'nanosecondwire' AS value, 1 AS id")
+    other.close()
+    names = Path(whole(tmp_path / "whole.sqlite"))
+    with Database(names, [KERNEL]) as base:
+        for statement in (
+            f"ATTACH '{secret}' AS x", f"VACUUM INTO '{tmp_path / 'copy'}'",
+            "SELECT load_extension('x')", "SELECT readfile('/etc/passwd')",
+            f"CREATE VIRTUAL TABLE temp.x USING csv(filename='{secret}')",
+            "PRAGMA journal_mode=WAL",
+        ):  # fmt: skip
+            with pytest.raises(sqlite3.Error):
+                base._sql.execute(statement).fetchall()
+    assert not (tmp_path / "copy").exists()
+    # SQLite makes no such view: the schema is written by hand.
+    forged = changed(tmp_path / "forged.sqlite", of_sql(
+        "DROP TABLE StringIds",
+        "INSERT INTO sqlite_schema VALUES ('view', 'StringIds', 'StringIds', 0, "
+        "'CREATE VIEW StringIds AS SELECT * FROM x.t')",
+    ))  # fmt: skip
+    assert "nanosecondwire" not in refused(forged)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import prunescope
 from prunescope.analysis.compare_runs import compare
 from prunescope.analysis.pareto.pareto import judge
 from prunescope.analysis.pareto.write import write_pareto
@@ -22,7 +23,7 @@ from prunescope.analysis.report.comparison import write_comparison
 from prunescope.analysis.report.html import render_html
 from prunescope.analysis.report.write import write_report
 from prunescope.taxonomy.runs.run import sha256_of
-from tests.analysis.report.browser import opened
+from tests.analysis.report.browser import open_together, opened
 from tests.hostile.injections import INJECTIONS
 from tests.hostile.material import write_pair
 
@@ -104,14 +105,41 @@ def a_sweep(folder: Path, runs: list[Path]) -> Path:
     return folder
 
 
+def nothing_runs(pages: dict[str, str], folder: Path) -> None:
+    """Open all pages in one browser: no dialog, no picture from elsewhere, no word of a script."""
+    open_together(pages.values(), folder)
+    for name, page in pages.items():
+        seen = opened(page, folder, 1280)
+        assert (seen.dialogs, seen.images, seen.console) == (0, 0, []), name
+        assert seen.title != "owned", name  # a name may say so, a script may not
+
+
 @pytest.mark.slow
 def test_nothing_runs_in_a_browser(folders: list[Path], tmp_path: Path) -> None:
     pages = {f"{i}": render_html(analyze(run).report) for i, run in enumerate(folders)}
     pages["all"] = comparison_page(compare(folders))
-    for name, page in pages.items():
-        seen = opened(page, tmp_path / name, 1280)
-        assert (seen.dialogs, seen.images, seen.console) == (0, 0, []), name
-        assert seen.title != "owned", name  # a name may say so, a script may not
+    nothing_runs(pages, tmp_path)
+
+
+def test_nothing_runs_in_a_notebook_or_on_a_page_of_several(
+    folders: list[Path], tmp_path: Path
+) -> None:
+    """A comparison, a sweep with results of every name, its pictures, and what notebooks show."""
+    compared = prunescope.compare([str(folder) for folder in folders[:9]])
+    sweep = prunescope.pareto(a_sweep(tmp_path / "sweep", [folders[i % 4] for i in range(33)]))
+    pictures = sweep.save(tmp_path / "pictures", ["svg"])
+    report = prunescope.analyze(folders[1])
+    pages = {
+        "comparison": compared._repr_html_(),
+        "page of it": comparison_page(compare(folders[:9])),
+        "sweep": sweep._repr_html_(),
+        "report": report._repr_html_(),
+        "records": report.kernels._repr_html_() if hasattr(report, "kernels") else "",
+        **{path.name: path.read_text("utf-8") for path in pictures},
+    }
+    nothing_runs({name: page for name, page in pages.items() if page}, tmp_path / "browser")
+    markdown = sweep.save(tmp_path / "text", ["md"])[0].read_text("utf-8")
+    assert "<script" not in markdown and "<img" not in markdown
 
 
 @pytest.mark.slow

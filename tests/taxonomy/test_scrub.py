@@ -7,11 +7,15 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prunescope.analysis.bundle.secrets import cleared
 from prunescope.taxonomy.runs.run import Run
 from prunescope.taxonomy.scrub import scrub, scrub_values, scrub_words, without_secrets
+from prunescope.taxonomy.scrubbed import scrubbed
+from tests.taxonomy import secret_rules
+from tests.taxonomy.secret_examples import OWNERS, SECRETS
 
 TOKEN = "hf_" + "QyZ7planted0secret1token2abcd"
 
@@ -30,6 +34,7 @@ TOKEN = "hf_" + "QyZ7planted0secret1token2abcd"
         ("export WANDB_API_KEY='two words'", "export WANDB_API_KEY='<secret>'"),
         ('{"api_key": "12345678"}', '{"api_key": "<secret>"}'),
         ("password: hunter22", "password: <secret>"),
+        ("pwd=hunter22|password: hunter23", "pwd=<secret> <secret>"),
         ("Authorization: Bearer abcdefgh12345", "Authorization: <secret>"),
         ("postgres://ada:pw42@db.example/x", "<secret>"),
         ("git clone https://ada:pw@git.example/x.git now", "git clone <secret> now"),
@@ -146,3 +151,63 @@ def test_no_text_takes_long(piece: str) -> None:
     begun = time.process_time()
     scrub(piece * (300_000 // len(piece)))
     assert time.process_time() - begun < 20  # one that grows with the square takes minutes
+
+
+@pytest.mark.parametrize("name", [*SECRETS, *(f"whose {name}" for name in OWNERS)])
+def test_a_value_of_every_kind_is_in_no_text_that_is_written(name: str) -> None:
+    """Plain or anonymous, in quotes, brackets and words of others."""
+    text, value = {**SECRETS, **{f"whose {key}": kept for key, kept in OWNERS.items()}}[name]
+    for around in ("{}", "void f<{}>(int)", "a={};b", "({})", "x {} y", "[{}]", "'{}'", 'é"{}"'):
+        given = around.replace("{}", text)
+        for clean in (scrub(given), cleared(given), str(scrub_values({"x": [given]}))):
+            assert value not in clean, clean
+        assert name.startswith("whose ") or value not in without_secrets(given)
+        assert scrub(scrub(given)) == scrub(given)
+
+
+def test_the_kept_patterns_are_those_of_the_package() -> None:
+    pytest.importorskip("detect_secrets", reason="detect-secrets is not installed")
+    assert secret_rules.text() == secret_rules.KEPT.read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the key is model.layers.0.self_attn.k_proj", "key paged_attention_v2_kernel_fp8_e4m3",
+        "token ampere_bf16_s16816gemm_bf16_128x64_ldg8_f2f_stages_64x3_tn", "keys: 0.123456789012",
+        "/lm_head/MatMul", "/model/layers.0/self_attn/q_proj", "/encoder/layer.3/attention/Add_2",
+        "https://huggingface.co/meta-llama/Llama-3.1-8B", "1/2/3", "(M)/N/K", "bytes/s/GPU",
+        "100% of 3", "a &amp; b", "x%20y", "user-supplied", "users: 3", "kernel::host=3",
+    ],
+)  # fmt: skip
+def test_names_of_kernels_nodes_and_pages_stay(text: str) -> None:
+    assert scrub(text) == text
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    pieces=st.lists(st.sampled_from(sorted({**SECRETS, **OWNERS})), min_size=1, max_size=4),
+    around=st.lists(st.text(max_size=9), min_size=4, max_size=4),
+    between=st.sampled_from(["  ", ",", ";", "|", "\n"]),
+)
+def test_what_one_value_hides_no_other_one_shows(
+    pieces: list[str], around: list[str], between: str
+) -> None:
+    """Whatever stands beside it, and anonymous no more than plain."""
+    chosen = [{**SECRETS, **OWNERS}[name] for name in pieces]
+    text = between.join(
+        x for pair in zip(around, chosen, strict=False) for x in (pair[0], pair[1][0])
+    )
+    plain, anonymous = scrub(text), cleared(text)
+    for name, (_, value) in zip(pieces, chosen, strict=True):
+        assert value not in anonymous or value in plain
+        assert value not in plain or name in OWNERS, name
+
+
+def test_structs_are_scrubbed_as_values_are() -> None:
+    """What a key tells of its value holds in a report, too."""
+    told = {"api_key": "abc", "who": [{"hostname": "x1", "n": 3}, ("/home/ada/x", TOKEN)]}
+    clean = {"api_key": "<secret>", "who": [{"hostname": "<name>", "n": 3}, ["x", "<secret>"]]}
+    assert scrub_values(told) == clean
+    clean["who"][1] = ("x", "<secret>")
+    assert scrubbed(told) == clean

@@ -43,14 +43,19 @@ _scrubbed = lru_cache(maxsize=1 << 14)(scrub)  # few names, each many times
 
 Event = Dict[str, Any]  # in Chrome's format
 ChromeTrace = Dict[str, Any]  # {"traceEvents": [Event, ...], ...}
+_SET_NS = 500_000_000  # a clock that differs by more was set; a busy host takes less from a step
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One profiled step of the session: its variant, and the label of its annotation."""
+    """One profiled step of the session: its variant, and the label of its annotation.
+
+    `host_ns` is its begin and its end on a clock that nobody sets; None if they were not taken.
+    """
 
     variant: str
     label: str
+    host_ns: tuple[int, int] | None = None
 
 
 @dataclass
@@ -79,11 +84,13 @@ def split(raw: bytes | str, turns: Iterable[Turn]) -> dict[str, ChromeTrace]:
     """Split a raw trace into a trace for each variant.
 
     Raises:
-        ValueError: The steps of the trace are not those of `turns`.
+        ValueError: The steps of the trace are not those of `turns`, or lie elsewhere: the clock of
+            the profiler, which is that of the machine, was set meanwhile.
     """
-    trace = json.loads(raw, parse_float=_Decimal)
+    trace = json.loads(raw, parse_float=_Decimal)  # no JSON if a time ran backwards
     events = [_add_times(e) for e in trace["traceEvents"] if e.get("ph") == "X"]
     windows = _find_windows(events, list(turns))
+    _check_clock(windows)
     stray_ends = _assign_events(events, windows)
     phase = next(e for e in events if e["name"] == PHASE)
     head = {key: _to_floats(trace[key]) for key in _TOP_LEVEL if key in trace}
@@ -143,6 +150,19 @@ def _find_windows(events: list[Event], turns: list[Turn]) -> list[_Window]:
     if [e["name"] for e in steps] != [t.label for t in turns]:
         raise ValueError(f"the trace has steps {[e['name'] for e in steps]}, not {turns}")
     return [_Window(turn, e["start_ns"], e["end_ns"]) for turn, e in zip(turns, steps)]
+
+
+def _check_clock(windows: list[_Window]) -> None:
+    """Raise ValueError if a step lies elsewhere on the profiler's clock than on the host's."""
+    timed = [(w, w.turn.host_ns) for w in windows if w.turn.host_ns is not None]
+    for window, (begun_ns, ended_ns) in timed:
+        first, (first_ns, _) = timed[0]
+        apart_ns = max(
+            abs((window.start_ns - first.start_ns) - (begun_ns - first_ns)),
+            abs((window.end_ns - first.start_ns) - (ended_ns - first_ns)),
+        )
+        if apart_ns > _SET_NS:
+            raise ValueError(f"the clock was set by {apart_ns / 1e9:.1f} s while steps ran")
 
 
 def _assign_events(events: list[Event], windows: list[_Window]) -> list[int]:

@@ -6,6 +6,7 @@ out.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch.profiler import profile, record_function
 
 from prunescope.taxonomy.atomic_write import scratch_folder
+from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.tracer.capture.chrome import PHASE, STEP, WARMUP, ChromeTrace, Turn, split
 from prunescope.tracer.capture.phases import Loop
 from prunescope.tracer.capture.scopes import module_scopes
@@ -50,17 +52,29 @@ class ProfiledSession:
         into the next step.
         """
         synchronize(self._device)
+        begun = time.perf_counter_ns()
         with record_function(label):
             yield
             synchronize(self._device)
-        self._turns.append(Turn(variant=variant, label=label))
+        self._turns.append(Turn(variant, label, (begun, time.perf_counter_ns())))
 
     def traces(self) -> dict[str, ChromeTrace]:
-        """Return a Chrome trace for each variant of a closed session."""
+        """Return a Chrome trace for each variant of a closed session.
+
+        Raises:
+            PrunescopeError: The profiler's times are no evidence: the clock was set meanwhile.
+        """
         with scratch_folder() as folder:
             raw = folder / "session.json"
             self._profile.export_chrome_trace(str(raw))
-            return split(raw.read_bytes(), self._turns)
+            try:
+                return split(raw.read_bytes(), self._turns)
+            except ValueError as error:
+                raise PrunescopeError(
+                    "the times of the profiled steps contradict each other, as if the clock of "
+                    "this machine had been set while they ran",
+                    hint="trace again, without whatever sets the clock",
+                ) from error
 
 
 def label_of(index: int) -> str:

@@ -252,10 +252,12 @@ class RecordedSteps:
             if index >= 0:
                 stack.enter_context(self._watch.sample())
             synchronize_used()
+            begun = time.perf_counter_ns()
             with record_function(label):
                 yield
                 synchronize_used()
-        self._turns.append(Turn(variant=_VARIANT, label=label))
+            taken = (begun, time.perf_counter_ns())
+        self._turns.append(Turn(_VARIANT, label, taken))
         if index + 1 == self._steps:
             self._close_profile()
 

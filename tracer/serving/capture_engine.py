@@ -139,8 +139,8 @@ def _capture(run: _Capture, partial: Path, progress: Progress) -> None:
             folder = scratch.enter_context(scratch_folder())
         before = None if folder is None else FilesBefore.look(folder)
         begun = time.time_ns()
-        answers = [client.post(START, run.engine.start(folder), hint=run.engine.hint)]
-        try:
+        try:  # from here on it may run, whatever comes of the answer
+            answers = [client.post(START, run.engine.start(folder), hint=run.engine.hint)]
             prefills = max(LEAST_STEPS, prompts.count)
             run.send(prompts.take(prefills), tokens=1, at_once=1)
             run.send(prompts.take(), tokens=profiled_tokens, at_once=at_once)

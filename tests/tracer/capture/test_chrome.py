@@ -141,3 +141,29 @@ def test_bytes_depend_on_the_content_alone(tmp_path: Path) -> None:
     phase, *events = [e for e in trace["traceEvents"] if e["ph"] == "X"]
     metadata = [e for e in trace["traceEvents"] if e["ph"] == "M"]
     assert written == {**trace, "traceEvents": [*metadata, *events, phase]}
+
+
+def _timed(shift_us: float, of_last: bool) -> list[Turn]:
+    """The turns as the host timed them, the clock of the last one apart from the profiler's."""
+    last = len(TURNS) - 1
+    return [
+        Turn(turn.variant, turn.label, (int(1e3 * at), int(1e3 * (at + 60))))
+        for number, (turn, start) in enumerate(zip(TURNS, STARTS, strict=True))
+        for at in [start + (shift_us if of_last and number == last else 0)]
+    ]
+
+
+@pytest.mark.parametrize("shift_us", [3.6e9, -3.6e9, 0.6e6, -0.6e6])
+def test_a_clock_that_was_set_while_steps_ran_is_noticed(shift_us: float) -> None:
+    """By an hour, and by more than the half second that a busy host may take from a step."""
+    trace = json.dumps(session(device=False))
+    assert set(split(trace, _timed(shift_us, of_last=False))) == {"dense", "pruned"}
+    with pytest.raises(ValueError, match="the clock was set by"):
+        split(trace, _timed(shift_us, of_last=True))
+
+
+def test_times_that_are_no_numbers_are_refused() -> None:
+    """As the profiler writes a time that ran backwards: microseconds, a point, nanoseconds."""
+    trace = json.dumps(session(device=False)).replace('"dur": 60', '"dur": -3.-45', 1)
+    with pytest.raises(ValueError, match="delimiter"):
+        split(trace, TURNS)
