@@ -28,6 +28,7 @@ from prunescope.tracer.calibration.point import Calibration, Point
 from prunescope.tracer.calibration.requests import decided_by
 from prunescope.tracer.capture.manifest import phase_entry
 from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.export.adapter import AdapterKeeper
 from prunescope.tracer.export.padding import pad
 from prunescope.tracer.model.load import Loaded, load_tokenizer
 from prunescope.tracer.model.logits import NUM_PROBED, probe
@@ -82,6 +83,7 @@ def apply_request(request: TraceRequest, loaded: Loaded) -> tuple[Applied, Pruni
         pruning |= {"sparsity": None, "knobs": dict(request.knobs), "parts": records}
         pruning["notes"] = [f"{r['method']}: {n}" for r in records for n in r.get("notes", ())]
     if request.recovery is not None:
+        keeper = AdapterKeeper() if request.save_adapter else None
         recovered = recover(
             applied.model,
             load_tokenizer(loaded),
@@ -91,8 +93,10 @@ def apply_request(request: TraceRequest, loaded: Loaded) -> tuple[Applied, Pruni
             masks=any("zeros" in r for r in (pruning, *pruning.get("parts", ()))),
             before=zeros,
             learners=applied.learners,
+            keeper=keeper,
         )
         pruning["recovery"] = plain(recovered)
+        applied.adapter = keeper and keeper.adapter
     if request.legal is not None:
         pruning["padded"] = pad(applied.model, legal_sizes(request.legal, request.legal_tp))
     pruning["seed"] = request.seed

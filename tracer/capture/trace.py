@@ -67,6 +67,7 @@ def _trace(
     # Kineto writes to standard error at every start and stop, unless this is set beforehand.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     # torch and transformers take seconds to import: after the checks that need neither.
+    from prunescope.tracer.capture.judge import Judge
     from prunescope.tracer.capture.memory import release
     from prunescope.tracer.capture.model_saving import saving
     from prunescope.tracer.capture.session import capture
@@ -74,13 +75,18 @@ def _trace(
     variants = None if prepared is None else prepared.variants
     # Next to `out`, so that the same command resumes a killed training.
     trainings = None if request.recover is None or prepared else storage_next_to(request.folder)
-    with saving(request, progress) as saver:
-        on_models = None if saver is None else saver.on_models
+    judge = Judge(request, progress)
+    with saving(request, judge, progress) as saver:
+        on_models = judge.on_models if request.perplexity else None
         with trainings_stored(trainings, progress):
             captures = capture(
-                request, progress, peaks=peaks, variants=variants, on_models=on_models
+                request,
+                progress,
+                peaks=peaks,
+                variants=variants,
+                on_models=on_models if saver is None else saver.on_models,
             )
-        for name, quality in (prepared.quality if prepared else {}).items():
+        for name, quality in (prepared.quality if prepared else judge.quality).items():
             captures[name].run.quality = quality
         check_out(request.folder, overwrite=request.overwrite)
         progress.stage("write traces", sum(len(captured.traces) for captured in captures.values()))

@@ -67,6 +67,7 @@ class Card:
     padded: dict[str, Any] | None = None
     weights: dict[str, str] = field(default_factory=dict)  # sha256 by file
     run: str = ""  # sha256 of run.json
+    has_adapter: bool = False
 
 
 def base_licence(folder: Path | None) -> str:
@@ -210,9 +211,13 @@ def _loading(card: Card) -> str:
         f"{checked.largest:.4g}; {checked.allowed:.2g} is rounding of the format)"
     )
     versions = ", ".join(f"{name} {version}" for name, version in card.versions.items())
+    peft, added = "", ""
+    if card.has_adapter:
+        peft = "from peft import PeftModel\n"
+        added = 'model = PeftModel.from_pretrained(model, "FOLDER/adapter")\n'
     return (
-        "```python\nfrom transformers import AutoModelForCausalLM\n\n"
-        f'model = AutoModelForCausalLM.from_pretrained("FOLDER"{trust})\n```\n\n'
+        f"```python\n{peft}from transformers import AutoModelForCausalLM\n\n"
+        f'model = AutoModelForCausalLM.from_pretrained("FOLDER"{trust})\n{added}```\n\n'
         f"After saving, a new process loaded it with {versions} alone, and it {same}.\n"
     )
 

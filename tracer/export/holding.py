@@ -22,13 +22,18 @@ from transformers import AutoModelForCausalLM
 
 from prunescope.taxonomy.configs.config_sizes import EXPERTS
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.tracer.calibration.low_rank import LowRank
-from prunescope.tracer.export import modeling_template
+from prunescope.taxonomy.words import when
+from prunescope.tracer.model import pruned_modules
 from prunescope.tracer.model.channels import SIZES
 from prunescope.tracer.model.layers import text_config
 from prunescope.tracer.model.model_shape import model_shape
 from prunescope.tracer.model.narrow import epsilons, is_norm
-from prunescope.tracer.residual.sublayers import RemovedNorm, RemovedSublayer
+from prunescope.tracer.model.pruned_modules import (
+    MappedLayer,
+    PairOfLinears,
+    RemovedNorm,
+    RemovedSublayer,
+)
 
 # What a config that a class does not understand makes it raise.
 _REFUSED = (
@@ -78,12 +83,14 @@ def find_holding(model: Any, *, allow_code: bool = False) -> Holding:
         if not difference:
             return Holding(config=config, kind=kind)
         refused = refused or difference
+    coded = _coded(model)
     if allow_code:
-        return _coded(model)
+        return coded
+    pads = when(bool(_values_by_layer(model)), "--legal transformers pads layers to one width; ")
     raise PrunescopeError(
         f"no class of transformers {transformers.__version__} holds this model: {refused}",
-        hint="--legal transformers pads layers to one width; --allow-code saves it with a modeling "
-        "file, which is loaded with trust_remote_code=True",
+        hint=f"{pads}--allow-code saves it with a modeling file, which is loaded with "
+        "trust_remote_code=True",
     )
 
 
@@ -182,7 +189,7 @@ def _set_epsilon(model: Any, config: Any) -> None:
     }
     before = {old for old, _ in changes}
     after = {new for _, new in changes}
-    if len(before) != 1 or len(after) != 1 or before == after:
+    if len(before) != 1 or len(after) != 1 or before == after or None in after:
         return
     old, new = before.pop(), after.pop()
     text = config.get_text_config(decoder=True)
@@ -214,12 +221,23 @@ def _difference(model: Any, config: Any) -> str:
             return f"{path} is a {kinds[0]}, where the class builds a {kinds[1]}"
         if "forward" in vars(module):
             return f"{path} decides at run time, in code that is no part of its class"
-    own, built = _shapes(model), _shapes(skeleton)
+        for name, value in vars(module).items():
+            other = vars(modules[path]).get(name)
+            if type(value) is float and type(other) in (int, float) and value != other:
+                return f"{path}.{name} is {value:g}, where the class builds {other:g}"
+    return _shape_difference(model, skeleton)
+
+
+def _shape_difference(model: Any, skeleton: Any) -> str:
+    """Name the first tensor whose shape differs, tables of positions among them; "" for none."""
+    own, built = _shapes(model.state_dict()), _shapes(skeleton.state_dict())
+    tables = [_shapes(dict(side.named_buffers())) for side in (model, skeleton)]
+    own |= {name: shape for name, shape in tables[0].items() if name in tables[1]}
+    built |= {name: shape for name, shape in tables[1].items() if name in own}
     for name in (*own, *built):
         if own.get(name) != built.get(name):
-            return f"{name} is {_shown(own.get(name))}, where the class builds " + _shown(
-                built.get(name)
-            )
+            shapes = _shown(own.get(name)), _shown(built.get(name))
+            return f"{name} is {shapes[0]}, where the class builds {shapes[1]}"
     return ""
 
 
@@ -228,13 +246,9 @@ def _shown(shape: tuple[int, ...] | None) -> str:
     return "missing" if shape is None else f"[{', '.join(map(str, shape))}]"
 
 
-def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the stored tensors of a model, by name."""
-    return {
-        name: tuple(tensor.shape)
-        for name, tensor in model.state_dict().items()
-        if isinstance(tensor, Tensor)
-    }
+def _shapes(tensors: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of tensors, by name."""
+    return {name: tuple(t.shape) for name, t in tensors.items() if isinstance(t, Tensor)}
 
 
 def _coded(model: Any) -> Holding:
@@ -257,49 +271,99 @@ def _coded(model: Any) -> Holding:
             hint="save it without --save-model, with code of your own",
         )
     config.pruned_modules = _specs(model, skeleton)
-    config.auto_map = {"AutoModelForCausalLM": f"{CODE_FILE.removesuffix('.py')}.PrunedForCausalLM"}
-    code = getsource(modeling_template).replace("PreTrainedModel as Base", f"{base} as Base")
+    _check_buffers(model, skeleton)
+    # transformers finds the names under which weights are stored by the name of the class.
+    config.auto_map = {"AutoModelForCausalLM": f"{CODE_FILE.removesuffix('.py')}.{base}"}
+    code = getsource(pruned_modules).replace("PreTrainedModel as Base", f"{base} as Base")
+    code = code.replace("PrunedForCausalLM", base)
     return Holding(config=config, kind="code", code=code)
+
+
+def _check_buffers(model: Any, skeleton: Any) -> None:
+    """Raise PrunescopeError for a table, such as of positions, that the class builds otherwise."""
+    built, stored = dict(skeleton.named_buffers()), model.state_dict()
+    for name, buffer in model.named_buffers():
+        if name not in stored and name in built and built[name].shape != buffer.shape:
+            sizes = _shown(tuple(buffer.shape)), _shown(tuple(built[name].shape))
+            raise PrunescopeError(
+                f"no checkpoint holds this model: {name} is {sizes[0]}, where the class computes "
+                f"{sizes[1]} from its config",
+                hint="choose a method that leaves heads as they are",
+            )
 
 
 def _specs(model: Any, skeleton: Any) -> dict[str, dict[str, Any]]:
     """Describe each module that differs from the one that the class builds, by its path."""
     modules = dict(skeleton.named_modules())
     specs: dict[str, dict[str, Any]] = {}
+    whole: list[str] = []  # modules whose parts need no description of their own
     for path, module in model.named_modules():
-        if any(path.startswith(f"{above}.") for above in specs if "parameters" not in specs[above]):
+        if path in whole or any(path.startswith(f"{above}.") for above in whole):
             continue
-        if isinstance(module, LowRank):
-            specs[path] = {
-                "rank": module.first.out_features,
-                "shape": [module.out_features, module.in_features],
-                "bias": module.second.bias is not None,
-            }
-        elif isinstance(module, RemovedSublayer):
-            specs[path] = {"removed": module.parts}
-        elif isinstance(module, RemovedNorm):
-            specs[path] = {"passing": True}
-        elif path not in modules or type(module).__name__ != type(modules[path]).__name__:
-            raise PrunescopeError(
-                f"{path} is a {type(module).__name__}, whose code is no part of a checkpoint",
-                hint="families that decide at run time cannot be saved",
-            )
-        elif spec := _changed(module, modules[path]):
+        if spec := _describe(path, module, modules.get(path)):
             specs[path] = spec
+        if isinstance(module, PairOfLinears):
+            whole.append(path)
+        if isinstance(module, MappedLayer):
+            whole += [f"{path}.{name}" for name in module.maps]
+    kept = {path for path, _ in model.named_modules()}
+    replaced = tuple(f"{path}." for path, spec in specs.items() if "parameters" not in spec)
+    for path in modules:
+        above = path.rpartition(".")[0]
+        if path not in kept and above in kept and not path.startswith(replaced):
+            specs[path] = {"gone": True}
     return specs
+
+
+def _describe(path: str, module: nn.Module, built: nn.Module | None) -> dict[str, Any]:
+    """Describe a module as `pruned_modules.reshape` reads it; empty if the class builds it so.
+
+    Raises:
+        PrunescopeError: Its code is no part of a checkpoint.
+    """
+    if isinstance(module, PairOfLinears):
+        shape, bias = [module.out_features, module.in_features], module.second.bias is not None
+        return {"rank": module.first.out_features, "shape": shape, "bias": bias}
+    if isinstance(module, RemovedSublayer):
+        return {"removed": module.parts}
+    is_new = type(module) is not type(built)
+    if isinstance(module, RemovedNorm) or (type(module) is nn.Identity and is_new):
+        return {"passing": True}
+    if type(module) is nn.RMSNorm and is_new:
+        return {"norm": module.normalized_shape[-1], "eps": module.eps}
+    if isinstance(module, MappedLayer):
+        maps = {name: list(module.get_submodule(name).weight.shape) for name in module.maps}
+        return {"maps": maps, "steps": module.steps, "gives_tuple": module.gives_tuple}
+    if built is None or type(module).__name__ != type(built).__name__:
+        raise PrunescopeError(
+            f"no checkpoint holds this model: {path} is a {type(module).__name__}, whose code is "
+            "no part of one",
+            hint="families that decide at run time cannot be saved; leave out --save-model",
+        )
+    return _changed(module, built)
 
 
 def _changed(module: nn.Module, built: nn.Module) -> dict[str, Any]:
     """Return the parameters and numbers of a module that differ from the built one."""
-    shapes = {name: list(p.shape) for name, p in module.named_parameters(recurse=False)}
-    before = {name: list(p.shape) for name, p in built.named_parameters(recurse=False)}
-    parameters = {name: shape for name, shape in shapes.items() if before.get(name) != shape}
+    shapes, before = _own_shapes(module), _own_shapes(built)
+    parameters: dict[str, Any] = {
+        name: shapes.get(name)
+        for name in (*shapes, *before)
+        if before.get(name) != shapes.get(name)
+    }
     attributes = {
         name: value
         for name, value in vars(module).items()
         if not name.startswith("_")
-        and type(value) in (int, float)
-        and vars(built).get(name) != value
+        and type(value) in (int, float, tuple)
+        and type(vars(built).get(name)) in (int, float, tuple)
+        and vars(built)[name] != value
     }
     changed = {"parameters": parameters, "attributes": attributes}
     return changed if parameters or attributes else {}
+
+
+def _own_shapes(module: nn.Module) -> dict[str, list[int]]:
+    """Return the shapes of the stored tensors of a module itself."""
+    tensors = module.state_dict(keep_vars=True)
+    return {name: list(tensor.shape) for name, tensor in tensors.items() if "." not in name}

@@ -53,8 +53,8 @@ def save(model: Any, folder: Path, *, allow_code: bool = False) -> Any:
 def _here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the new process to one test: it takes seconds to import torch."""
 
-    def same(_folder: Path, model: Any, *, with_code: bool) -> Checked:
-        assert isinstance(with_code, bool)
+    def same(_folder: Path, model: Any, *, with_code: bool, adapter: Any = None) -> Checked:
+        assert isinstance(with_code, bool) and adapter is None
         count = sum(p.numel() for p in model.parameters())
         return Checked(difference=0.0, largest=1.0, allowed=0.0, parameters=count)
 
@@ -90,7 +90,7 @@ def test_what_a_class_holds_is_loaded_with_the_same_logits(
 @pytest.mark.parametrize(
     ("family", "knobs", "reason"),
     [
-        ("static-k-lowrank", {}, "is a LowRank"),
+        ("static-k-lowrank", {}, "is a PairOfLinears"),
         ("static-m", {"unit": "mlp"}, "RemovedSublayer"),
         ("dynamic-m", {}, "is a|decides at run time|not a module"),
         ("dynamic-nk", {}, "is a|decides at run time|not a module"),
