@@ -167,11 +167,18 @@ def _legal_notes(problem: Problem, choice: Choice) -> list[str]:
     """Say what the sizes of an engine cost, where layers could not differ."""
     if problem.request.legal is None:
         return []
-    engine = NAMES[problem.request.legal]
+    engine, costs = NAMES[problem.request.legal], problem.costs
     note = f"all layers that stay have one size, as {engine} reads one for all of them"
     if choice.free is None:
         return [note]
-    return [f"{note}: that costs {choice.loss - choice.free:.4f} nats at these targets"]
+    even, free = (allocated_shape(costs.shape, x) for x in (choice.options, choice.free))
+    loss = choice.loss - sum(option.loss for option in choice.free)
+    milliseconds = (costs.ns(even) - costs.ns(free)) / 1e6
+    megabytes = (costs.memory_bytes(even) - costs.memory_bytes(free)) / 1e6
+    return [
+        f"{note}: beside layers of their own sizes that costs {loss:+.4f} nats, "
+        f"{milliseconds:+.3g} ms and {megabytes:+.3g} MB at these targets"
+    ]
 
 
 def _measure_losses(problem: Problem, progress: Progress) -> ModelLosses:

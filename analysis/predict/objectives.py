@@ -272,7 +272,7 @@ def _row(
     slow = objectives.throughput is not None and rate < objectives.throughput
     met = None if served is None or slow else served.whole.work.batch
     memory = answer_memory(at.whole, pruned=setting.prunes)
-    fits = engine_runs(request.runtime, setting.family, setting.knobs, setting.shape, tp=setting.tp)
+    fits = engine_runs(request.runtime, setting)
     speed = None
     if served is not None and dense is not None and setting.prunes:
         sides = {id(side.whole): side for side in (dense, served)}

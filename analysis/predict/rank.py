@@ -20,6 +20,7 @@ from prunescope.analysis.predict.answers import (
     prompt_of,
     speed_of,
 )
+from prunescope.analysis.predict.engine_formats import engine_runs
 from prunescope.analysis.predict.loss_curves import SweepLosses, read_losses
 from prunescope.analysis.predict.predict_request import (
     PredictRequest,
@@ -305,4 +306,5 @@ def _rank_family(setting: Setting, dense: Answer) -> Ranked:
         kv_bytes=round(pruned.steps[-1].forward.kv_bytes),
         ties=False,
         fits=answer_memory(pruned, pruned=True).fits,
+        runs=engine_runs(setting.runtime and setting.runtime.name, setting).runs,
     )

@@ -60,6 +60,7 @@ class ModelSaver:
         self.request, self.partial, self.judge = request, partial, judge
         self.progress = progress
         self.saved: SavedModel | None = None
+        self.text = ""  # of the card
         self._card: Card | None = None
 
     def on_models(self, variants: Sequence[Variant]) -> None:
@@ -109,7 +110,8 @@ class ModelSaver:
                 "no pruned model was there to save", hint="leave out --save-model"
             )
         card = replace(self._card, **{"quality": self.judge.quality.get("pruned"), **facts})
-        (self.partial / "README.md").write_text(render(card), encoding="utf-8")
+        self.text = render(card)
+        (self.partial / "README.md").write_text(self.text, encoding="utf-8")
 
 
 @contextmanager
@@ -200,8 +202,9 @@ def _describe(
     layers: list[dict[str, Any]] = []
     answers = []
     if shape is not None:
-        layers = [shape.layer(number).to_dict() for number in range(shape.layers)]
+        layers = _layers_of(shape)
         answers = engine_answers(layouts_of(families, shape), shape, request.legal_tp)
+    before = None if dense is None else _shape_or_none(dense.model)
     record = pruned.pruning
     notes = list((record.notes if record else None) or ())
     if record is not None and record.recovery is not None:
@@ -223,6 +226,7 @@ def _describe(
         checked=saved.checked,
         kind=saved.holding.kind,
         has_adapter=pruned.adapter is not None,
+        dense_layers=[] if before is None else _layers_of(before),
         versions={"transformers": transformers.__version__, "torch": torch.__version__},
         engines=answers,
         tp=request.legal_tp,
@@ -230,6 +234,11 @@ def _describe(
         padded=record.padded if record else None,
         weights=saved.weights,
     )
+
+
+def _layers_of(shape: ModelShape) -> list[dict[str, Any]]:
+    """Return the dimensions of each layer."""
+    return [shape.layer(number).to_dict() for number in range(shape.layers)]
 
 
 def _shape_or_none(model: Any) -> ModelShape | None:

@@ -10,9 +10,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunescope.taxonomy.atomic_write import claimed, clean_termination
+from prunescope.taxonomy.atomic_write import claimed, clean_termination, write_file
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.runs.run import MANIFEST, Run, read_run, sha256_of
+from prunescope.taxonomy.runs.run import CARD, MANIFEST, Run, read_run, sha256_of
 from prunescope.taxonomy.runs.run_blocks import MeasuredPeaks
 from prunescope.tracer.capture.progress import Progress, Silent
 from prunescope.tracer.capture.request import TraceRequest
@@ -93,6 +93,7 @@ def _trace(
         write_runs(request.folder, captures, baseline, progress)
         if saver is not None:
             saver.finish(captures, sha256_of(request.folder / "pruned" / MANIFEST))
+            write_file(request.folder / "pruned" / CARD, saver.text.encode())
     if trainings is not None:
         shutil.rmtree(trainings, ignore_errors=True)
     del captures
