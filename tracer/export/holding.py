@@ -9,7 +9,7 @@ kept: a class that begins to read such a config is found by what it builds.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import getsource
 from typing import Any
@@ -20,7 +20,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from prunescope.taxonomy.configs.config_sizes import EXPERTS
+from prunescope.taxonomy.configs.config_sizes import LAYER_SIZES
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.words import when
 from prunescope.tracer.model import pruned_modules
@@ -40,13 +40,7 @@ _REFUSED = (
     RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError,
     StrictDataclassError,
 )  # fmt: skip
-# The names of a config for each field of LayerShape in which pruned layers differ.
-_KEYS = {
-    "heads": ("num_attention_heads", "n_head"),
-    "kv_heads": ("num_key_value_heads", "num_kv_heads"),
-    "intermediate": SIZES,
-    "experts": EXPERTS,
-}
+_ADJUSTS = "block_auto_adjust_ff_dim"
 CODE_FILE = "modeling_pruned.py"
 
 
@@ -86,7 +80,8 @@ def find_holding(model: Any, *, allow_code: bool = False) -> Holding:
     coded = _coded(model)
     if allow_code:
         return coded
-    pads = when(bool(_values_by_layer(model)), "--legal transformers pads layers to one width; ")
+    differ = any(map(_differ, _sizes_by_key(model).values()))
+    pads = when(differ, "--legal transformers pads layers to one width; ")
     raise PrunescopeError(
         f"no class of transformers {transformers.__version__} holds this model: {refused}",
         hint=f"{pads}--allow-code saves it with a modeling file, which is loaded with "
@@ -97,53 +92,81 @@ def find_holding(model: Any, *, allow_code: bool = False) -> Holding:
 def _configs(model: Any) -> Iterator[tuple[str, Any]]:
     """Yield the configs to try, the simplest first."""
     plain = copy.deepcopy(model.config)
+    for key in ("pruned_modules", "auto_map"):  # of a model that a modeling file held
+        vars(plain).pop(key, None)
     _set_epsilon(model, plain)
     yield "plain", plain
-    sized = copy.deepcopy(plain)
-    if _set_sizes(model, sized):
-        yield "plain", sized
-    layers = _values_by_layer(model)
-    if layers:
-        per_layer = copy.deepcopy(plain)
+    sizes = _sizes_by_key(model)
+    for kind, write in _WRITERS.items():
+        config = copy.deepcopy(plain)
+        text = config.get_text_config(decoder=True)
+        if getattr(text, _ADJUSTS, False):  # LFM2 rounds the number of channels that it reads
+            setattr(text, _ADJUSTS, False)
         try:
-            per_layer.get_text_config(decoder=True).per_layer_config = layers
+            write(text, sizes)
         except _REFUSED:
-            pass
-        else:
-            yield "per-layer", per_layer
-        lists = copy.deepcopy(plain)
-        text = lists.get_text_config(decoder=True)
-        try:
-            for name in layers[0]:
-                setattr(text, name, [layers[number][name] for number in layers])
-        except _REFUSED:
-            return
-        yield "lists", lists
+            continue
+        yield kind, config
 
 
-def _values_by_layer(model: Any) -> dict[int, dict[str, int]]:
-    """Return the keys of the config in which layers differ, with the values of each layer."""
+def _sizes_by_key(model: Any) -> dict[str, list[int]]:
+    """Return the sizes of all layers by the key that a config has for them; 0: a layer has none."""
     try:
         shape = model_shape(model)
     except PrunescopeError:
         return {}
-    config = text_config(model)
-    names = {
-        field: next((n for n in keys if isinstance(getattr(config, n, None), int)), "")
-        for field, keys in _KEYS.items()
+    written = text_config(model).to_dict()
+    layers = [shape.layer(number) for number in range(shape.layers)]
+    keys = {
+        field: next((n for n in names if isinstance(written.get(n), int | list)), "")
+        for field, names in LAYER_SIZES.items()
     }
-    layers = shape.layer_shapes
-    differing = {
-        field: name
-        for field, name in names.items()
-        if name and len({getattr(layer, field) for layer in layers}) > 1
+    keys["intermediate"] = mlp_key(text_config(model))
+    columns = {
+        key: [getattr(layer, field) for layer in layers] for field, key in keys.items() if key
     }
-    if not differing:
-        return {}
-    return {
-        number: {name: getattr(layer, field) for field, name in differing.items()}
-        for number, layer in enumerate(layers)
-    }
+    return {key: sizes for key, sizes in columns.items() if any(sizes)}
+
+
+def _differ(sizes: Sequence[int]) -> bool:
+    """Return whether the layers that have a size differ in it."""
+    return len(set(sizes) - {0}) > 1
+
+
+def _write_shared(text: Any, sizes: Mapping[str, list[int]]) -> None:
+    """Write the sizes that all layers share, each as a number or as a list, as it was."""
+    written = text.to_dict()
+    for key, column in sizes.items():
+        if not _differ(column):
+            size = max(column)
+            setattr(text, key, [size] * len(column) if isinstance(written[key], list) else size)
+
+
+def _write_per_layer(text: Any, sizes: Mapping[str, list[int]]) -> None:
+    """Write the sizes in which layers differ as `per_layer_config`, beside what it says already."""
+    written = text.to_dict().get("per_layer_config") or {}
+    layers = {int(number): dict(values) for number, values in written.items()}
+    own = {key for values in layers.values() for key in values}
+    for key, column in sizes.items():
+        for number, size in enumerate(column):
+            if size and (_differ(column) or key in own):
+                layers.setdefault(number, {})[key] = size
+    text.per_layer_config = None
+    _write_shared(text, {k: v for k, v in sizes.items() if k not in own and not _differ(v)})
+    text.per_layer_config = layers
+
+
+def _write_lists(text: Any, sizes: Mapping[str, list[int]]) -> None:
+    """Write the sizes in which layers differ as lists."""
+    _write_shared(text, sizes)
+    for key, column in sizes.items():
+        if _differ(column):
+            setattr(text, key, [size or max(column) for size in column])
+
+
+_WRITERS: dict[str, Callable[[Any, Mapping[str, list[int]]], None]] = {
+    "plain": _write_shared, "per-layer": _write_per_layer, "lists": _write_lists,
+}  # fmt: skip
 
 
 def mlp_key(config: Any) -> str:
@@ -151,25 +174,6 @@ def mlp_key(config: Any) -> str:
     experts = ("moe", "shared", "expert")
     plain = (name for name in SIZES if not any(word in name for word in experts))
     return next((name for name in plain if hasattr(config, name)), "")
-
-
-def _set_sizes(model: Any, config: Any) -> bool:
-    """Write the sizes that all layers share into a config; return whether it changed."""
-    try:
-        shape = model_shape(model)
-    except PrunescopeError:
-        return False
-    text, layer, has_changed = config.get_text_config(decoder=True), shape.layer(0), False
-    if shape.layer_shapes:
-        return False
-    for field, names in _KEYS.items():
-        held = (n for n in names if isinstance(getattr(text, n, None), int))
-        name = mlp_key(text) if field == "intermediate" else next(held, "")
-        size = getattr(layer, field)
-        if name and size and getattr(text, name) != size:
-            setattr(text, name, size)
-            has_changed = True
-    return has_changed
 
 
 def _set_epsilon(model: Any, config: Any) -> None:

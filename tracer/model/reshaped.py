@@ -141,7 +141,8 @@ def _problem(
     """Say why a module cannot be given the shapes of a description; "" if it can."""
     if path not in built or not path:
         return "which is no module of its class"
-    kind = next((_KINDS[key] for key in spec if key in _KINDS), None) if spec else None
+    keys = spec if isinstance(spec, dict) else ()
+    kind = next((_KINDS[key] for key in keys if key in _KINDS), None)
     try:
         described: Any = msgspec.convert(spec, kind) if kind else None
     except msgspec.ValidationError:
