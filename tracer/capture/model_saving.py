@@ -213,6 +213,8 @@ def _describe(
         notes.append(
             f"recovered by {trained.steps_done} steps of LoRA training on {trained.text}, {merged}"
         )
+    if saved.packed is not None:
+        notes.append(saved.packed or "2:4 weights are in sparse-24-bitmask/ too, packed")
     count = None if dense is None else sum(p.numel() for p in dense.model.parameters())
     return Card(
         name=Path(request.save_model or "").name,

@@ -21,6 +21,7 @@ from prunescope.taxonomy.words import significant, whole_sentences
 from prunescope.tracer.export.adapter import UnmergedAdapter, write_adapter
 from prunescope.tracer.export.checking import Checked, check_saved
 from prunescope.tracer.export.holding import CODE_FILE, Holding
+from prunescope.tracer.export.packed import write_packed
 from prunescope.tracer.model.load import Loaded, load_tokenizer, quiet
 
 SHARD = "4GB"  # of a safetensors file, at most
@@ -35,6 +36,7 @@ class SavedModel:
     checked: Checked
     weights: dict[str, str]  # sha256 by file
     size: int  # bytes of the weights
+    packed: str | None = None  # "": 2:4 weights are there packed, too; else why not; None: no 2:4
 
     @property
     def record(self) -> dict[str, Any]:
@@ -44,6 +46,7 @@ class SavedModel:
             "bytes": self.size,
             **asdict(self.checked),
             "weights": dict(self.weights),
+            **({} if self.packed is None else {"packed": self.packed == ""}),
         }
 
 
@@ -134,12 +137,14 @@ def write_checkpoint(
     if adapter is not None:
         write_adapter(folder, adapter, loaded.id)
     checked = check_saved(folder, model, with_code=bool(holding.code), adapter=adapter)
+    packed = write_packed(folder)
     files = sorted(folder.rglob("*.safetensors"))
     return SavedModel(
         holding=holding,
         checked=checked,
         weights={file.relative_to(folder).as_posix(): sha256_of(file) for file in files},
         size=sum(file.stat().st_size for file in files),
+        packed=packed,
     )
 
 
