@@ -306,5 +306,5 @@ def _rank_family(setting: Setting, dense: Answer) -> Ranked:
         kv_bytes=round(pruned.steps[-1].forward.kv_bytes),
         ties=False,
         fits=answer_memory(pruned, pruned=True).fits,
-        runs=engine_runs(setting.runtime and setting.runtime.name, setting).runs,
+        runs=engine_runs(setting.runtime.name if setting.runtime else None, setting).runs,
     )

@@ -137,14 +137,14 @@ def write_checkpoint(
     if adapter is not None:
         write_adapter(folder, adapter, loaded.id)
     checked = check_saved(folder, model, with_code=bool(holding.code), adapter=adapter)
-    packed = write_packed(folder)
+    in_24 = write_packed(folder)
     files = sorted(folder.rglob("*.safetensors"))
     return SavedModel(
         holding=holding,
         checked=checked,
         weights={file.relative_to(folder).as_posix(): sha256_of(file) for file in files},
         size=sum(file.stat().st_size for file in files),
-        packed=packed,
+        packed=in_24,
     )
 
 

@@ -336,7 +336,8 @@ def _describe(path: str, module: nn.Module, built: nn.Module | None) -> dict[str
     if type(module) is nn.RMSNorm and is_new:
         return {"norm": module.normalized_shape[-1], "eps": module.eps}
     if isinstance(module, MappedLayer):
-        maps = {name: list(module.get_submodule(name).weight.shape) for name in module.maps}
+        linears: dict[str, Any] = {name: module.get_submodule(name) for name in module.maps}
+        maps = {name: list(linear.weight.shape) for name, linear in linears.items()}
         return {"maps": maps, "steps": module.steps, "gives_tuple": module.gives_tuple}
     if built is None or type(module).__name__ != type(built).__name__:
         raise PrunescopeError(

@@ -1,8 +1,9 @@
 """2:4 weights packed as `sparse-24-bitmask`, next to the dense ones.
 
 In: the folder of a saved model. Out: sparse-24-bitmask/ in it, unpacked again and found to be equal
-bit for bit, where compressed-tensors has the format; or the reason why there is none. The library from 0.15 on has lost the format,
-and transformers from 5.10 on and vLLM from 0.19.1 on do not read it: it is for what came before.
+bit for bit, where compressed-tensors has the format; or the reason why there is none. The library
+has lost it in 0.15, and transformers 5.24 and vLLM from 0.19.1 on do not read it: it is for what
+came before.
 """
 
 from __future__ import annotations

@@ -291,8 +291,8 @@ def _pretrained(where: str, model_id: str, source: str, options: LoadOptions) ->
         _check_room(config, model_id)
         _check_index(where, options)
         if names_reshaped_modules(config) and Path(where).is_dir():
-            model, seen = load_reshaped(Path(where), config, options)
-            _check_weights(seen, model_id)
+            model, info = load_reshaped(Path(where), config, options)
+            _check_weights(info, model_id)
             return Loaded(model=model, id=model_id, source=source, notes=[], where=where)
         counts = uneven_experts(Path(where), config) if Path(where).is_dir() else {}
         if counts:
