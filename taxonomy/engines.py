@@ -44,6 +44,7 @@ _TRANSFORMERS = "https://github.com/huggingface/transformers"
 _HEADS = ("kv_heads", "heads")
 _CHANNELS = ("intermediate", "expert_intermediate", "shared_intermediate")
 PADDED = (*_HEADS, *_CHANNELS)  # the sizes that `Legal.padded` changes
+_BY_CODE = "with trust_remote_code=True, by the modeling file in its folder"
 _NO_CODE = "it runs classes of its own, and none of them does so"
 
 
@@ -378,7 +379,7 @@ def _layout_of(family: Family, knobs: Mapping[str, Any]) -> str:
 
 
 def engine_answers(
-    layouts: Sequence[str], shape: ModelShape | None = None, tp: int = 1
+    layouts: Sequence[str], shape: ModelShape | None = None, tp: int = 1, *, held: str = ""
 ) -> list[EngineAnswer]:
     """Return whether each engine runs a checkpoint.
 
@@ -387,6 +388,8 @@ def engine_answers(
         shape: Its dimensions, which are compared with those that an engine takes; None: no
             dimension is looked at.
         tp: The degree of tensor parallelism.
+        held: How transformers was found to hold this very checkpoint: "code" by a modeling file of
+            its own, else by a class; "": not tried, so that the table answers.
 
     Returns:
         An answer for each of ENGINES. Of several reasons not to run it, the first counts.
@@ -394,6 +397,10 @@ def engine_answers(
     answers = []
     for engine in ENGINES:
         rows = [TABLE[layout][engine] for layout in layouts]
+        if held and engine == "transformers":
+            rows = [row for row in rows if row.runs] or [TABLE["uniform"][engine]]
+            if held == "code":
+                rows = [replace(row, reason=_BY_CODE) for row in rows]
         refused = next((row for row in rows if not row.runs), None)
         slowed = next((row for row in rows if row.faster is not True), rows[0])
         answer = refused or slowed

@@ -203,7 +203,8 @@ def _describe(
     answers = []
     if shape is not None:
         layers = _layers_of(shape)
-        answers = engine_answers(layouts_of(families, shape), shape, request.legal_tp)
+        held = saved.holding.kind
+        answers = engine_answers(layouts_of(families, shape), shape, request.legal_tp, held=held)
     before = None if dense is None else _shape_or_none(dense.model)
     record = pruned.pruning
     notes = list((record.notes if record else None) or ())

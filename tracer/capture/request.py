@@ -475,6 +475,14 @@ class TraceRequest:
                 hint="an adapter is what --recover trains, saved for the sizes that it was trained "
                 "with",
             )
+        if self.save_model is not None:
+            runs, target = Path(self.folder).absolute(), Path(self.save_model).absolute()
+            if target == runs or runs in target.parents or target in runs.parents:
+                raise PrunescopeError(
+                    f"--save-model {target.name} and the runs in {runs.name} would be one in the "
+                    "other",
+                    hint="name two folders side by side with --save-model and --out",
+                )
         for name, given in (("--save-model", self.save_model), ("--legal", self.legal)):
             if given is not None and self.method is None:
                 raise PrunescopeError(

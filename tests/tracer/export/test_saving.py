@@ -14,6 +14,7 @@ from prunescope.taxonomy.engines import engine_answers, layouts_of, legal_sizes
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.calibration.point import Point
+from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.export import checkpoint
 from prunescope.tracer.export.checking import Checked
 from prunescope.tracer.export.checkpoint import check_target, write_checkpoint
@@ -238,6 +239,15 @@ def test_the_new_process_compares_and_refuses_another_model(
     other.mkdir()
     with pytest.raises(PrunescopeError, match="gives other logits"):
         write_checkpoint(other, model, loaded, find_holding(model))
+
+
+@pytest.mark.parametrize(("out", "saved"), [("x", "x"), ("x", "x/model"), ("x/runs", "x")])
+def test_a_model_in_the_folder_of_its_runs_is_refused_before_anything_runs(
+    out: str, saved: str
+) -> None:
+    request = TraceRequest("tiny-llama", method="static-m", out=out, save_model=saved)
+    with pytest.raises(PrunescopeError, match="one in the other"):
+        request.check()
 
 
 def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
