@@ -55,14 +55,14 @@ ALLOWED: dict[str, str] = {
     "tracer/allocation": "taxonomy model calibration",
     "tracer/quality": "taxonomy model calibration",
     "tracer/routing": "taxonomy model attention residual calibration",
-    "tracer/export": "taxonomy model residual calibration",
+    "tracer/export": "taxonomy model",
     "tracer/pruners": "taxonomy machine model attention residual calibration routing",
     "tracer/recovery": "taxonomy model calibration quality routing",
     "tracer/capture": "taxonomy machine model calibration quality routing export pruners recovery",
     "tracer/recorder": "taxonomy machine model capture",
     "tracer/gemm": "taxonomy machine capture",
     "tracer/serving": "taxonomy capture",
-    "tracer/sweep": "taxonomy machine model calibration quality recovery capture",
+    "tracer/sweep": "taxonomy machine model calibration quality recovery export capture",
 }
 # The front door may use any room; no room uses it.
 FRONT = "prunescope"

@@ -31,7 +31,7 @@ from prunescope.tracer.recovery.training import Training
 from prunescope.tracer.routing.learning import Learner
 
 
-class AdapterKeeper(Protocol):
+class Keeper(Protocol):
     """What keeps adapters that will be merged."""
 
     def check(self, adapters: Adapters) -> None:
@@ -61,7 +61,7 @@ def recover(  # noqa: PLR0913
     masks: bool = False,
     before: Mapping[str, float] | None = None,
     learners: Sequence[Learner] = (),
-    keeper: AdapterKeeper | None = None,
+    keeper: Keeper | None = None,
 ) -> Recovered:
     """Train a model in place on a text, and record the training.
 
