@@ -142,37 +142,43 @@ def allocate(request: AllocateRequest, progress: Progress | None = None) -> Plan
     plan = _describe_plan(problem, losses, choice, additivity)
     _write(request, plan)
     if request.save_model is not None:
-        _save_model(request, plan, shown)
+        _save_model(request, shown)
     return plan
 
 
-def _save_model(request: AllocateRequest, plan: PlanOfLayers, progress: Progress) -> None:
+def _save_model(request: AllocateRequest, progress: Progress) -> None:
     """Prune the model by the plan that was written, and save it."""
-    from prunescope.tracer.capture.model_saving import save_pruned
-    from prunescope.tracer.capture.request import TraceRequest
+    from prunescope.tracer.capture.model_saving import save_planned
 
-    pruned = TraceRequest(
+    assert request.save_model is not None
+    save_planned(
         request.model,
-        method=str(request.path),
-        save_model=request.save_model,
+        request.path,
+        Path(request.save_model),
+        progress,
         allow_code=request.allow_code,
+        text=request.text,
         legal=request.legal,
         legal_tp=request.legal_tp,
-        text=request.text if plan.has_ranks else None,
     )
-    expected = {"speedup": plan.expected.speedup, "loss": plan.expected.loss}
-    save_pruned(pruned, progress, expected=expected, command=plan.command)
 
 
 def _legal_notes(problem: Problem, choice: Choice) -> list[str]:
     """Say what the sizes of an engine cost, where layers could not differ."""
     if problem.request.legal is None:
         return []
-    engine = NAMES[problem.request.legal]
+    engine, costs = NAMES[problem.request.legal], problem.costs
     note = f"all layers that stay have one size, as {engine} reads one for all of them"
     if choice.free is None:
         return [note]
-    return [f"{note}: that costs {choice.loss - choice.free:.4f} nats at these targets"]
+    even, free = (allocated_shape(costs.shape, x) for x in (choice.options, choice.free))
+    loss = choice.loss - sum(option.loss for option in choice.free)
+    milliseconds = (costs.ns(even) - costs.ns(free)) / 1e6
+    megabytes = (costs.memory_bytes(even) - costs.memory_bytes(free)) / 1e6
+    return [
+        f"{note}: beside layers of their own sizes that costs {loss:+.4f} nats, "
+        f"{milliseconds:+.3g} ms and {megabytes:+.3g} MB at these targets"
+    ]
 
 
 def _measure_losses(problem: Problem, progress: Progress) -> ModelLosses:

@@ -31,7 +31,7 @@ from prunescope.tracer.capture.request import TraceCall
 from prunescope.tracer.gemm.request import GemmRequest
 from prunescope.tracer.repairs.request import FixCall, FixRequest
 from prunescope.tracer.serving.request import CaptureEngineRequest
-from prunescope.tracer.sweep.request import SweepRequest
+from prunescope.tracer.sweep.request import SavePoints, SweepRequest
 
 app = typer.Typer(
     name="prunescope",
@@ -381,6 +381,7 @@ def _pareto(
     folder: Annotated[
         Path, Option(help="Folder that a sweep wrote.", metavar="FOLDER", argument=True)
     ],
+    chosen: SavePoints,
     *,
     out: Annotated[
         Path | None,
@@ -408,24 +409,35 @@ def _pareto(
 ) -> None:
     """Compare the prunings of a sweep: frontier of speed and loss, break-even, bounds.
 
+    With --save-model a point is pruned and trained again, compared with the weights that were
+    timed, and saved.
+
     \b
     prunescope pareto traces/sweep
     prunescope pareto traces/sweep --out figures --json pareto.json
     prunescope pareto traces/sweep --figures paper --out figures
+    prunescope pareto traces/sweep --save-model static-m-0.25-prefill-b1-p64 --model ./SmolLM2
     """
     from prunescope.analysis.pareto.write import paper_files, paper_set, write_pareto
     from prunescope.analysis.report.pareto_tables import pareto_summary
+    from prunescope.output import console_for
     from prunescope.results.pareto import Pareto
     from prunescope.results.result import deliver_result
     from prunescope.taxonomy.errors import PrunescopeError
 
     if gemm is not None and figures is None:
         raise PrunescopeError("--gemm is for --figures paper", hint="add --figures paper")
+    targets = chosen.targets(folder)
     result, target = Pareto.compute(folder), out or folder / "pareto"
     paper = paper_set(result, folder, gemm) if figures is not None else None
     write_pareto(result, target, more=paper_files(paper) if paper is not None else None)
     missing = [str(figure) for figure in paper.missing] if paper is not None else []
+    for name, path in targets.items():
+        model = result.pruned_model(name, chosen.model, text=chosen.text)
+        model.save(path, allow_code=chosen.allow_code)
     deliver_result(result, json_target, pareto_summary(result, target, missing))
+    for path in targets.values():
+        console_for(json_target).print(f"saved {path}")
 
 
 @app.command("reproduce")

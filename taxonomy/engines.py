@@ -8,8 +8,10 @@ was read, its version, and the day. `Legal` holds the sizes that an engine takes
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
 
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.family import Family
@@ -18,10 +20,11 @@ from prunescope.taxonomy.shape import LayerShape, ModelShape
 # What pruning leaves in a checkpoint. uniform: layers of one width, in whatever number. per-layer:
 # layers that differ in heads or channels. missing: layers without their attention or MLP.
 # expert-counts: layers that differ in their number of experts. zeros: zeros in dense tensors. 2:4:
-# two zeros of every four weights. low-rank: a matrix stored as two. run-time: the dense weights,
-# and code that decides for each input.
+# two zeros of every four weights. low-rank: a matrix stored as two. maps: a matrix in the residual
+# stream between two bases. run-time: the dense weights, and code that decides for each input.
 LAYOUTS = (
-    "uniform", "per-layer", "missing", "expert-counts", "zeros", "2:4", "low-rank", "run-time",
+    "uniform", "per-layer", "missing", "expert-counts", "zeros", "2:4", "low-rank", "maps",
+    "run-time",
 )  # fmt: skip
 ENGINES = ("transformers", "vllm", "sglang", "tensorrt-llm", "llama.cpp")
 NAMES = {
@@ -31,12 +34,17 @@ NAMES = {
     "tensorrt-llm": "TensorRT-LLM",
     "llama.cpp": "llama.cpp (GGUF)",
 }
+NO_KNOBS: Mapping[str, Any] = MappingProxyType({})
 CHECKED = "2026-12-02"  # the day on which the texts of all rows were read
 _VLLM = "https://github.com/vllm-project/vllm"
 _SGLANG = "https://github.com/sgl-project/sglang"
 _TENSORRT = "https://github.com/NVIDIA/TensorRT-LLM"
 _LLAMA_CPP = "https://github.com/ggml-org/llama.cpp"
 _TRANSFORMERS = "https://github.com/huggingface/transformers"
+_HEADS = ("kv_heads", "heads")
+_CHANNELS = ("intermediate", "expert_intermediate", "shared_intermediate")
+PADDED = (*_HEADS, *_CHANNELS)  # the sizes that `Legal.padded` changes
+_BY_CODE = "with trust_remote_code=True, by the modeling file in its folder"
 _NO_CODE = "it runs classes of its own, and none of them does so"
 
 
@@ -190,6 +198,10 @@ TABLE: dict[str, dict[str, EngineAnswer]] = {
         name: _row(name, runs=False, reason="no class of its own stores a matrix as two")
         for name in ENGINES
     },
+    "maps": {
+        name: _row(name, runs=False, reason="no class of its own maps the residual between layers")
+        for name in ENGINES
+    },
     "run-time": {name: _row(name, runs=False, reason=_NO_CODE) for name in ENGINES},
 }
 
@@ -237,6 +249,28 @@ class Legal:
         most = wanted + self.tp * max(1, group)
         counts = range(max(1, wanted), most + 1)
         return next((n for n in counts if self.takes_kv_heads(n, n * group)), None)
+
+    def padded(self, shape: ModelShape) -> ModelShape:
+        """Return a model with the least heads and channels from its own on, equal in all layers.
+
+        Raises:
+            PrunescopeError: There is no such number of heads.
+        """
+        sizes = {key: shape.spread(key)[1] for key in PADDED}
+        wanted = {key: self.channels(sizes[key]) for key in _CHANNELS if sizes[key]}
+        if sizes["kv_heads"]:
+            group = sizes["heads"] // sizes["kv_heads"]
+            kv_heads = self.kv_heads(sizes["kv_heads"], group)
+            if kv_heads is None:
+                raise PrunescopeError(
+                    f"{NAMES[self.engine]} takes no number of heads from {sizes['kv_heads']} KV "
+                    f"heads on at tensor parallelism {self.tp}",
+                    hint="use a smaller --legal-tp, or a method that leaves heads as they are",
+                )
+            wanted |= {"kv_heads": kv_heads, "heads": kv_heads * group}
+        return shape.map_layers(
+            lambda layer: layer.change(**{k: n for k, n in wanted.items() if layer.get(k)})
+        )
 
     def problems(self, layer: LayerShape) -> list[str]:
         """Name each size of a layer that the engine does not take."""
@@ -308,24 +342,20 @@ def legal_sizes(engine: str, tp: int = 1) -> Legal:
     return replace(_RULES[check_engine(engine)], tp=tp)
 
 
-def layouts_of(families: Iterable[Family], shape: ModelShape) -> tuple[str, ...]:
+def layouts_of(
+    families: Iterable[Family], shape: ModelShape, knobs: Mapping[str, Any] = NO_KNOBS
+) -> tuple[str, ...]:
     """Return what pruning by some families leaves in a checkpoint of a shape, of LAYOUTS.
 
     Args:
         families: The families that were applied; none for a checkpoint whose shape says all.
         shape: The dimensions after pruning.
+        knobs: The options of the families.
 
     Returns:
         At least one layout; "uniform" only alone.
     """
-    layouts = set()
-    for family in families:
-        if family.is_dynamic:
-            layouts.add("run-time")
-        elif "ranks" in family.cuts:
-            layouts.add("low-rank")
-        elif family.zeroes_weights:
-            layouts.add("2:4" if family.without_sparse_units else "zeros")
+    layouts = {_layout_of(family, knobs) for family in families} - {""}
     layers = set(shape.layer_shapes)
     if any(layer.ranks for layer in layers) or shape.ranks:
         layouts.add("low-rank")
@@ -343,8 +373,21 @@ def layouts_of(families: Iterable[Family], shape: ModelShape) -> tuple[str, ...]
     return tuple(name for name in LAYOUTS if name in layouts) or ("uniform",)
 
 
+def _layout_of(family: Family, knobs: Mapping[str, Any]) -> str:
+    """Return what a family leaves that the shape does not show; "" for nothing."""
+    if family.is_dynamic:
+        return "run-time"
+    if "ranks" in family.cuts:
+        return "low-rank"
+    if family.zeroes_weights:
+        return "2:4" if family.without_sparse_units else "zeros"
+    if "stream" in family.cuts and knobs.get("junctions", "different") == "different":
+        return "maps"
+    return "missing" if family.skips_layers and knobs.get("unit", "layer") != "layer" else ""
+
+
 def engine_answers(
-    layouts: Sequence[str], shape: ModelShape | None = None, tp: int = 1
+    layouts: Sequence[str], shape: ModelShape | None = None, tp: int = 1, *, held: str = ""
 ) -> list[EngineAnswer]:
     """Return whether each engine runs a checkpoint.
 
@@ -353,6 +396,8 @@ def engine_answers(
         shape: Its dimensions, which are compared with those that an engine takes; None: no
             dimension is looked at.
         tp: The degree of tensor parallelism.
+        held: How transformers was found to hold this very checkpoint: "code" by a modeling file of
+            its own, else by a class; "": not tried, so that the table answers.
 
     Returns:
         An answer for each of ENGINES. Of several reasons not to run it, the first counts.
@@ -360,6 +405,10 @@ def engine_answers(
     answers = []
     for engine in ENGINES:
         rows = [TABLE[layout][engine] for layout in layouts]
+        if held and engine == "transformers":
+            rows = [row for row in rows if row.runs] or [TABLE["uniform"][engine]]
+            if held == "code":
+                rows = [replace(row, reason=_BY_CODE) for row in rows]
         refused = next((row for row in rows if not row.runs), None)
         slowed = next((row for row in rows if row.faster is not True), rows[0])
         answer = refused or slowed

@@ -36,7 +36,7 @@ from prunescope.taxonomy.atomic_write import scratch_folder, write_file
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import changed, plain
 from prunescope.taxonomy.own_files import refuse_own_file
-from prunescope.taxonomy.runs.run import MANIFEST, PhaseRun, Run, read_run
+from prunescope.taxonomy.runs.run import CARD, MANIFEST, PhaseRun, Run, read_run
 from prunescope.taxonomy.runs.run_blocks import BaselineRef
 from prunescope.taxonomy.scrub import scrub
 from prunescope.taxonomy.words import when
@@ -45,6 +45,7 @@ SUMS, INDEX, FRONTIER = "SHA256SUMS", "bundle.json", "frontier.csv"
 # Text formats can be rebuilt and compared. A PDF cannot be scanned, and svg holds the same.
 FORMATS = ("md", "html", "json", "tex", "csv", "svg", "png")
 FRAMED = ("perfetto",)  # needs the kernels frames, which would make the tables of csv too large
+_MOST_CARD = 1 << 20
 _TEXT = (".md", ".html", ".json", ".tex", ".csv", ".svg", ".cff", "SUMS")
 
 
@@ -314,9 +315,18 @@ def _stage_runs(
         run = changed(run, phases=phases, twin=baseline)
         text = run.to_json().encode()
         (staged_folder / MANIFEST).write_bytes(text)
+        if scrubber is None and (card := read_card(folder / CARD)) is not None:
+            (staged_folder / CARD).write_text(card, encoding="utf-8")
         digest = hashlib.sha256(text).hexdigest() if variant == "dense" else digest
         staged[variant] = run
     return staged
+
+
+def read_card(path: Path) -> str | None:
+    """Return the card of a saved model without secrets and paths; None if there is none."""
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > _MOST_CARD:
+        return None
+    return "\n".join(scrub(line) for line in path.read_text("utf-8", "replace").split("\n"))
 
 
 def _stage_phase(

@@ -43,7 +43,7 @@ _CONTENTS = """\
 
 | path | holds |
 |:--|:--|
-| runs/NAME/{dense,pruned}/ | run.json (workload, device, peaks, clocks, versions, seeds, weight statistics, raw samples) and one trimmed Chrome trace a phase, to be opened in https://ui.perfetto.dev |
+| runs/NAME/{dense,pruned}/ | run.json (workload, device, peaks, clocks, versions, seeds, weight statistics, raw samples), model-card.md of a model that the run saved, whose weights are here by their SHA-256 alone, and one trimmed Chrome trace a phase, to be opened in https://ui.perfetto.dev |
 | reports/NAME/ | the report as Markdown, HTML, LaTeX and JSON; figures, each with its data in a CSV; trace-PHASE.perfetto.json.gz, the kernels with tracks of kind, role, bound and ledger row; data-dictionary.csv explains every column |
 | samples.csv | every unprofiled sample, ns |
 | environment.json | device, clocks before and after, versions |

@@ -25,6 +25,7 @@ from prunescope.analysis.bundle.bundle import (
     BundleIndex,
     index_text,
     label_prefixes,
+    read_card,
     sums_text,
     texts,
     tool_version,
@@ -49,7 +50,7 @@ from prunescope.taxonomy.atomic_write import scratch_folder
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import UnknownVersion, decode
 from prunescope.taxonomy.own_files import refuse_own_file
-from prunescope.taxonomy.runs.run import MANIFEST, Run, read_run
+from prunescope.taxonomy.runs.run import CARD, MANIFEST, Run, read_run
 
 FIGURES = (".svg", ".png")
 _FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}")
@@ -283,6 +284,8 @@ class _Rebuild:
         for name, variants in self.runs.items():
             for variant, run in variants.items():
                 yield f"runs/{name}/{variant}/{MANIFEST}"
+                if run.pruning is not None and run.pruning.saved:
+                    yield f"runs/{name}/{variant}/{CARD}"
                 for phase in run.phases.values():
                     for trace in filter(None, (phase.trace, phase.eager_trace)):
                         yield f"runs/{name}/{variant}/{trace}"
@@ -297,11 +300,23 @@ class _Rebuild:
             name = f"runs/{run_name}/{variant}/{MANIFEST}"
             if run.to_json().encode() != self.files[name]:
                 self._differs(name, "not in the form in which it was written")
+            self._check_card(f"runs/{run_name}/{variant}/{CARD}", run)
         for name in self._inputs():
             if name.startswith(f"runs/{run_name}/") and name in self.content:
                 trimmed = hashlib.sha256(trimmed_json(self.stage / name)).hexdigest()
                 if trimmed != self.content[name]:
                     self._differs(name, "not in the form in which it was written")
+
+    def _check_card(self, name: str, run: Run) -> None:
+        """Check that the card of a saved model names the weights that the run saved."""
+        if name not in self.files:
+            return
+        card = read_card(self.stage / name)
+        digests = ((run.pruning and run.pruning.saved) or {}).get("weights") or {}
+        if card is None or card.encode() != self.files[name]:
+            self._differs(name, "not in the form in which it was written")
+        elif not all(str(digest) in card for digest in digests.values()):
+            self.failed[name] = "names other weights than run.json"
 
     def _differs(self, name: str, why: str) -> None:
         """Note a file that differs, which is no mistake of one that another version wrote."""

@@ -340,13 +340,13 @@ class Choice:
     """The option of each layer, and the program that it is from.
 
     `uniform` is the best uniform choice that reaches the targets, too; None: none does. `free`: the
-    loss of the choice whose layers may differ, where an engine needs even ones.
+    options of the choice whose layers may differ, where an engine needs even ones.
     """
 
     options: list[LayerOption]
     program: Program
     uniform: UniformChoice | None
-    free: float | None = None
+    free: list[LayerOption] | None = None
 
     @property
     def loss(self) -> float:
@@ -382,8 +382,7 @@ def choose(problem: Problem, sizes: Sequence[Candidates], losses: Sequence[Layer
     options = _best_options(problem, program)
     free = None
     if problem.even:
-        freely = problem.program(losses, even=False).best(problem.limits)
-        free = None if freely is None else sum(option.loss for option in freely)
+        free = problem.program(losses, even=False).best(problem.limits)
     return Choice(options=options, program=program, uniform=uniform, free=free)
 
 

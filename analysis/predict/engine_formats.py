@@ -1,21 +1,27 @@
-"""Whether a serving engine runs what a pruning leaves as it is predicted.
+"""Whether serving engines run what a pruning leaves as it is predicted.
 
-In: the engine of --runtime, a family and its knobs. Out: `EngineRuns`, by the dated table of
-taxonomy/engines.py. An engine that takes a checkpoint and runs its zeros like other weights does
-not run it as predicted where the prediction counts on fewer.
+In: the setting of a point. Out: an answer of each engine, by the dated table of
+taxonomy/engines.py, and `EngineRuns` for the one of --runtime. An engine that takes a checkpoint
+and runs its zeros like other weights does not run it as predicted where the prediction counts on
+fewer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from prunescope.taxonomy.engines import engine_answers, layouts_of
-from prunescope.taxonomy.family import Family
+from prunescope.analysis.predict.setting import Setting
+from prunescope.taxonomy.engines import NAMES, EngineAnswer, engine_answers, layouts_of
+from prunescope.taxonomy.family import FamilyPoint
+from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.shape import ModelShape
 
 _NAMES = {"hf": "transformers", "trtllm": "tensorrt-llm"}  # of --runtime, in the table
+
+
+def table_name(engine: str | None) -> str:
+    """Return the name in the table of an engine that `--runtime` takes; "" for None."""
+    return "" if engine is None else _NAMES.get(engine, engine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,32 +33,47 @@ class EngineRuns:
     source: str | None = None
 
 
-def engine_runs(
-    engine: str | None,
-    family: Family | None,
-    knobs: Mapping[str, Any],
-    shape: ModelShape,
-    tp: int = 1,
-) -> EngineRuns:
-    """Return whether an engine runs what a family leaves.
+def pruned_shape_of(setting: Setting) -> ModelShape:
+    """Return the dimensions that a point leaves, padded if an engine is to take them."""
+    shape = setting.pruned_shape or setting.shape
+    if setting.pruned_shape is None and setting.family is not None:
+        point = FamilyPoint(sparsity=setting.sparsity, knobs=setting.knobs, removed=setting.removed)
+        shape = setting.family.plans(shape, Workload(phase="prefill"), point)[0].shape
+    return shape if setting.legal is None or not setting.prunes else setting.legal.padded(shape)
+
+
+def answers_for(setting: Setting) -> list[EngineAnswer]:
+    """Return whether each engine runs the checkpoint of a point, at its tensor parallelism."""
+    families = [] if setting.family is None else [setting.family]
+    shape = pruned_shape_of(setting)
+    tp = setting.tp if setting.legal is None else max(setting.tp, setting.legal.tp)
+    return engine_answers(layouts_of(families, shape, setting.knobs), shape, tp)
+
+
+def engine_runs(engine: str | None, setting: Setting) -> EngineRuns:
+    """Return whether an engine runs what a point leaves as it is predicted.
 
     Args:
         engine: The name that `--runtime` takes; None: no engine is named.
-        family: The family; None: the dense model.
-        knobs: Its options.
-        shape: The shape after pruning.
-        tp: The degree of tensor parallelism.
+        setting: The setting of the point.
     """
     if engine is None:
         return EngineRuns(None, "no engine is named: --runtime")
-    if family is not None and "stream" in family.cuts:  # maps between two bases, which nobody tried
-        return EngineRuns(None, "not looked up")
-    layouts = layouts_of([family] if family else [], shape)
-    if family is not None and family.skips_layers and knobs.get("unit", "layer") != "layer":
-        layouts = (*(name for name in layouts if name != "uniform"), "missing")
-    named = _NAMES.get(engine, engine)
-    answers = {answer.engine: answer for answer in engine_answers(layouts, shape, tp)}
-    answer, runs = answers[named], answers[named].runs
+    answers = {answer.engine: answer for answer in answers_for(setting)}
+    answer, family = answers[table_name(engine)], setting.family
+    runs: bool | None = answer.runs
     if runs and family is not None and family.without_sparse_units:  # predicted with its kernels
-        return EngineRuns(answer.faster, answer.reason, answer.source)
+        runs = answer.faster
     return EngineRuns(runs, answer.reason, answer.source)
+
+
+def warn_of_engine(engine: str | None, setting: Setting) -> str:
+    """Say that the engine of a prediction does not run the point; "" if it does or is unknown."""
+    if engine is None or not setting.prunes:
+        return ""
+    runs = engine_runs(engine, setting)
+    if runs.runs is not False:
+        return ""
+    what = setting.family.id if setting.family is not None else "the pruned model"
+    name = NAMES[table_name(engine)]
+    return f"{name} does not run {what} as predicted: {runs.why} ({runs.source})"

@@ -289,8 +289,7 @@ def _row(
     slow = objectives.throughput is not None and rate < objectives.throughput
     met = None if served is None or slow else served.whole.work.batch
     memory = answer_memory(at.whole, pruned=setting.prunes)
-    (shape, *_) = (plan.shape for plan in at.whole.prompt.forward.plans)
-    fits = engine_runs(request.runtime, setting.family, setting.knobs, shape, tp=setting.tp)
+    fits = engine_runs(request.runtime, setting)
     speed = None
     if served is not None and dense is not None and setting.prunes:
         sides = {id(side.whole): side for side in (dense, served)}

@@ -7,10 +7,12 @@ grid in one form, whose phases have the fields of the report's that need no run,
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from prunescope.analysis.predict.answers import predict_answers
 from prunescope.analysis.predict.break_even import Speedups
+from prunescope.analysis.predict.engine_formats import answers_for, table_name, warn_of_engine
 from prunescope.analysis.predict.places import join_places, split_places
 from prunescope.analysis.predict.predict_request import (
     PredictRequest,
@@ -34,6 +36,7 @@ from prunescope.analysis.predict.setting import (
     workloads,
 )
 from prunescope.analysis.schema.prediction import (
+    EngineRun,
     PredictedPhase,
     PredictedPoint,
     Prediction,
@@ -92,11 +95,12 @@ def predict(request: PredictRequest) -> Prediction:
         for sparsity in grid_sparsities:
             try:
                 setting, source = resolve(request, name, sparsity, warnings, target)
-                point = _point(request, setting, speedups, gains=single and request.break_even)
+                point = _point(request, setting, speedups, single=single)
                 point.label = label or _pruned_name(request)
                 published = find_published(name or "")  # None for a family
                 point.published = None if published is None else published.to_dict()
                 points.append((setting, source, point))
+                warnings += filter(None, [warn_of_engine(request.runtime, setting)])
             except PrunescopeError as error:
                 refused.setdefault(str(name), []).append(error)
     if not points:
@@ -110,13 +114,14 @@ def predict(request: PredictRequest) -> Prediction:
 
 
 def _point(
-    request: PredictRequest, setting: Setting, speedups: Speedups | None, *, gains: bool
+    request: PredictRequest, setting: Setting, speedups: Speedups | None, *, single: bool
 ) -> PredictedPoint:
     """Predict one point: its phases, and its answer where the request has new tokens."""
     method = setting.family
+    answers = answers_for(setting) if setting.prunes and (single or request.runtime) else []
     phases = {
         FORWARD if request.phase == FORWARD else work.phase: predict_phase(
-            setting, work, speedups, gains=gains
+            setting, work, speedups, gains=single and request.break_even
         )
         for work in workloads(request, setting)
     }
@@ -129,6 +134,11 @@ def _point(
         answer=predict_answers(setting, request) if request.new_tokens or request.chunk else None,
         kernel=setting.sparse_library if method and "layout" in method.adds else None,
         assumed=_assumed_knobs(setting, request),
+        engines=[
+            EngineRun(**asdict(answer))
+            for answer in answers
+            if single or answer.engine == table_name(request.runtime)
+        ],
     )
 
 

@@ -16,6 +16,7 @@ from prunescope.taxonomy.option import (
     MOST,
     Bandwidth,
     Knobs,
+    LegalTp,
     Logits,
     NamedOption,
     Option,
@@ -320,6 +321,15 @@ class PredictRequest(ForwardRequest):
             "prompts take turns, or all of a batch at once."
         ),
     ] = "rate"
+    legal: Annotated[
+        str | None,
+        Option(
+            help="Engine whose sizes the pruned model is padded to: transformers, vllm, sglang, "
+            "tensorrt-llm or llama.cpp; without it, sizes stay as the method leaves them.",
+            metavar="ENGINE",
+        ),
+    ] = None
+    legal_tp: LegalTp = 1
     workload: Annotated[
         WorkloadName | None,
         Option(

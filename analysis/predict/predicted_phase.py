@@ -23,6 +23,7 @@ from prunescope.analysis.predict.constants import (
     link_byte_per_s,
 )
 from prunescope.analysis.predict.costs import CostEstimate, estimate_costs, total_ns
+from prunescope.analysis.predict.engine_formats import pruned_shape_of
 from prunescope.analysis.predict.evidence import evidence_behind
 from prunescope.analysis.predict.kernel_times import cut_of, kernels_of, op_cost_ns, rates
 from prunescope.analysis.predict.ranges import Uncertainty, uncertainty
@@ -32,6 +33,7 @@ from prunescope.analysis.schema.prediction import (
     Execution,
     Expected,
     Experts,
+    Padding,
     Pipeline,
     PredictedGemm,
     PredictedLadder,
@@ -40,6 +42,7 @@ from prunescope.analysis.schema.prediction import (
     Sums,
     TermRow,
 )
+from prunescope.taxonomy.engines import PADDED, Legal
 from prunescope.taxonomy.expert_routing import expert_load, fullest_expert, fullest_rank
 from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.gemm import axis_moved
@@ -92,6 +95,8 @@ def predict_phase(
     }
     key = "sums", setting.flop_per_s, setting.byte_per_s
     result.baseline = dense.forward.once(key, lambda: sums(dense))
+    if setting.legal is not None:
+        result.padding = _padding(setting, setting.legal, pruned)
     expected = execution(dense, pruned, setting.terms)
     at_roofline = None
     if speedups is not None and setting.family is not None:
@@ -101,6 +106,22 @@ def predict_phase(
         expected.notes.append(_gains_note(expected.gains, _largest_dense_batch(dense)))
     result.predicted = Expected(break_even=at_roofline, execution=expected)
     return result
+
+
+def _padding(setting: Setting, legal: Legal, pruned: PredictedSide) -> Padding:
+    """Return what the sizes of an engine cost: the padded side beside the one without padding."""
+    plain = replace(setting, legal=None)
+    sides = (predicted_side(plain, pruned.work), pruned)
+    shapes = pruned_shape_of(plain), pruned_shape_of(setting)
+    spreads = {key: [shape.spread(key)[1] for shape in shapes] for key in PADDED}
+    return Padding(
+        engine=legal.engine,
+        tp=legal.tp,
+        sizes={key: sizes for key, sizes in spreads.items() if sizes[0] != sizes[1]},
+        ns=[total_ns(side, setting.terms) for side in sides],
+        weight_bytes=[round(side.forward.weight_bytes) for side in sides],
+        kv_bytes=[round(side.forward.kv_bytes) for side in sides],
+    )
 
 
 def _largest_dense_batch(dense: PredictedSide) -> int | None:

@@ -21,6 +21,7 @@ from prunescope.analysis.predict.answers import (
     speed_of,
 )
 from prunescope.analysis.predict.evidence import largest_tried
+from prunescope.analysis.predict.engine_formats import engine_runs
 from prunescope.analysis.predict.loss_curves import SweepLosses, read_losses
 from prunescope.analysis.predict.predict_request import (
     PredictRequest,
@@ -312,4 +313,5 @@ def _rank_family(setting: Setting, dense: Answer) -> Ranked:
         ties=False,
         fits=answer_memory(pruned, pruned=True).fits,
         tried=largest_tried(setting),
+        runs=engine_runs(setting.runtime.name if setting.runtime else None, setting).runs,
     )

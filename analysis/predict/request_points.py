@@ -16,6 +16,7 @@ from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.analysis.predict.setting import find_named_family
 from prunescope.analysis.shapes.named_model import read_model
 from prunescope.taxonomy.arguments import number
+from prunescope.taxonomy.engines import check_engine
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import check_sparsity
 from prunescope.taxonomy.method_names import is_function
@@ -144,7 +145,8 @@ def _kernel_key(name: str | None, knobs: Mapping[str, Any]) -> object:
 _NOT_WITH_FROM_RUN = ("--rank", "--workload", "--losses", "--loss",
                       "--new-tokens", "--pruned-batch", "--chunk", "--tp", "--pp", "--ep",
                       "--launch", "--runtime", "--attn", "--cache", "--kv-dtype",
-                      "--host-us-per-op", "--weights", "--extra-ms", "--depth")  # fmt: skip
+                      "--host-us-per-op", "--weights", "--extra-ms", "--depth", "--legal",
+                      "--legal-tp")  # fmt: skip
 _NOT_WITH_PRUNED_MODEL = ("--method", "--sparsity", "--set", "--depth", "--out")
 _NOT_WITH_RANK = ("--pruned-model", "--method", "--phase", "--context", "--out", "--pruned-batch",
                   "--depth")  # fmt: skip
@@ -179,8 +181,22 @@ def check_options(request: PredictRequest) -> None:
             refuse(("--pruned-batch",), "needs --new-tokens", "add --new-tokens N")
         if request.pruned_model is None and request.method is None:
             refuse(("--pruned-batch", "--depth"), "needs --method", "add --method")
+    _check_legal(request)
     if request.pruned_model is not None:
         refuse(_NOT_WITH_PRUNED_MODEL, "cannot be combined with --pruned-model")
+
+
+def _check_legal(request: PredictRequest) -> None:
+    """Raise PrunescopeError for sizes of an engine where nothing is padded to them."""
+    if request.legal is None:
+        if request.legal_tp != 1:
+            raise PrunescopeError("--legal-tp needs --legal", hint="add --legal vllm")
+        return
+    check_engine(request.legal)
+    if not request.rank and request.method is None and request.pruned_model is None:
+        raise PrunescopeError(
+            "--legal needs --method", hint="only a pruned model is padded: add --method"
+        )
 
 
 def _check_rank(request: PredictRequest, refuse: Callable[..., None]) -> None:

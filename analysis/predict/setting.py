@@ -36,6 +36,7 @@ from prunescope.analysis.shapes.named_model import NamedModel, read_model
 from prunescope.taxonomy.applies import check_applies
 from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.dtypes import dtype, itemsize
+from prunescope.taxonomy.engines import Legal, legal_sizes
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.expert_routing import Routing
 from prunescope.taxonomy.families import families, family
@@ -86,6 +87,7 @@ class Setting:
     removed: Mapping[str, Sequence[int]] = field(default_factory=dict)  # layers that a run removed
     pruned_shape: ModelShape | None = None  # of a model in place of a family
     traits: Traits | None = None  # they decide which families apply; None: all do
+    legal: Legal | None = None  # the engine to whose sizes the pruned model is padded
 
     @property
     def prunes(self) -> bool:
@@ -291,8 +293,16 @@ def resolve(
         named=method_knobs,
         traits=target.traits,
         pruned_shape=target.pruned.shape if target.pruned else None,
+        legal=_legal(request),
     )
     return setting, target.source
+
+
+def _legal(request: PredictRequest) -> Legal | None:
+    """Return the sizes of --legal, at --legal-tp or the degree of --tp; None without it."""
+    if request.legal is None:
+        return None
+    return legal_sizes(request.legal, max(request.legal_tp, request.tp))
 
 
 def _doubts_about_layers(shape: ModelShape, sparsity: float, named: object) -> Iterator[str]:

@@ -20,6 +20,7 @@ from prunescope.analysis.predict.expert_parallel import is_expert, share_experts
 from prunescope.analysis.predict.formats import LINEAR, WIDE, with_stored_itemsize, with_wide_rest
 from prunescope.analysis.predict.forward import Forward
 from prunescope.analysis.predict.setting import Setting
+from prunescope.taxonomy.engines import Legal
 from prunescope.taxonomy.family import Family, FamilyPoint
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.plan import Op, Plan, Workload
@@ -138,7 +139,9 @@ def predicted_side(
     if pruned and setting.pruned_shape is not None:
         if setting.pruned_shape.experts.count != setting.shape.experts.count:
             work = replace(work, routing=None)  # it counts experts of the dense model
-        setting = replace(setting, shape=setting.pruned_shape, pruned_shape=None)
+        shape = setting.pruned_shape
+        shape = shape if setting.legal is None else setting.legal.padded(shape)
+        setting = replace(setting, shape=shape, pruned_shape=None, legal=None)
 
     def forward_of(work: Workload) -> Forward:
         """Return the forward of a workload before it is split over devices."""
@@ -148,7 +151,8 @@ def predicted_side(
         removed = setting.removed if at == setting.sparsity else {}
         # The family fills in knobs that are not given.
         point = FamilyPoint(sparsity=at, knobs=setting.knobs, removed=removed)
-        return pruned_forward(setting.shape, work, setting.family, point, setting.layers_kept)
+        kept = setting.layers_kept
+        return pruned_forward(setting.shape, work, setting.family, point, kept, setting.legal)
 
     whole = forward_of(work)
     if setting.ep > 1:
@@ -194,9 +198,15 @@ def pruned_forward(
     family: Family,
     point: FamilyPoint,
     layers_kept: float = 1.0,
+    legal: Legal | None = None,
 ) -> Forward:
-    """Return the forward of `family` at `point`, with a share `layers_kept` of the layers."""
+    """Return the forward of `family` at `point`, with a share `layers_kept` of the layers.
+
+    With `legal`, it has the least sizes that this engine takes.
+    """
     plans = [_remove_layers(plan, layers_kept) for plan in family.plans(shape, work, point)]
+    if legal is not None:
+        plans = [replace(plan, shape=legal.padded(plan.shape)) for plan in plans]
     ops = forward(plans)
     resident = ops
     if family.keeps_weights:  # every weight of the layers stays in memory, read or not

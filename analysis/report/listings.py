@@ -234,6 +234,11 @@ def _saved(run: Run) -> Iterator[str]:
     if padded.get("parameters"):
         engine = padded.get("engine")
         yield f"padded to sizes that {engine} takes: {padded['parameters']:,} parameters of zeros"
+        if padded.get("bytes") is not None:
+            yield f"  that costs {numbers.size(padded['bytes'])}"
+        for phase, (before, after) in (padded.get("ns") or {}).items():
+            times = f"{numbers.time(after)} in place of {numbers.time(before)}"
+            yield f"  {phase}: {times} a forward (medians of a few)"
     saved = (run.pruning and run.pruning.saved) or {}
     if not saved:
         return

@@ -29,6 +29,7 @@ from prunescope.analysis.schema.prediction import (
     Experts,
     FromRun,
     Memory,
+    Padding,
     PredictedAnswer,
     PredictedGemm,
     PredictedPhase,
@@ -111,6 +112,7 @@ def _points(result: Prediction, *, explain: bool) -> Parts:
             yield from (gemm_table(name, phase) for name, phase in result.phases.items())
         if result.answer is not None:
             yield from answer_tables(result.answer)
+        yield from _engine_lines(result.points)
     assumed = [*result.assumed, *(text for point in result.points for text in point.assumed)]
     yield from (Line(f"assumed: {text}", "dim") for text in dict.fromkeys(assumed))
     named = (point.published["name"] for point in result.points if point.published)
@@ -155,6 +157,40 @@ def phase_tables(
         yield _break_even_table(phase)
     yield _execution_table(phase, expected)
     yield _sides_table(phase, "", every_role=every_role)
+    if phase.padding is not None:
+        yield Line(_padding_words(phase.padding))
+
+
+def _padding_words(padding: Padding) -> str:
+    """Say what the sizes of an engine cost, in time and bytes."""
+    where = f"sizes that {padding.engine} takes at tensor parallelism {padding.tp}"
+    if not padding.sizes:
+        return f"{where}: they are taken as they are, at no cost"
+    sizes = ", ".join(
+        f"{name} {before:,} → {after:,}" for name, (before, after) in padding.sizes.items()
+    )
+    (ns, padded_ns), unit = padding.ns, numbers.scale(padding.ns)
+    costs = [f"{unit.text(padded_ns - ns, signed=True)} {unit.unit} ({padded_ns / ns - 1:+.1%})"]
+    for name, (before, after) in (
+        ("weights", padding.weight_bytes),
+        ("KV cache", padding.kv_bytes),
+    ):
+        if after != before:
+            costs.append(f"{numbers.size(after - before)} of {name} more")
+    return f"{where}: {sizes}; that costs {', '.join(costs)}"
+
+
+def _engine_lines(points: Sequence[PredictedPoint]) -> Parts:
+    """Yield which engines run the only point, each no with its reason."""
+    answers = points[0].engines if len(points) == 1 else []
+    if not answers:
+        return
+    running = ", ".join(answer.engine for answer in answers if answer.runs) or "none"
+    yield Line(f"engines that run it (sources read on {answers[0].checked}): {running}")
+    for answer in answers:
+        if not answer.runs or answer.reason:
+            word = when(not answer.runs, "no: ")
+            yield Line(f"  {answer.engine}: {word}{answer.reason} ({answer.source})", "dim")
 
 
 def _image_words(batch: int, tokens: int) -> str:
@@ -538,9 +574,14 @@ def _starred(name: str, *, is_extension: bool) -> str:
 
 
 def _marks(row: Ranked) -> str:
-    """Return whether a family ties with the first, does not fit, or is beyond what was tried."""
+    """Return whether a family ties, fits, is run by the engine, and was tried."""
     beyond = f"> {percent(row.tried)} tried" if row.is_beyond_tried and row.tried else ""
-    marks = (when(row.ties, "ties"), when(row.fits is False, "no fit"), beyond)
+    marks = (
+        when(row.ties, "ties"),
+        when(row.fits is False, "no fit"),
+        when(row.runs is False, "not run by the engine"),
+        beyond,
+    )
     return ", ".join(filter(None, marks))
 
 

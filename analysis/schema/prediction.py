@@ -213,6 +213,37 @@ class PredictedAnswer(msgspec.Struct, kw_only=True):
     at_max_batch: Speed | None = None  # of tokens a second, each at the largest batch that fits
 
 
+class Padding(msgspec.Struct, kw_only=True):
+    """What it costs to pad to the sizes of an engine: [without, with] padding.
+
+    `ns` is the expected time of a forward, `sizes` has those that change: kv_heads, heads,
+    intermediate.
+    """
+
+    engine: str
+    tp: int
+    sizes: dict[str, list[int]]
+    ns: list[float]
+    weight_bytes: list[int]
+    kv_bytes: list[int]
+
+
+class EngineRun(msgspec.Struct, kw_only=True):
+    """Whether an engine runs the checkpoint, and what became of the work that pruning removed.
+
+    `runs`: wherever it runs the dense model; `faster`: whether it does less work (null: not
+    known); `checked`: the day on which `source`, of this `version`, was read.
+    """
+
+    engine: str
+    runs: bool
+    faster: bool | None
+    reason: str
+    source: str
+    version: str
+    checked: str
+
+
 class PredictedPhase(Sums, kw_only=True):
     """One phase of the pruned side.
 
@@ -230,6 +261,7 @@ class PredictedPhase(Sums, kw_only=True):
     sparsity: dict[str, float | None] | None = None
     baseline: Sums | None = None
     predicted: Expected | None = None
+    padding: Padding | None = None  # with `legal`
     # Images at the roofline, as many as are given: tokens may leave. Null: a model of text.
     items_per_s: float | None = None
 
@@ -273,6 +305,8 @@ class PredictedPoint(msgspec.Struct, kw_only=True):
     # Of a published method that was asked for by name: what its paper executes, what runs here
     # instead, and what was read, as `families --method` shows them.
     published: dict[str, Any] | None = None
+    # Of a pruned point: every engine where it is the only point, else that of `runtime`.
+    engines: list[EngineRun] = []
     device: str | None = None  # of a grid over several devices
     batch: int | None = None  # of a grid over several batches
 
@@ -338,6 +372,7 @@ class Ranked(msgspec.Struct, kw_only=True):
     select: str | None = None
     fits: bool | None = None  # into the device's memory; null: unknown
     tried: float | None = None  # null: at none
+    runs: bool | None = None  # whether the engine of `runtime` runs it; null: none named, unknown
 
     @property
     def is_beyond_tried(self) -> bool:

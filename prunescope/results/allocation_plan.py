@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from prunescope.analysis.report.allocation_figure import AllocationPlots
     from prunescope.analysis.report.records import Records
     from prunescope.analysis.report.sheet import Sheet
+    from prunescope.results.pruned_model import PrunedModel
     from prunescope.tracer.capture.progress import Progress
+    from prunescope.tracer.export.checkpoint import SavedModel
 
 
 class AllocationPlan(StructResult, TabledResult, PlanOfLayers, kw_only=True, dict=True):
@@ -60,6 +62,24 @@ class AllocationPlan(StructResult, TabledResult, PlanOfLayers, kw_only=True, dic
             PrunescopeError: There is no such file, or it is not a plan.
         """
         return cls.of(read_plan(needed_path(path)), path)
+
+    def pruned_model(self, model: str | None = None) -> PrunedModel:
+        """Return the model as it is planned, which can be saved.
+
+        Args:
+            model: The dense model; None: the one that the plan was made for.
+        """
+        from prunescope.results.pruned_model import PrunedModel
+
+        where, own = self.__dict__["_where"]
+        dense = model or own
+
+        def save(out: Path, progress: Progress, *, allow_code: bool) -> SavedModel:
+            from prunescope.tracer.capture.model_saving import save_planned
+
+            return save_planned(dense, Path(where), out, progress, allow_code=allow_code)
+
+        return PrunedModel(name=f"{Path(dense).name} by {Path(where).name}", prune_and_save=save)
 
     @property
     def table(self) -> Records:

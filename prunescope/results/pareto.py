@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from prunescope.analysis.report.pareto_figures import ParetoPlots
     from prunescope.analysis.report.records import Frame, Records
     from prunescope.analysis.report.sheet import Sheet
+    from prunescope.results.pruned_model import PrunedModel
+    from prunescope.tracer.capture.progress import Progress
+    from prunescope.tracer.export.checkpoint import SavedModel
 
 
 class Pareto(StructResult, schema.Pareto, kw_only=True, dict=True):
@@ -25,7 +28,37 @@ class Pareto(StructResult, schema.Pareto, kw_only=True, dict=True):
         """Judge the results of the sweep in a folder."""
         from prunescope.analysis.pareto.pareto import judge
 
-        return cls.of(judge(folder))
+        result = cls.of(judge(folder))
+        result.__dict__["_folder"] = folder
+        return result
+
+    def pruned_model(
+        self, point: str, model: str | None = None, *, text: Path | str | None = None
+    ) -> PrunedModel:
+        """Return the pruned model of a point, which can be saved.
+
+        Args:
+            point: The id of the point.
+            model: The dense model of the sweep; None: by the name that the sweep has.
+            text: The text that the sweep read; None: it read none.
+
+        Examples:
+            >>> prunescope.pareto("traces/sweep").pruned_model(ID, "./SmolLM2").save("./pruned")
+        """
+        from prunescope.results.pruned_model import PrunedModel
+        from prunescope.tracer.sweep.request import SavePoint
+
+        where = self.__dict__["_folder"]
+
+        def save(out: Path, progress: Progress, *, allow_code: bool) -> SavedModel:
+            from prunescope.tracer.sweep.point_saving import save_point
+
+            wanted = SavePoint(
+                folder=where, point=point, out=out, model=model, text=text, allow_code=allow_code
+            )
+            return save_point(wanted, progress)
+
+        return PrunedModel(name=point, prune_and_save=save)
 
     @property
     def points(self) -> Records:

@@ -46,6 +46,7 @@ from prunescope.taxonomy.runs.run_quality import Quality
 from prunescope.taxonomy.scrub import scrub_values, scrub_words
 
 MANIFEST = "run.json"
+CARD = "model-card.md"  # the README.md of the model that a run saved, next to its manifest
 RECORDER = "recorder"  # the `source` of a model whose run the file of `prunescope recorder` wrote
 # A capture adds no placements once the interval of a speedup is narrower than this share of it.
 NARROW = 0.08

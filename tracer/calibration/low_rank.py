@@ -1,7 +1,7 @@
 """Linear modules stored as two of a low rank: how they are factored, and what runs in their place.
 
 In: a linear module, a rank, and the second moments of its inputs or none; or a model, the rank of
-each matrix and calibration tokens. Out: one LowRank for each matrix. The model itself stays.
+each matrix and calibration tokens. Out: one PairOfLinears for each matrix. The model itself stays.
 """
 
 from __future__ import annotations
@@ -15,24 +15,11 @@ from torch import nn
 from prunescope.tracer.calibration.collect import collect
 from prunescope.tracer.calibration.point import Calibration
 from prunescope.tracer.model.narrow import successor
+from prunescope.tracer.model.pruned_modules import PairOfLinears
 from prunescope.tracer.model.weights import layer_matrices, weight_of
 
 # The most bytes of second moments [K, K] in float32 that are held at a time.
 _MOMENT_BYTES = 4 << 30
-
-
-class LowRank(nn.Module):
-    """Two linear modules that replace a single one: [.., K] → [.., r] → [.., N]."""
-
-    def __init__(self, linear: nn.Linear | Any, first: torch.Tensor, second: torch.Tensor) -> None:
-        super().__init__()
-        self.first = _make_linear(linear, first, bias=None)
-        self.second = _make_linear(linear, second, bias=linear.bias)
-        self.in_features, self.out_features = first.shape[1], second.shape[0]
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Map inputs [.., K] to outputs [.., N]."""
-        return self.second(self.first(inputs))
 
 
 def low_rank_factors(
@@ -79,6 +66,13 @@ def _square_root(moment: torch.Tensor) -> torch.Tensor:
     return vectors * values.clamp(min=floor if floor > 0 else 1.0).sqrt()
 
 
+def _make_pair(linear: nn.Linear | Any, first: torch.Tensor, second: torch.Tensor) -> PairOfLinears:
+    """Return two linear modules [r, K] and [N, r] that replace a single one."""
+    return PairOfLinears(
+        _make_linear(linear, first, bias=None), _make_linear(linear, second, bias=linear.bias)
+    )
+
+
 def _make_linear(like: nn.Linear | Any, weight: torch.Tensor, *, bias: Any) -> nn.Linear:
     """Return a linear module with another weight, and a copy of the bias if there is one."""
     outputs, inputs = weight.shape
@@ -91,7 +85,7 @@ def _make_linear(like: nn.Linear | Any, weight: torch.Tensor, *, bias: Any) -> n
 
 def factor(
     model: Any, ranks: dict[str, int], calibration: Calibration | None
-) -> dict[str, LowRank]:
+) -> dict[str, PairOfLinears]:
     """Factor matrices of a model, and return the pairs that would replace them.
 
     Args:
@@ -105,7 +99,7 @@ def factor(
     """
     every = layer_matrices(model)
     matrices = {name: every[name] for name in ranks}
-    pairs: dict[str, LowRank] = {}
+    pairs: dict[str, PairOfLinears] = {}
     for names in [list(matrices)] if calibration is None else _portions(matrices):
         moments: dict[str, torch.Tensor] = {}
         if calibration is not None:
@@ -114,7 +108,7 @@ def factor(
             first, second = low_rank_factors(
                 weight_of(matrices[name]), ranks[name], moments.get(name)
             )
-            pairs[name] = LowRank(matrices[name], first, second)
+            pairs[name] = _make_pair(matrices[name], first, second)
     return pairs
 
 

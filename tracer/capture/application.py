@@ -6,8 +6,11 @@ A TraceRequest and the Loaded model come in, and the model is changed. Applied g
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,10 @@ from prunescope.tracer.calibration.point import Calibration, Point
 from prunescope.tracer.calibration.requests import decided_by
 from prunescope.tracer.capture.manifest import phase_entry
 from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.export.adapter import AdapterKeeper
 from prunescope.tracer.export.padding import pad
+from prunescope.tracer.machine.timed_calls import times_ns
+from prunescope.tracer.model import compat
 from prunescope.tracer.model.load import Loaded, load_tokenizer
 from prunescope.tracer.model.logits import NUM_PROBED, probe
 from prunescope.tracer.model.model_shape import model_shape
@@ -41,6 +47,7 @@ from prunescope.tracer.recovery.recover import recover
 from prunescope.tracer.recovery.settings import training_name
 from prunescope.tracer.routing.learning import Learner
 
+_FORWARDS, _PADDING_S = 9, 10.0  # timed with and without padding, and the seconds for them
 # What a family raises in layers that it does not know.
 _FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
 
@@ -82,6 +89,7 @@ def apply_request(request: TraceRequest, loaded: Loaded) -> tuple[Applied, Pruni
         pruning |= {"sparsity": None, "knobs": dict(request.knobs), "parts": records}
         pruning["notes"] = [f"{r['method']}: {n}" for r in records for n in r.get("notes", ())]
     if request.recovery is not None:
+        keeper = AdapterKeeper() if request.save_adapter else None
         recovered = recover(
             applied.model,
             load_tokenizer(loaded),
@@ -91,13 +99,44 @@ def apply_request(request: TraceRequest, loaded: Loaded) -> tuple[Applied, Pruni
             masks=any("zeros" in r for r in (pruning, *pruning.get("parts", ()))),
             before=zeros,
             learners=applied.learners,
+            keeper=keeper,
         )
         pruning["recovery"] = plain(recovered)
+        applied.adapter = keeper and keeper.adapter
     if request.legal is not None:
-        pruning["padded"] = pad(applied.model, legal_sizes(request.legal, request.legal_tp))
+        pruning["padded"] = _pad(request, applied.model)
     pruning["seed"] = request.seed
     pruning["realised"] = {"parameters": 1 - _num_parameters(applied.model) / before}
     return applied, read(Pruning, pruning)
+
+
+def _pad(request: TraceRequest, model: Any) -> Record:
+    """Pad a model to the sizes of an engine, and record what that costs in time and bytes."""
+    assert request.legal is not None
+    before = _forward_ns(request, model)
+    record = pad(model, legal_sizes(request.legal, request.legal_tp))
+    if record["parameters"]:
+        after = _forward_ns(request, model)
+        record["bytes"] = record["parameters"] * next(model.parameters()).element_size()
+        record["ns"] = {phase: [ns, after[phase]] for phase, ns in before.items()}
+    return record
+
+
+@torch.inference_mode()
+def _forward_ns(request: TraceRequest, model: Any) -> dict[str, float]:
+    """Return the median ns of a forward of each phase, by a few calls without a profiler."""
+    device = model.get_input_embeddings().weight.device
+    ids = torch.ones(request.batch, request.prompt_len, dtype=torch.long, device=device)
+    times: dict[str, float] = {}
+    for phase in request.phases:
+        step = partial(model, ids, use_cache=False)
+        if phase == "decode":
+            cache = compat.new_cache(model)
+            compat.forward(model, ids, cache=cache, logits="last")
+            step = partial(compat.forward, model, ids[:, :1], cache=cache, logits="last")
+        deadline = time.perf_counter() + _PADDING_S
+        times[phase] = statistics.median(times_ns(step, device, deadline=deadline, most=_FORWARDS))
+    return times
 
 
 def _apply_plan(path: Path, request: TraceRequest, loaded: Loaded) -> Applied:

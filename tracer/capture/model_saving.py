@@ -9,14 +9,16 @@ from __future__ import annotations
 import math
 import shlex
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
+from prunescope.taxonomy.allocations.allocation_plan import read_plan
 from prunescope.taxonomy.atomic_write import (
     claimed,
     clean_termination,
@@ -26,12 +28,11 @@ from prunescope.taxonomy.atomic_write import (
 from prunescope.taxonomy.engines import engine_answers, layouts_of
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import family
-from prunescope.taxonomy.option import as_path
 from prunescope.taxonomy.runs.run import PhaseRun, Run
-from prunescope.taxonomy.runs.run_quality import Quality
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.student_t import t_quantile_975
 from prunescope.taxonomy.words import significant
+from prunescope.tracer.capture.judge import Judge
 from prunescope.tracer.capture.progress import Progress
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.runs import Capture
@@ -46,39 +47,38 @@ from prunescope.tracer.export.checkpoint import (
     write_checkpoint,
 )
 from prunescope.tracer.export.holding import find_holding
-from prunescope.tracer.machine.device import pick_device
-from prunescope.tracer.model.layers import num_positions
-from prunescope.tracer.model.load import load_tokenizer
+from prunescope.tracer.machine.device import pick_device, thread_count
 from prunescope.tracer.model.model_shape import model_shape
-from prunescope.tracer.quality.quality import DenseReference, compare, quality, text_passage
 
 
 class ModelSaver:
-    """The pruned model of a capture on its way to a folder.
+    """The pruned model of a capture on its way to a folder."""
 
-    `quality` may be set before the models come, where it is measured already.
-    """
-
-    def __init__(self, request: TraceRequest, partial: Path, progress: Progress) -> None:
-        self.request, self.partial, self.progress = request, partial, progress
+    def __init__(
+        self, request: TraceRequest, partial: Path, judge: Judge, progress: Progress
+    ) -> None:
+        self.request, self.partial, self.judge = request, partial, judge
+        self.progress = progress
         self.saved: SavedModel | None = None
-        self.quality: Quality | None = None
+        self.text = ""  # of the card
         self._card: Card | None = None
 
     def on_models(self, variants: Sequence[Variant]) -> None:
         """Write the weights of the pruned model, once it is there, and measure its loss."""
         pruned = next((v for v in variants if v.name == "pruned"), None)
-        if pruned is None or self.saved is not None:
-            return
-        dense = next((v for v in variants if v.name == "dense"), None)
+        if pruned is not None and self.saved is None:
+            self._save(pruned, next((v for v in variants if v.name == "dense"), None))
+        self.judge.on_models(variants)
+
+    def _save(self, pruned: Variant, dense: Variant | None) -> None:
+        """Write the weights, after their size was announced and found to fit."""
         target, size = Path(self.request.save_model or ""), stored_bytes(pruned.model)
         self.progress.stage(f"save {significant(size / 1e9)} GB to {target.name}")
         check_space(target, size)
         holding = find_holding(pruned.model, allow_code=self.request.allow_code)
-        self.saved = write_checkpoint(self.partial, pruned.model, pruned.loaded, holding)
-        if self.quality is None:
-            self.progress.stage("loss of the saved model")
-            self.quality = self._measure(pruned, dense)
+        self.saved = write_checkpoint(
+            self.partial, pruned.model, pruned.loaded, holding, pruned.adapter
+        )
         self._card = _describe(self.request, pruned, dense, self.saved)
         if pruned.pruning is not None:
             answers = [
@@ -87,48 +87,35 @@ class ModelSaver:
             ]
             pruned.pruning.saved = {**self.saved.record, "engines": answers}
 
-    def _measure(self, pruned: Variant, dense: Variant | None) -> Quality:
-        """Measure the loss of the saved model, against the dense one where that is in memory."""
-        passage = text_passage(
-            load_tokenizer(pruned.loaded),
-            as_path(self.request.text),
-            vocabulary=pruned.model.get_input_embeddings().num_embeddings,
-            longest=num_positions(pruned.model),
-            seed=self.request.seed,
-        )
-        if dense is None:
-            return quality(pruned.model, passage)
-        return compare(pruned.model, DenseReference(dense.model, passage)).pruned
-
     def finish(self, captures: Mapping[str, Capture], manifest_sha256: str) -> None:
         """Write the card, with what the capture measured."""
-        card, run = self._checked_card(), captures["pruned"].run
-        card.machine = _machine(run)
-        card.run = manifest_sha256
+        run = captures["pruned"].run
+        speeds: list[PhaseSpeed] = []
         if "dense" in captures:
-            card.speeds = [
+            speeds = [
                 phase_speed(phase, captures["dense"].run.phases[phase], entry, run)
                 for phase, entry in run.phases.items()
             ]
-        self.write_card(command=shlex.join(["prunescope", *run.argv]) if run.argv else "")
+        self.write_card(
+            speeds=speeds,
+            machine=machine_of(run),
+            run=manifest_sha256,
+            command=shlex.join(["prunescope", *run.argv]) if run.argv else "",
+        )
 
-    def write_card(self, *, expected: Mapping[str, float] | None = None, command: str = "") -> None:
-        """Write README.md with all that is known now."""
-        card = self._checked_card()
-        card.quality, card.expected, card.command = self.quality, dict(expected or {}), command
-        (self.partial / "README.md").write_text(render(card), encoding="utf-8")
-
-    def _checked_card(self) -> Card:
-        """Return the card, which there is once the model was saved."""
+    def write_card(self, **facts: Any) -> None:
+        """Write README.md with what is known of the saved model, and these fields of its card."""
         if self._card is None:
             raise PrunescopeError(
                 "no pruned model was there to save", hint="leave out --save-model"
             )
-        return self._card
+        card = replace(self._card, **{"quality": self.judge.quality.get("pruned"), **facts})
+        self.text = render(card)
+        (self.partial / "README.md").write_text(self.text, encoding="utf-8")
 
 
 @contextmanager
-def saving(request: TraceRequest, progress: Progress) -> Iterator[ModelSaver | None]:
+def saving(request: TraceRequest, judge: Judge, progress: Progress) -> Iterator[ModelSaver | None]:
     """Make a saver for a request that saves its model; its folder appears at the end.
 
     Raises:
@@ -140,8 +127,7 @@ def saving(request: TraceRequest, progress: Progress) -> Iterator[ModelSaver | N
     target = Path(request.save_model)
     check_target(target)
     with claimed(target), partial_folder(target) as partial:
-        saver = ModelSaver(request, partial, progress)
-        yield saver
+        yield ModelSaver(request, partial, judge, progress)
         check_target(target)
         put_in_place(partial, target)
 
@@ -150,16 +136,16 @@ def save_pruned(
     request: TraceRequest,
     progress: Progress,
     *,
-    expected: Mapping[str, float] | None = None,
-    command: str = "",
+    facts: Mapping[str, Any] | None = None,
+    check: Callable[[Variant], None] | None = None,
 ) -> SavedModel:
     """Prune a model and save it, without timing anything.
 
     Args:
         request: The model, the method, and where to save it.
         progress: The display of progress.
-        expected: The speedup and the loss that a plan expects, for the card.
-        command: The command that made it, for the card.
+        facts: Fields of the card, such as what a plan expects.
+        check: Called with the pruned model before it is saved, to refuse it.
 
     Returns:
         What was saved.
@@ -168,14 +154,43 @@ def save_pruned(
         PrunescopeError: No checkpoint holds the model, or the folder holds something.
     """
     request.check()
-    with clean_termination(), saving(request, progress) as saver:
+    judge = Judge(request, progress)
+    with clean_termination(), saving(request, judge, progress) as saver:
         assert saver is not None
         device = pick_device(request.device)
         progress.stage(f"load {request.model}")
-        saver.on_models(make_variants(request, device, ("dense", "pruned")))
-        saver.write_card(expected=expected or {}, command=command)
+        with thread_count(request.threads):
+            variants = make_variants(request, device, ("dense", "pruned"))
+            if check is not None:
+                check(variants[-1])
+            saver.on_models(variants)
+        saver.write_card(**(facts or {}))
         assert saver.saved is not None
         return saver.saved
+
+
+def save_planned(
+    model: str, plan: Path, target: Path, progress: Progress, **options: Any
+) -> SavedModel:
+    """Prune a model by a plan of `allocate`, and save it.
+
+    Args:
+        model: The dense model.
+        plan: The file of the plan, whose expectations are on the card.
+        target: The folder to save to.
+        progress: The display of progress.
+        options: Further fields of the TraceRequest.
+
+    Returns:
+        What was saved.
+
+    Raises:
+        PrunescopeError: The plan is none, or `save_pruned` refuses the model.
+    """
+    planned = read_plan(plan)
+    request = TraceRequest(model, method=str(plan), save_model=target, **options)
+    expected = {"speedup": planned.expected.speedup, "loss": planned.expected.loss}
+    return save_pruned(request, progress, facts={"expected": expected, "command": planned.command})
 
 
 def _describe(
@@ -187,15 +202,20 @@ def _describe(
     layers: list[dict[str, Any]] = []
     answers = []
     if shape is not None:
-        layers = [shape.layer(number).to_dict() for number in range(shape.layers)]
-        answers = engine_answers(layouts_of(families, shape), shape, request.legal_tp)
+        layers = _layers_of(shape)
+        held = saved.holding.kind
+        answers = engine_answers(layouts_of(families, shape), shape, request.legal_tp, held=held)
+    before = None if dense is None else _shape_or_none(dense.model)
     record = pruned.pruning
     notes = list((record.notes if record else None) or ())
     if record is not None and record.recovery is not None:
         trained = record.recovery
+        merged = "merged" if pruned.adapter is None else "saved as an adapter; times are merged"
         notes.append(
-            f"recovered by {trained.steps_done} steps of LoRA training on {trained.text}, merged"
+            f"recovered by {trained.steps_done} steps of LoRA training on {trained.text}, {merged}"
         )
+    if saved.packed is not None:
+        notes.append(saved.packed or "2:4 weights are in sparse-24-bitmask/ too, packed")
     count = None if dense is None else sum(p.numel() for p in dense.model.parameters())
     return Card(
         name=Path(request.save_model or "").name,
@@ -208,6 +228,8 @@ def _describe(
         layer_map=pruned.layer_map,
         checked=saved.checked,
         kind=saved.holding.kind,
+        has_adapter=pruned.adapter is not None,
+        dense_layers=[] if before is None else _layers_of(before),
         versions={"transformers": transformers.__version__, "torch": torch.__version__},
         engines=answers,
         tp=request.legal_tp,
@@ -215,6 +237,11 @@ def _describe(
         padded=record.padded if record else None,
         weights=saved.weights,
     )
+
+
+def _layers_of(shape: ModelShape) -> list[dict[str, Any]]:
+    """Return the dimensions of each layer."""
+    return [shape.layer(number).to_dict() for number in range(shape.layers)]
 
 
 def _shape_or_none(model: Any) -> ModelShape | None:
@@ -225,7 +252,7 @@ def _shape_or_none(model: Any) -> ModelShape | None:
         return None
 
 
-def _machine(run: Run) -> str:
+def machine_of(run: Run) -> str:
     """Describe the machine of a run: device, threads, library."""
     device = run.device
     threads = f", {device.threads} threads" if device.threads else ""

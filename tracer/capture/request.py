@@ -322,6 +322,20 @@ class TraceRequest:
         ),
     ] = None
     allow_code: AllowCode = False
+    save_adapter: Annotated[
+        bool,
+        Option(
+            help="Save what --recover trained as a PEFT adapter next to the pruned weights; "
+            "without it, it is merged into them."
+        ),
+    ] = False
+    perplexity: Annotated[
+        bool,
+        Option(
+            help="Also measure the perplexity of both models on --text, as --save-model does; "
+            "without it, times alone."
+        ),
+    ] = False
     legal: Annotated[
         str | None,
         Option(
@@ -464,6 +478,20 @@ class TraceRequest:
                 "--allow-code was given without --save-model",
                 hint="it says what a saved model may bring: add --save-model FOLDER, or remove it",
             )
+        if self.save_adapter and (self.save_model is None or self.recover is None or self.legal):
+            raise PrunescopeError(
+                "--save-adapter was given without --save-model and --recover, or with --legal",
+                hint="an adapter is what --recover trains, saved for the sizes that it was trained "
+                "with",
+            )
+        if self.save_model is not None:
+            runs, target = Path(self.folder).absolute(), Path(self.save_model).absolute()
+            if target == runs or runs in target.parents or target in runs.parents:
+                raise PrunescopeError(
+                    f"--save-model {target.name} and the runs in {runs.name} would be one in the "
+                    "other",
+                    hint="name two folders side by side with --save-model and --out",
+                )
         for name, given in (("--save-model", self.save_model), ("--legal", self.legal)):
             if given is not None and self.method is None:
                 raise PrunescopeError(
@@ -498,8 +526,8 @@ class TraceRequest:
                 f"--select {self.select} is not available for {self.method}",
                 hint="use --select random: a plan, or a function of your own, chooses as it likes",
             )
-        trains = self.recover is not None
-        if self.text is None or trains or any(part.reads_text for part in families or ()):
+        reads = self.recover is not None or self.perplexity or self.save_model is not None
+        if self.text is None or reads or any(part.reads_text for part in families or ()):
             return
         if "importance" in {part.select for part in families or ()}:
             raise PrunescopeError(
@@ -508,7 +536,8 @@ class TraceRequest:
             )
         raise PrunescopeError(
             "--text was given without --select importance",
-            hint="remove it, or add --select importance: a random choice reads no text",
+            hint="remove it, or add --select importance or --perplexity: a random choice reads no "
+            "text",
         )
 
 

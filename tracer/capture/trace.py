@@ -10,9 +10,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunescope.taxonomy.atomic_write import claimed, clean_termination
+from prunescope.taxonomy.atomic_write import claimed, clean_termination, write_file
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.runs.run import MANIFEST, Run, read_run, sha256_of
+from prunescope.taxonomy.runs.run import CARD, MANIFEST, Run, read_run, sha256_of
 from prunescope.taxonomy.runs.run_blocks import MeasuredPeaks
 from prunescope.tracer.capture.progress import Progress, Silent
 from prunescope.tracer.capture.request import TraceRequest
@@ -67,6 +67,7 @@ def _trace(
     # Kineto writes to standard error at every start and stop, unless this is set beforehand.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     # torch and transformers take seconds to import: after the checks that need neither.
+    from prunescope.tracer.capture.judge import Judge
     from prunescope.tracer.capture.memory import release
     from prunescope.tracer.capture.model_saving import saving
     from prunescope.tracer.capture.session import capture
@@ -74,19 +75,25 @@ def _trace(
     variants = None if prepared is None else prepared.variants
     # Next to `out`, so that the same command resumes a killed training.
     trainings = None if request.recover is None or prepared else storage_next_to(request.folder)
-    with saving(request, progress) as saver:
-        on_models = None if saver is None else saver.on_models
+    judge = Judge(request, progress)
+    with saving(request, judge, progress) as saver:
+        on_models = judge.on_models if request.perplexity else None
         with trainings_stored(trainings, progress):
             captures = capture(
-                request, progress, peaks=peaks, variants=variants, on_models=on_models
+                request,
+                progress,
+                peaks=peaks,
+                variants=variants,
+                on_models=on_models if saver is None else saver.on_models,
             )
-        for name, quality in (prepared.quality if prepared else {}).items():
+        for name, quality in (prepared.quality if prepared else judge.quality).items():
             captures[name].run.quality = quality
         check_out(request.folder, overwrite=request.overwrite)
         progress.stage("write traces", sum(len(captured.traces) for captured in captures.values()))
         write_runs(request.folder, captures, baseline, progress)
         if saver is not None:
             saver.finish(captures, sha256_of(request.folder / "pruned" / MANIFEST))
+            write_file(request.folder / "pruned" / CARD, saver.text.encode())
     if trainings is not None:
         shutil.rmtree(trainings, ignore_errors=True)
     del captures

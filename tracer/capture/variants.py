@@ -46,6 +46,7 @@ class Variant:
     loaded: Loaded
     pruning: Pruning | None = None
     layer_map: list[int] | None = None
+    adapter: Any = None  # of recovery training, where it is saved unmerged
 
 
 @dataclass(kw_only=True)
@@ -143,6 +144,7 @@ def _make_pruned(request: TraceRequest, loaded: Loaded) -> Variant:
         loaded=loaded,
         pruning=pruning,
         layer_map=applied.layer_map,
+        adapter=applied.adapter,
     )
 
 

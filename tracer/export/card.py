@@ -16,7 +16,7 @@ import yaml
 from prunescope.taxonomy.engines import NAMES, EngineAnswer
 from prunescope.taxonomy.runs.run_quality import Quality
 from prunescope.taxonomy.scrub import scrub
-from prunescope.taxonomy.words import percent
+from prunescope.taxonomy.words import percent, plural
 from prunescope.tracer.export.checking import Checked
 
 _LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}")
@@ -67,6 +67,8 @@ class Card:
     padded: dict[str, Any] | None = None
     weights: dict[str, str] = field(default_factory=dict)  # sha256 by file
     run: str = ""  # sha256 of run.json
+    has_adapter: bool = False
+    dense_layers: list[dict[str, Any]] = field(default_factory=list)
 
 
 def base_licence(folder: Path | None) -> str:
@@ -137,16 +139,28 @@ def _removed(card: Card) -> str:
     rows = [f"| layer | dense layer | {' | '.join(keys)} |", f"|{'---|' * (len(keys) + 2)}"]
     for number, layer in enumerate(card.layers[:_SHOWN_LAYERS]):
         origin = number if card.layer_map is None else card.layer_map[number]
-        cells = [_line(str(layer.get(key, "none"))) for key in keys]
+        dense = card.dense_layers[origin] if origin < len(card.dense_layers) else {}
+        cells = [_line(_of_dense(layer.get(key, "none"), dense.get(key))) for key in keys]
         rows.append(f"| {number} | {origin} | {' | '.join(cells)} |")
     text = "\n".join(rows) + "\n"
+    gone = len(card.dense_layers) - len(card.layers)
+    if gone > 0:
+        text += f"\n{gone} of {len(card.dense_layers)} layers were removed.\n"
     if card.padded and card.padded.get("parameters"):
         engine, tp, count = (card.padded[key] for key in ("engine", "tp", "parameters"))
         text += (
             f"\nLayers were padded with zeros to sizes that {NAMES[engine]} takes at tensor "
-            f"parallelism {tp}: {count:,} parameters that add nothing.\n"
+            f"parallelism {tp}: {count:,} parameters that add nothing"
         )
+        for phase, (before, after) in (card.padded.get("ns") or {}).items():
+            text += f"; {phase} took {after / 1e6:.4g} ms with them and {before / 1e6:.4g} without"
+        text += ".\n"
     return text
+
+
+def _of_dense(value: Any, dense: Any) -> str:
+    """Format what a layer has, with what the dense layer has where that differs."""
+    return str(value) if dense is None or dense == value else f"{value} of {dense}"
 
 
 def _loss(card: Card) -> str:
@@ -186,7 +200,7 @@ def _speed(card: Card) -> str:
         line = (
             f"- {speed.phase}: {speed.speedup:.3f}×{interval}; dense {speed.dense_ms:.4g} ms, "
             f"pruned {speed.pruned_ms:.4g} ms, {_line(speed.workload)}, {speed.placements} "
-            "placements"
+            f"placement{plural(speed.placements)}"
         )
         lines.append(
             line
@@ -210,9 +224,13 @@ def _loading(card: Card) -> str:
         f"{checked.largest:.4g}; {checked.allowed:.2g} is rounding of the format)"
     )
     versions = ", ".join(f"{name} {version}" for name, version in card.versions.items())
+    peft, added = "", ""
+    if card.has_adapter:
+        peft = "from peft import PeftModel\n"
+        added = 'model = PeftModel.from_pretrained(model, "FOLDER/adapter")\n'
     return (
-        "```python\nfrom transformers import AutoModelForCausalLM\n\n"
-        f'model = AutoModelForCausalLM.from_pretrained("FOLDER"{trust})\n```\n\n'
+        f"```python\n{peft}from transformers import AutoModelForCausalLM\n\n"
+        f'model = AutoModelForCausalLM.from_pretrained("FOLDER"{trust})\n{added}```\n\n'
         f"After saving, a new process loaded it with {versions} alone, and it {same}.\n"
     )
 

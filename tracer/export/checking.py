@@ -12,7 +12,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save_file
@@ -32,7 +32,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-folder, reference, device, attention, code, threads = sys.argv[1:7]
+folder, reference, device, attention, code, threads, adapter = sys.argv[1:8]
 torch.set_num_threads(int(threads))
 stored = load_file(reference)
 model = AutoModelForCausalLM.from_pretrained(
@@ -42,13 +42,18 @@ model = AutoModelForCausalLM.from_pretrained(
     trust_remote_code=code == "code",
     local_files_only=True,
 ).eval().to(device)
+count = sum(p.numel() for p in model.parameters())
+if adapter:
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(model, adapter).eval()
 with torch.inference_mode():
     logits = model(stored["ids"].to(device), use_cache=False).logits.cpu()
 same = logits.shape == stored["logits"].shape
 difference = (logits.double() - stored["logits"].double()).abs().max() if same else torch.inf
 print("\nCHECKED " + json.dumps({
     "difference": float(difference),
-    "parameters": sum(p.numel() for p in model.parameters()),
+    "parameters": count,
     "alone": not any(name.split(".")[0] == "prunescope" for name in sys.modules),
 }))
 """
@@ -73,6 +78,18 @@ class Checked:
         return self.difference == 0
 
 
+class Reference(Protocol):
+    """Ids [1, 64] of the check, and the logits [1, 64, V] of a model."""
+
+    @property
+    def ids(self) -> torch.Tensor:
+        """The ids."""
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """The logits."""
+
+
 @torch.inference_mode()
 def reference_logits(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the ids [1, 64] of the check, and the logits [1, 64, V] of the model in memory."""
@@ -84,13 +101,16 @@ def reference_logits(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, logits.detach().cpu().clone()
 
 
-def check_saved(folder: Path, model: Any, *, with_code: bool) -> Checked:
+def check_saved(
+    folder: Path, model: Any, *, with_code: bool, adapter: Reference | None = None
+) -> Checked:
     """Load a saved model in a new process, and compare it with the one in memory.
 
     Args:
         folder: The folder that was written.
         model: The model that was saved.
         with_code: Whether the folder brings a modeling file.
+        adapter: The logits with the adapter in the folder's adapter/; None: there is none.
 
     Returns:
         The numbers of the comparison.
@@ -98,7 +118,7 @@ def check_saved(folder: Path, model: Any, *, with_code: bool) -> Checked:
     Raises:
         PrunescopeError: It does not load, or gives other logits, or has other parameters.
     """
-    ids, logits = reference_logits(model)
+    ids, logits = reference_logits(model) if adapter is None else (adapter.ids, adapter.logits)
     device = str(model.get_input_embeddings().weight.device)
     attention = str(getattr(model.config, "_attn_implementation", None) or "eager")
     with scratch_folder() as scratch:
@@ -111,7 +131,8 @@ def check_saved(folder: Path, model: Any, *, with_code: bool) -> Checked:
             attention,
             "code" if with_code else "plain",
         ]
-        checked_run = _run([*arguments, str(torch.get_num_threads())])
+        added = "" if adapter is None else str(folder / "adapter")
+        checked_run = _run([*arguments, str(torch.get_num_threads()), added])
     largest = float(logits.abs().max())
     step = torch.finfo(logits.dtype).eps * 2.0 ** torch.tensor(largest).log2().floor().item()
     checked = Checked(

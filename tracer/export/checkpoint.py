@@ -13,12 +13,15 @@ from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import StrictDataclassError
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.runs.run import sha256_of
-from prunescope.taxonomy.words import significant
+from prunescope.taxonomy.words import significant, whole_sentences
+from prunescope.tracer.export.adapter import UnmergedAdapter, write_adapter
 from prunescope.tracer.export.checking import Checked, check_saved
 from prunescope.tracer.export.holding import CODE_FILE, Holding
+from prunescope.tracer.export.packed import write_packed
 from prunescope.tracer.model.load import Loaded, load_tokenizer, quiet
 
 SHARD = "4GB"  # of a safetensors file, at most
@@ -33,6 +36,7 @@ class SavedModel:
     checked: Checked
     weights: dict[str, str]  # sha256 by file
     size: int  # bytes of the weights
+    packed: str | None = None  # "": 2:4 weights are there packed, too; else why not; None: no 2:4
 
     @property
     def record(self) -> dict[str, Any]:
@@ -42,6 +46,7 @@ class SavedModel:
             "bytes": self.size,
             **asdict(self.checked),
             "weights": dict(self.weights),
+            **({} if self.packed is None else {"packed": self.packed == ""}),
         }
 
 
@@ -80,7 +85,13 @@ def check_space(target: Path, size: int) -> None:
         )
 
 
-def write_checkpoint(folder: Path, model: Any, loaded: Loaded, holding: Holding) -> SavedModel:
+def write_checkpoint(
+    folder: Path,
+    model: Any,
+    loaded: Loaded,
+    holding: Holding,
+    adapter: UnmergedAdapter | None = None,
+) -> SavedModel:
     """Write a model into an empty folder, and check it in a new process.
 
     Args:
@@ -88,6 +99,7 @@ def write_checkpoint(folder: Path, model: Any, loaded: Loaded, holding: Holding)
         model: The pruned model.
         loaded: The dense model that it was made of, whose tokenizer is saved with it.
         holding: The config that holds it.
+        adapter: The adapter that its weights are saved without; None: they are saved as they are.
 
     Returns:
         The digests, and the result of the check.
@@ -99,11 +111,22 @@ def write_checkpoint(folder: Path, model: Any, loaded: Loaded, holding: Holding)
     model.config = holding.config
     try:
         dense = {name: _dense(tensor) for name, tensor in model.state_dict().items()}
+        dense |= adapter.weights if adapter is not None else {}
         packed = any(dense[name] is not tensor for name, tensor in model.state_dict().items())
         with torch.no_grad(), quiet():
             model.save_pretrained(
-                folder, max_shard_size=SHARD, **({"state_dict": dense} if packed else {})
+                folder,
+                max_shard_size=SHARD,
+                # transformers renames no weights for a class that is none of its own.
+                save_original_format=not holding.code,
+                **({"state_dict": dense} if packed else {}),
             )
+    except (ValueError, StrictDataclassError) as error:
+        reason = whole_sentences(str(error).splitlines()[-1])
+        raise PrunescopeError(
+            f"its config cannot be saved ({reason})",
+            hint="no class of transformers takes these sizes: choose another sparsity or method",
+        ) from error
     finally:
         model.config = own
     if holding.code:
@@ -111,13 +134,17 @@ def write_checkpoint(folder: Path, model: Any, loaded: Loaded, holding: Holding)
     tokenizer = load_tokenizer(loaded)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-    checked = check_saved(folder, model, with_code=bool(holding.code))
-    files = sorted(folder.glob("*.safetensors"))
+    if adapter is not None:
+        write_adapter(folder, adapter, loaded.id)
+    checked = check_saved(folder, model, with_code=bool(holding.code), adapter=adapter)
+    in_24 = write_packed(folder)
+    files = sorted(folder.rglob("*.safetensors"))
     return SavedModel(
         holding=holding,
         checked=checked,
-        weights={file.name: sha256_of(file) for file in files},
+        weights={file.relative_to(folder).as_posix(): sha256_of(file) for file in files},
         size=sum(file.stat().st_size for file in files),
+        packed=in_24,
     )
 
 

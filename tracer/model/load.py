@@ -40,6 +40,7 @@ from prunescope.taxonomy.witnesses import read_shape
 from prunescope.taxonomy.words import whole_sentences
 from prunescope.tracer.machine.device import cache_folder, total_bytes
 from prunescope.tracer.model.model_shape import set_sizes_of_weights
+from prunescope.tracer.model.reshaped import load_reshaped, names_reshaped_modules
 from prunescope.tracer.model.uneven_layers import (
     differing_shapes,
     experts_note,
@@ -289,6 +290,10 @@ def _pretrained(where: str, model_id: str, source: str, options: LoadOptions) ->
         _check_causal(config, model_id)
         _check_room(config, model_id)
         _check_index(where, options)
+        if names_reshaped_modules(config) and Path(where).is_dir():
+            model, info = load_reshaped(Path(where), config, options)
+            _check_weights(info, model_id)
+            return Loaded(model=model, id=model_id, source=source, notes=[], where=where)
         counts = uneven_experts(Path(where), config) if Path(where).is_dir() else {}
         if counts:
             model = load_uneven_experts(Path(where), config, counts, dict(options))

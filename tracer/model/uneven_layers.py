@@ -46,7 +46,7 @@ def differing_shapes(folder: Path, config: Any) -> Shapes:
     The result is empty if none differs, or if there is a difference that pruning of widths does not
     explain.
     """
-    stored = _stored(folder)
+    stored = stored_shapes(folder)
     with torch.device("meta"):
         expected = AutoModelForCausalLM.from_config(config).state_dict()
     shapes = {
@@ -126,7 +126,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     return {name: tensor for file in _files(folder) for name, tensor in load_file(file).items()}
 
 
-def _stored(folder: Path) -> Shapes:
+def stored_shapes(folder: Path) -> Shapes:
     """Read the shapes of all tensors of a checkpoint, by name, without their numbers."""
     shapes: Shapes = {}
     for file in _files(folder):

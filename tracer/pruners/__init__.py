@@ -54,6 +54,7 @@ class Applied:
     kept: dict[str, list[int]] = field(default_factory=dict)
     # The routers that recovery training can train; see `tracer.routing.learning`.
     learners: list[Learner] = field(default_factory=list)
+    adapter: Any = None  # of recovery training, where it is saved unmerged
 
 
 class Pruner(Protocol):

@@ -60,6 +60,7 @@ class Adapters:
     left_out: tuple[str, ...]
     shapes: dict[str, torch.Size]
     flags: dict[str, bool]  # `requires_grad` of each parameter before
+    config: Any  # peft's
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -166,6 +167,7 @@ def attach(
         left_out=left_out,
         shapes=shapes,
         flags=flags,
+        config=config,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -29,6 +29,17 @@ from prunescope.tracer.recovery.settings import Recovery, check_installed
 from prunescope.tracer.recovery.storage import current_storage
 from prunescope.tracer.recovery.training import Training
 from prunescope.tracer.routing.learning import Learner
+
+
+class Keeper(Protocol):
+    """What keeps adapters that will be merged."""
+
+    def check(self, adapters: Adapters) -> None:
+        """Refuse adapters that it cannot keep, before they are trained."""
+
+    def keep(self, adapters: Adapters) -> None:
+        """Keep trained adapters."""
+
 
 # Largest size of the float32 logits [rows, V] of one forward in training; more rows are split up.
 _LOGIT_BYTES = 512 << 20
@@ -50,6 +61,7 @@ def recover(  # noqa: PLR0913
     masks: bool = False,
     before: Mapping[str, float] | None = None,
     learners: Sequence[Learner] = (),
+    keeper: Keeper | None = None,
 ) -> Recovered:
     """Train a model in place on a text, and record the training.
 
@@ -62,6 +74,7 @@ def recover(  # noqa: PLR0913
         masks: Whether zeros of the weights stay zeros.
         before: The `zero_shares` of the dense model.
         learners: The routers to train together with the adapters.
+        keeper: What keeps the adapters before they are merged; None: nothing does.
 
     Returns:
         The record of the training.
@@ -83,6 +96,8 @@ def recover(  # noqa: PLR0913
     for learner in learners:
         learner.begin(calibration)
     adapters = attach(model, settings, seed=seed, masks=masks, before=before)
+    if keeper is not None:
+        keeper.check(adapters)
     parameters = dict(adapters.parameters)
     for learner in learners:
         parameters |= learner.parameters()
@@ -97,6 +112,8 @@ def recover(  # noqa: PLR0913
         name=name,
     )
     training.run()
+    if keeper is not None:
+        keeper.keep(adapters)
     adapters.merge()
     for learner in learners:
         learner.finish(calibration)

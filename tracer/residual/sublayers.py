@@ -7,88 +7,22 @@ linear attention, convolution) counts as the layer's attention.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.roles import locate, matrix_role
 from prunescope.tracer.model.layers import decoder_layers, renumber_cache
 from prunescope.tracer.model.logits import check_same, probe
 from prunescope.tracer.model.narrow import is_norm
+from prunescope.tracer.model.pruned_modules import RemovedNorm, RemovedSublayer
 from prunescope.tracer.residual.first_calls import FirstCalls, watch_layers
 
 KINDS = ("attention", "mlp")
 _CHANGE = "without some sublayers"
-_ADDS = ("add", "__add__", "__radd__", "add_", "__iadd__")
-
-
-class RemovedOutput:
-    """The output of a removed sublayer.
-
-    Added to a tensor it gives that tensor; any other function of it is a RemovedOutput too.
-    """
-
-    def __add__(self, stream: Any) -> Any:
-        return stream
-
-    def __mul__(self, _other: Any) -> RemovedOutput:
-        return self
-
-    __radd__ = __add__
-    __rmul__ = __mul__
-    __truediv__ = __mul__
-
-    def __getitem__(self, _key: Any) -> RemovedOutput:
-        return self
-
-    def __getattr__(self, name: str) -> Callable[..., RemovedOutput]:
-        """Provide the shape methods of a tensor, which return the same object."""
-        if name in ("view", "reshape", "to", "contiguous", "squeeze", "unsqueeze", "transpose"):
-            return lambda *_args, **_kwargs: self
-        raise AttributeError(name)
-
-    @classmethod
-    def __torch_function__(
-        cls, function: Any, _types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        """Return the other term of a sum; the RemovedOutput itself from any other function."""
-        if getattr(function, "__name__", "") in _ADDS:
-            tensors = [a for a in (*args, *(kwargs or {}).values()) if isinstance(a, Tensor)]
-            if tensors:
-                return tensors[0]
-        return next(a for a in (*args, *(kwargs or {}).values()) if isinstance(a, cls))
-
-
-class RemovedSublayer(nn.Module):
-    """The stand-in for a removed module.
-
-    `parts` is the length of the tuple that the module returned; 0 for a tensor. While `masked` is
-    true it returns zeros of the input's shape, as a masked module would.
-    """
-
-    def __init__(self, parts: int) -> None:
-        super().__init__()
-        self.parts, self.masked = parts, False
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return a RemovedOutput, in a tuple if the module returned one."""
-        first: Any = RemovedOutput()
-        if self.masked:
-            values = (*args, *kwargs.values())
-            first = torch.zeros_like(next(v for v in values if isinstance(v, Tensor)))
-        return (first, *[None] * (self.parts - 1)) if self.parts else first
-
-
-class RemovedNorm(nn.Module):
-    """The stand-in for a norm that served only a removed sublayer."""
-
-    def forward(self, hidden_states: Any) -> Any:
-        """Return the input itself."""
-        return hidden_states
 
 
 def roots(layer: nn.Module, path: str) -> dict[str, list[str]]:

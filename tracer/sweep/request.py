@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.option import Engine, Option
+from prunescope.taxonomy.option import AllowCode, Engine, Option
 from prunescope.tracer.capture.progress import Progress
 
 
@@ -70,3 +70,79 @@ class SweepRequest:
                 "--out is missing", hint="name the folder to write to, as --out traces/sweep"
             )
         return Path(self.out)
+
+
+@dataclass(kw_only=True)
+class SavePoints:
+    """The points of a sweep that become checkpoints."""
+
+    save_model: Annotated[
+        Sequence[str],
+        Option(
+            help="Point to save as a checkpoint that transformers loads alone, by its id in "
+            "sweep.json, repeatable; without it, tables and figures alone.",
+            metavar="POINT",
+            typed=list[str],
+        ),
+    ] = ()
+    models: Annotated[
+        Path | None,
+        Option(
+            help="Folder for the saved points, each in a folder of its id; without it, "
+            "FOLDER/models.",
+            metavar="FOLDER",
+        ),
+    ] = None
+    model: Annotated[
+        str | None,
+        Option(
+            help="Dense model of the sweep, for --save-model; without it, what the sweep calls it.",
+            metavar="MODEL",
+            complete="models",
+        ),
+    ] = None
+    text: Annotated[
+        Path | None,
+        Option(
+            help="Text that the sweep read, for --save-model; without it, none.", metavar="FILE"
+        ),
+    ] = None
+    allow_code: AllowCode = False
+
+    def targets(self, folder: Path) -> dict[str, Path]:
+        """Return the folder of each point, once it is known that it can be written.
+
+        Raises:
+            PrunescopeError: A folder holds something, or an option has no effect.
+        """
+        given = (self.models, self.model, self.text, self.allow_code or None)
+        if not self.save_model and any(value is not None for value in given):
+            raise PrunescopeError(
+                "--models, --model, --text and --allow-code are for --save-model",
+                hint="name a point with --save-model",
+            )
+        above = self.models or folder / "models"
+        targets = {name: above / Path(name).name for name in self.save_model}
+        if targets:
+            from prunescope.tracer.export.checkpoint import check_target  # torch
+
+            for target in targets.values():
+                check_target(target)
+        return targets
+
+
+@dataclass(kw_only=True)
+class SavePoint:
+    """A point of a sweep that becomes a checkpoint.
+
+    `model` and `text`: those of the sweep, whose folder holds no paths; None: the model by its
+    name, and no text.
+    """
+
+    folder: Path | str
+    point: str
+    out: Path | str
+    model: str | None = None
+    text: Path | str | None = None
+    allow_code: bool = False
+    command: str = ""

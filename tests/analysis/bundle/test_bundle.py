@@ -496,3 +496,33 @@ def test_the_commands_write_check_and_exit_with_3(
     assert out.startswith("failed: 1 of ") and "CITATION.cff: " in out
     assert prunescope.main(["verify", str(tmp_path / "none.zip")]) == 2
     assert prunescope.main(["bundle", str(tmp_path / "none"), "-o", str(tmp_path / "n.zip")]) == 2
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_the_card_of_a_saved_model_is_bundled_with_the_digests_of_its_weights(
+    tmp_path: Path,
+) -> None:
+    """The weights are not: run.json and the card name them by SHA-256, and the two must agree."""
+    run = make(tmp_path / "saved")
+    manifest = run / "pruned" / "run.json"
+    plain = json.loads(manifest.read_text())
+    plain["pruning"]["saved"] = {"weights": {"model.safetensors": "ab" * 32}}
+    manifest.write_text(json.dumps(plain))
+    card = f"# pruned\n\n- sha256 of model.safetensors: {'ab' * 32}\n- by /home/me/model\n"
+    (run / "pruned" / "model-card.md").write_text(card)
+    files = members(bundle([run], tmp_path / "e.zip"))
+    name = "runs/saved/pruned/model-card.md"
+    assert b"ab" * 32 in files[name] and b"/home/me" not in files[name]
+    assert not failed(tmp_path / "e.zip")
+
+    def forge(files: dict[str, bytes]) -> None:
+        """Let the card name other weights, with every checksum made anew."""
+        files[name] = files[name].replace(b"ab" * 32, b"cd" * 32)
+        index = json.loads(files["bundle.json"])
+        index["inputs"][name] = hashlib.sha256(files[name]).hexdigest()
+        files["bundle.json"] = json.dumps(index).encode()
+
+    forged = failed(rewritten(tmp_path / "e.zip", tmp_path / "f.zip", forge))
+    assert forged[name] == "names other weights than run.json"
+    anonymous = bundle([run], tmp_path / "a.zip", anonymous=True)
+    assert name not in members(anonymous)

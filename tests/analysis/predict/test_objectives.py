@@ -8,10 +8,10 @@ import pytest
 
 import prunescope
 from prunescope.analysis.predict.engine_formats import engine_runs
-from prunescope.analysis.shapes.named_model import read_model
+from prunescope.analysis.predict.predict_request import PredictRequest
+from prunescope.analysis.predict.setting import resolve
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import cutting, families
-from prunescope.taxonomy.families import family as family_named
 
 H100: dict[str, Any] = {"model": "llama-3.1-8b", "device": "h100-sxm", "rank": True,
                         "prompt_len": 1024, "new_tokens": 128}  # fmt: skip
@@ -131,26 +131,67 @@ def test_a_named_workload_gives_the_lengths() -> None:
 
 def test_an_engine_runs_what_it_runs_as_predicted() -> None:
     """vLLM takes 2:4 weights, but runs their zeros: not as predicted with sparse kernels. A mask is
-    predicted as dense, and so it runs. Sublayers that are missing, factors and slices it has no
-    class for, or nobody looked."""
-    shape = read_model("llama-3.1-8b").shape
+    predicted as dense, and so it runs. Sublayers that are missing, factors, and maps between bases
+    it has no class for."""
 
     def runs(engine: str | None, *cuts: str, dynamics: str = "static", **knobs: Any) -> bool | None:
-        family = family_named(cutting(*cuts, dynamics=dynamics)) if cuts else None
-        return engine_runs(engine, family, {"unit": "layer", **knobs}, shape).runs
+        name = cutting(*cuts, dynamics=dynamics) if cuts else None
+        return of_family(engine, name, knobs)
+
+    def of_family(engine: str | None, name: str | None, knobs: dict[str, Any]) -> bool | None:
+        asked = PredictRequest("llama-3.1-8b", device="h100-sxm", method=name, knobs=knobs)
+        return engine_runs(engine, resolve(asked, name, None, [])[0]).runs
 
     sparse, mask = (
         next(family for family in families() if bool(family.without_sparse_units) is is_sparse
              and family.zeroes_weights) for is_sparse in (True, False)
     )  # fmt: skip
-    assert engine_runs("vllm", sparse, {}, shape).runs is False
-    assert engine_runs("sglang", sparse, {}, shape).runs is None  # was not checked
-    assert engine_runs("vllm", mask, {}, shape).runs is True
+    assert of_family("vllm", sparse.id, {}) is False
+    assert of_family("sglang", sparse.id, {}) is None  # was not checked
+    assert of_family("vllm", mask.id, {}) is True
     assert runs("vllm") is True and runs(None) is None
     assert runs("vllm", "layers") is True and runs("vllm", "layers", unit="attention") is False
     assert runs("trtllm", "heads", "channels") is True and runs("hf", "ranks") is False
     assert runs("vllm", "layers", dynamics="dynamic") is False
-    assert runs("vllm", "stream") is None
+    assert runs("vllm", "stream") is False and runs("vllm", "stream", junctions="same") is True
+
+
+def test_a_prediction_names_the_engines_that_run_the_point_and_their_sources() -> None:
+    """8 KV heads at 0.5 are 4, of 16 query heads: 32 ranks divide neither."""
+    asked = {"model": "llama-3.1-8b", "device": "h100-sxm", "phase": "prefill"}
+    point = prunescope.predict(**asked, method="static-nk", sparsity=0.5)["points"][0]
+    assert {answer["engine"]: answer["runs"] for answer in point["engines"]}["vllm"] is True
+    wide = prunescope.predict(**asked, method="static-nk", sparsity=0.5, tp=32)["points"][0]
+    answers = {answer["engine"]: answer for answer in wide["engines"]}
+    assert answers["vllm"]["runs"] is False and "16 query" in answers["vllm"]["reason"]
+    assert answers["vllm"]["source"].startswith("https://") and answers["vllm"]["checked"]
+    grid = prunescope.predict(**asked, method="static-k-lowrank,static-m", runtime="vllm")
+    assert any("vLLM does not run static-k-lowrank" in text for text in grid["warnings"])
+    assert [len(point["engines"]) for point in grid["points"]] == [1, 1]
+
+
+def test_padding_to_the_sizes_of_an_engine_costs_time_and_bytes() -> None:
+    """14,336 channels at 0.4 are 8,601, and GGUF's blocks take 8,608: 7 more, in 3 matrices of
+    4,096 in 32 layers, 2 bytes each. 8 KV heads at 0.4 are 5, of 20 queries: 16 ranks divide 32
+    queries of 8 KV heads next."""
+    asked = {"model": "llama-3.1-8b", "device": "h100-sxm", "phase": "prefill", "sparsity": 0.4}
+    options: dict[str, Any] = {"method": "static-nk-mlp", "legal": "llama.cpp"}
+    point = prunescope.predict(**asked, **options, knobs={"align": "1"})
+    padding = point["phases"]["prefill"]["padding"]
+    assert padding["sizes"] == {"intermediate": [8601, 8608]}
+    more = 7 * 3 * 4096 * 32 * 2
+    assert padding["weight_bytes"][1] - padding["weight_bytes"][0] == more
+    whole = prunescope.predict(**asked, **options)
+    assert whole["phases"]["prefill"]["padding"]["sizes"] == {}
+    heads = prunescope.predict(**asked, method="static-nk", legal="vllm", legal_tp=16)
+    padding = heads["phases"]["prefill"]["padding"]
+    assert padding["sizes"]["kv_heads"] == [5, 8] and padding["sizes"]["heads"] == [20, 32]
+    # q and o: 12 heads of 128, k and v: 3 heads of 128, each by 4,096, in 32 layers, 2 bytes.
+    more = 2 * (12 + 3) * 128 * 4096 * 32 * 2
+    assert padding["weight_bytes"][1] - padding["weight_bytes"][0] == more
+    assert padding["ns"][1] > padding["ns"][0]
+    with pytest.raises(PrunescopeError, match="--legal needs --method"):
+        prunescope.predict(model="llama-3.1-8b", device="h100-sxm", legal="vllm")
 
 
 def test_exchanges_are_told_to_be_a_guess_and_stay_below_the_link() -> None:

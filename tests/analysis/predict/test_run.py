@@ -169,9 +169,9 @@ def test_no_forward_of_the_predicted_ladder_is_worked_out_twice(
     asked: Counter[tuple[Any, float]] = Counter()
     pruned_forward = side.pruned_forward
 
-    def counted(shape: Any, work: Any, family: Any, point: Any, layers_kept: Any) -> Any:
+    def counted(shape: Any, work: Any, family: Any, point: Any, *others: Any) -> Any:
         asked[work, point.sparsity] += 1
-        return pruned_forward(shape, work, family, point, layers_kept)
+        return pruned_forward(shape, work, family, point, *others)
 
     monkeypatch.setattr(side, "pruned_forward", counted)
     found = phase(tmp_path).predicted

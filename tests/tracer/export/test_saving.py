@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from prunescope.taxonomy.engines import engine_answers, layouts_of, legal_sizes
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.calibration.point import Point
+from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.export import checkpoint
 from prunescope.tracer.export.checking import Checked
 from prunescope.tracer.export.checkpoint import check_target, write_checkpoint
 from prunescope.tracer.export.holding import find_holding
 from prunescope.tracer.export.padding import pad
-from prunescope.tracer.model.load import Loaded
+from prunescope.tracer.model.load import Loaded, load_model
 from prunescope.tracer.pruners import family_point, pruner
 from tests.tracer.tiny_models import tiny_model
 
@@ -53,8 +55,8 @@ def save(model: Any, folder: Path, *, allow_code: bool = False) -> Any:
 def _here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the new process to one test: it takes seconds to import torch."""
 
-    def same(_folder: Path, model: Any, *, with_code: bool) -> Checked:
-        assert isinstance(with_code, bool)
+    def same(_folder: Path, model: Any, *, with_code: bool, adapter: Any = None) -> Checked:
+        assert isinstance(with_code, bool) and adapter is None
         count = sum(p.numel() for p in model.parameters())
         return Checked(difference=0.0, largest=1.0, allowed=0.0, parameters=count)
 
@@ -90,7 +92,7 @@ def test_what_a_class_holds_is_loaded_with_the_same_logits(
 @pytest.mark.parametrize(
     ("family", "knobs", "reason"),
     [
-        ("static-k-lowrank", {}, "is a LowRank"),
+        ("static-k-lowrank", {}, "is a PairOfLinears"),
         ("static-m", {"unit": "mlp"}, "RemovedSublayer"),
         ("dynamic-m", {}, "is a|decides at run time|not a module"),
         ("dynamic-nk", {}, "is a|decides at run time|not a module"),
@@ -106,14 +108,68 @@ def test_what_no_class_holds_is_refused_with_the_first_difference(
 
 @pytest.mark.usefixtures("_here")
 @pytest.mark.parametrize(
-    ("family", "knobs"), [("static-k-lowrank", {}), ("static-m", {"unit": "mlp"})]
+    ("name", "family", "knobs"),
+    [
+        ("llama", "static-k-lowrank", {}),
+        ("llama", "static-m", {"unit": "mlp"}),
+        ("llama", "static-nk-cross", {}),  # maps between bases
+        ("opt", "static-nk-cross", {}),  # RMS norms for layer norms, and projections that went
+        ("gpt_neox", "static-k-lowrank", {}),  # stored under other names than its class has
+        ("gpt2", "static-k-lowrank", {}),
+        ("gemma2", "static-nk-cross", {"junctions": "same"}),  # a scale of the embedding
+        ("olmo2", "static-nk", {}),  # a norm over all heads, with an epsilon of its own
+        ("stablelm", "static-nk", {}),  # a norm over each head, with its shape
+    ],
 )
-def test_a_modeling_file_holds_the_rest(tmp_path: Path, family: str, knobs: dict[str, Any]) -> None:
-    pruned = prune(tiny_model("llama").eval(), family, **knobs)
+def test_a_modeling_file_holds_the_rest(
+    tmp_path: Path, name: str, family: str, knobs: dict[str, Any]
+) -> None:
+    """Loaded by transformers with that file, and by us without running it."""
+    pruned = prune(tiny_model(name).eval(), family, **knobs)
     expected = logits(pruned)
+    with pytest.raises(PrunescopeError, match="--allow-code"):
+        find_holding(pruned)
     loaded = save(pruned, tmp_path / "saved", allow_code=True)
     assert "prunescope" not in (tmp_path / "saved" / "modeling_pruned.py").read_text().split()
     assert torch.allclose(logits(loaded), expected, atol=1e-6)
+    where, cpu = str(tmp_path / "saved"), torch.device("cpu")
+    ours = load_model(where, dtype="auto", device=cpu, attn="sdpa").model
+    assert torch.allclose(logits(ours), expected, atol=1e-6)
+    assert type(ours).__name__ == type(pruned).__name__
+    counts = [sum(p.numel() for p in m.parameters()) for m in (loaded, ours, pruned)]
+    assert len(set(counts)) == 1
+
+
+@pytest.mark.usefixtures("_here")
+@pytest.mark.parametrize(
+    ("path", "spec", "why"),
+    [
+        ("model.layers.9", {"passing": True}, "no module of its class"),
+        ("model.norm", {"passing": True, "more": 1}, "none of prunescope's"),
+        ("model.norm", 3, "none of prunescope's"),
+        ("lm_head", {"parameters": {"weight": [1 << 40, 1 << 20]}, "attributes": {}}, "not stored"),
+        ("model.norm", {"parameters": {}, "attributes": {"forward": 3}}, "no number"),
+        ("lm_head", {"rank": 3, "shape": [512, 64], "bias": False}, "not stored"),
+    ],
+)
+def test_a_config_that_reshapes_what_is_not_there_is_refused(
+    tmp_path: Path, path: str, spec: Any, why: str
+) -> None:
+    pruned = prune(tiny_model("llama").eval(), "static-k-lowrank")
+    save(pruned, tmp_path / "saved", allow_code=True)
+    file = tmp_path / "saved" / "config.json"
+    config = json.loads(file.read_text())
+    config["pruned_modules"] = {path: spec}
+    file.write_text(json.dumps(config))
+    with pytest.raises(PrunescopeError, match=why):
+        load_model(str(file.parent), dtype="auto", device=torch.device("cpu"), attn="sdpa")
+
+
+def test_a_number_of_a_module_counts_as_much_as_its_shapes() -> None:
+    """Gemma 2 scales its embedding by the root of its width, which stays that of the dense one."""
+    pruned = prune(tiny_model("gemma2").eval(), "static-nk-cross", junctions="same")
+    with pytest.raises(PrunescopeError, match=r"scalar_embed_scale is 8, where the class builds"):
+        find_holding(pruned)
 
 
 def uneven() -> Any:
@@ -183,6 +239,15 @@ def test_the_new_process_compares_and_refuses_another_model(
     other.mkdir()
     with pytest.raises(PrunescopeError, match="gives other logits"):
         write_checkpoint(other, model, loaded, find_holding(model))
+
+
+@pytest.mark.parametrize(("out", "saved"), [("x", "x"), ("x", "x/model"), ("x/runs", "x")])
+def test_a_model_in_the_folder_of_its_runs_is_refused_before_anything_runs(
+    out: str, saved: str
+) -> None:
+    request = TraceRequest("tiny-llama", method="static-m", out=out, save_model=saved)
+    with pytest.raises(PrunescopeError, match="one in the other"):
+        request.check()
 
 
 def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ from prunescope.taxonomy.families import family
 from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.roles import locate
 from prunescope.taxonomy.shape import ModelShape
-from prunescope.tracer.calibration.low_rank import LowRank, low_rank_factors
+from prunescope.tracer.calibration.low_rank import low_rank_factors
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.capture.weight_stats import weight_stats
+from prunescope.tracer.model.pruned_modules import PairOfLinears
 from prunescope.tracer.pruners import family_point, pruner
 from prunescope.tracer.pruners.static_k_24 import lowest_two_of_four
 from tests.tracer.architectures import (
@@ -51,7 +52,7 @@ def test_low_rank_is_two_linears_in_the_place_of_one(model_type: str, select: st
     dense = build(model_type)
     applied = halved("static-k-lowrank", model_type, select=select)
     multiplied = copy.deepcopy(dense)
-    pairs = {n: m for n, m in applied.model.named_modules() if isinstance(m, LowRank)}
+    pairs = {n: m for n, m in applied.model.named_modules() if isinstance(m, PairOfLinears)}
     assert pairs
     for name, pair in pairs.items():
         linear = multiplied.get_submodule(name)

@@ -14,10 +14,10 @@ import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import family
-from prunescope.tracer.calibration.low_rank import LowRank
 from prunescope.tracer.capture.weight_stats import dynamic_stats
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.load import load_model
+from prunescope.tracer.model.pruned_modules import PairOfLinears
 from tests.tracer.dynamic_reference import prune, reference, steps, tokens
 from tests.tracer.tiny_models import WITHOUT_EXPERTS
 
@@ -142,7 +142,7 @@ def test_removed_is_masked(name: str) -> None:
         for i in gone:
             linear.weight[:, i * size : (i + 1) * size] = 0
     for path, module in applied.model.named_modules():
-        if isinstance(module, LowRank):
+        if isinstance(module, PairOfLinears):
             masked.get_submodule(path).weight.copy_(module.second.weight @ module.first.weight)
         elif name in ("static-k-24", "static-k-mask") and isinstance(module, torch.nn.Linear):
             masked.get_submodule(path).weight[module.weight == 0] = 0

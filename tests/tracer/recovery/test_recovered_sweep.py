@@ -22,12 +22,13 @@ from prunescope.analysis.bundle.verify import verify
 from prunescope.analysis.pareto.pareto import judge
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.listings import sweep_state
+from prunescope.results.pareto import Pareto
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.runs.run import read_run
 from prunescope.taxonomy.runs.run_blocks import Recovered
 from prunescope.taxonomy.runs.sweep_files import read_sweep
 from prunescope.tracer.recovery import examples, training
-from prunescope.tracer.sweep import control, job
+from prunescope.tracer.sweep import control, job, point_saving
 from prunescope.tracer.sweep.request import SweepRequest
 from prunescope.tracer.sweep.sweep import plan_of, summary, sweep
 from tests.hostile.case import TEXT_FORMATS
@@ -287,3 +288,32 @@ def assert_forgeries_are_seen(files: dict[str, bytes], forged: Path) -> None:
     files[SUMS] = sums_text(files).encode()
     forged.write_bytes(zip_bytes(files))
     assert "frontier.csv" in {f["file"] for f in verify(forged)["failed"]}
+
+
+def test_a_point_is_saved_with_the_weights_that_were_timed(
+    trained: tuple[Path, str],
+    reader_of: Callable[[int], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, reader = trained[0], reader_of(2)
+    point = read_sweep(folder).results[0].id
+    model, text = str(reader / "model"), reader / "words.txt"
+    pareto = Pareto.compute(folder)
+    record = pareto.pruned_model(point, model, text=text).save(tmp_path / "saved")
+    assert record["kind"] == "plain"
+    card = (tmp_path / "saved" / "README.md").read_text()
+    run = read_run(folder / "runs" / point / "pruned")
+    assert run.quality is not None
+    assert f"{run.quality.perplexity:.4g}" in card
+    assert "prefill: " in card
+    with pytest.raises(PrunescopeError, match=r"read the text words\.txt"):
+        pareto.pruned_model(point, model).save(tmp_path / "no text")
+    with pytest.raises(PrunescopeError, match=r"other\.txt is not the text"):
+        pareto.pruned_model(point, model, text=reader / "other.txt").save(tmp_path / "text")
+    monkeypatch.setattr(point_saving, "weights_fingerprint", lambda _model: "another")
+    with pytest.raises(PrunescopeError, match="has other weights now"):
+        pareto.pruned_model(point, model, text=text).save(tmp_path / "other")
+    with pytest.raises(PrunescopeError, match="no point of s is called 'x'"):
+        pareto.pruned_model("x", model, text=text).save(tmp_path / "x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["saved"]

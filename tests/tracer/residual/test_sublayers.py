@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.tracer.residual.sublayers import RemovedOutput, remove_sublayers, roots
+from prunescope.tracer.model.pruned_modules import RemovedOutput
+from prunescope.tracer.residual.sublayers import remove_sublayers, roots
 from tests.tracer.tiny_models import tiny_model
 
 pytestmark = pytest.mark.torch
