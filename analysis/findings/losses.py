@@ -104,7 +104,8 @@ def coverage_limited(c: Context) -> Found | None:
     return Found(
         text=text,
         evidence=[f"{part.name}{when(not c.is_disturbed, f': {ms(part.ns)}')}" for part in parts],
-        change=_shrink_more(c, max(lost, key=lambda part: part.ns, default=None)) + allocation(c),
+        change=_shrink_more(c, max(lost, key=lambda part: part.ns, default=None)),
+        allocate=allocation(c),
         explains_roles=_roles(parts),
     )
 
@@ -243,8 +244,8 @@ def roofline_shift(c: Context) -> Found | None:
         text=f"FLOPs fall more than bytes: {ms(row.moves_ns) if is_valid else 'part'} of the "
         "saving is lost to memory traffic",
         evidence=[f"{part.name}{when(is_valid, f': {ms(part.ns)}')}" for part in parts],
-        change="remove bytes too (N or K of the weights, layers), or batch more rows"
-        + allocation(c),
+        change="remove bytes too (N or K of the weights, layers), or batch more rows",
+        allocate=allocation(c),
         explains_roles=_roles(parts),
     )
 

@@ -21,12 +21,13 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from prunescope.analysis.report import hatches, ledger_view, measured, sentences, titles
+from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.phase_tables import Extent, overview, phase_table, phase_tables
 from prunescope.analysis.report.sheet import Page, kept_columns, plain_name
 from prunescope.analysis.report.view import Cell, Column, Table
 from prunescope.analysis.schema.report import Finding, Phase, Report
 from prunescope.analysis.summary import evidence, paragraph
-from prunescope.analysis.summary.answer import answer_phase
+from prunescope.analysis.summary.answer import given_answer
 from prunescope.analysis.summary.causes import recommended_changes
 from prunescope.taxonomy import numbers
 from prunescope.taxonomy.words import plural, when
@@ -195,12 +196,23 @@ class _ReportPage(Page):
 
     def _answer(self, phase: Phase) -> Iterator[Text]:
         """Yield what happened, in bold, then why and what to do, each on a line of its own."""
-        told = answer_phase(phase, paragraph.waits_for(phase, self._all))
+        told = given_answer(phase, paragraph.waits_for(phase, self._all))
         yield self.ink(told.verdict, "bold")
         if told.why:
             yield self.ink(told.why)
         if told.do:
-            yield self.ink(f"→ {told.do}", "green")
+            yield self.ink(f"→ {told.change}", "green")
+        if command := self._typed_command(told.command):
+            yield Text(command, "green", no_wrap=True, overflow="ignore")
+
+    def _typed_command(self, command: str) -> str:
+        """Return a command in lines that fit, which a shell joins again."""
+        lines = [""]
+        for word in clean(command).split(" "):
+            if lines[-1] and len(lines[-1]) + len(word) + 3 > self.width:
+                lines.append("   ")
+            lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word
+        return " \\\n".join(lines)
 
     def _other_table(self, table: Table, phase: Phase) -> Iterator[RenderableType]:
         """Yield a table of a phase, shares as bars."""

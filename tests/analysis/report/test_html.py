@@ -129,7 +129,7 @@ def test_what_is_no_evidence_is_hatched_and_named(
     assert page.count(f'<td class="bar hatch {strokes}">') == 9
     assert 'class="realised"' not in page and "</span> measured" not in page
     brief = render_notebook(prefill_with(**changes))
-    assert f'<i class="key hatch {strokes}"></i> {said}' in brief
+    assert f'<span class="key hatch {strokes}"></span> {said}' in brief
     assert brief.count(f'<td class="bar hatch {strokes}">') == 9
 
 
