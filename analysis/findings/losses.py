@@ -305,7 +305,8 @@ def _speed_up_kernels(c: Context, parts: list[LedgerPart], row: Row) -> tuple[st
     how = "an aligned dimension, another layout"
     if c.kernels.on_device and first.cls in PRODUCTS:
         how = "another tile, an aligned dimension"
-    return f"for the {ops} of {first.name} try {how} or a larger batch", first.ns
+    of_part = f"{ops} of {first.name}" if first.role not in UNPLACED else f"{first.cls} {ops}"
+    return f"for the {of_part} try {how} or a larger batch", first.ns
 
 
 def _other_ops(c: Context, part: LedgerPart) -> str | None:

@@ -71,6 +71,7 @@ class _ReportPage(Page):
         super().__init__(options.max_width, ascii_only=options.ascii_only)
         self._console, self._options = console, options
         self._all: Mapping[str, Phase] = {}
+        self._said: set[str] = set()  # notes that stand above already
 
     def height(self, parts: Iterable[RenderableType]) -> int:
         """Return how many lines parts take."""
@@ -303,7 +304,10 @@ class _ReportPage(Page):
         """Return the first note, and why intervals are missing where the strokes do not say it."""
         is_one_step = evidence.ONE_STEP in evidence.ledger_reasons(phase)
         missing = [] if is_one_step else ledger_view.interval_notes(phase.ledger or [])
-        return list(dict.fromkeys([*table.notes[:1], *missing]))
+        gloss = ledger_view.glossed(phase.ledger or [])
+        words = [gloss] if gloss and gloss not in self._said else []
+        self._said.update(words)
+        return list(dict.fromkeys([*words, *table.notes[:1], *missing]))
 
     def _shares(self, table: Table, busy_ns: float) -> RenderableType:
         room = max(8, min(40, self.width - 40))

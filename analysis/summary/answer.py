@@ -55,6 +55,7 @@ LIMITS = {"verdict": 160, "why": 240, "do": 240}
 MOST_WORDS = 25  # of a sentence
 NOTHING = "Nothing to repair."
 _SAME = 0.005  # of a ratio: it prints as 1.00×
+_MOST = 0.95  # of a row of the ledger: a part that is all of it
 _CODE = re.compile(r"`[^`]*`")
 _STOP = re.compile(r"(?<=[.:;])\s")
 
@@ -245,6 +246,8 @@ def _promise(phase: Phase, ladder: Ladder) -> str:
     if not has_nominal(phase, ladder):
         return ""
     nominal, ci95 = numbers.ratio(ladder.nominal), ladder.realised_ci95
+    if not phase.has_promise and abs((ladder.nominal or 1) - 1) < _SAME:
+        return ", with as many FLOPs as the dense step"
     is_inside = ci95 is not None and ci95[0] <= (ladder.nominal or 0) <= ci95[1]
     if phase.has_promise:
         if is_inside:
@@ -358,6 +361,7 @@ def _causes(phase: Phase, rows: Sequence[Row]) -> Iterator[str]:
     along = [row for row in moved if row.moves_ns * over > 0]
     if not along:
         yield "no row of the ledger is beyond its noise"
+        yield from _limit(phase, by_name["coverage"])
         return
     yield _cost(phase, along[0], with_parts=True)
     yield from (_cost(phase, row) for row in along[1:2])
@@ -385,19 +389,25 @@ def _cost(phase: Phase, row: Row, *, with_parts: bool = False) -> str:
     )
     parts = [p for p in row.parts if p.ns * row.moves_ns > 0 and is_beyond_noise(p)]
     parts = [part for part in parts if abs(part.ns) >= 2 * LEAST * abs(row.moves_ns)][:2]
-    return text + when(
-        with_parts and parts != [], f", above all {_listed([_part(p) for p in parts])}"
-    )
+    named = [(name, part) for part in parts if not _repeats(name := _part_name(part), words)]
+    if not with_parts or not named:
+        return text
+    # Parts that are as much as the row, or more, as others make up for them: their times confuse.
+    is_less = all(abs(part.ns) < _MOST * abs(row.moves_ns) for _, part in named)
+    times = [when(is_less, f" ({numbers.brief_time(abs(part.ns))})") for _, part in named]
+    listed = _listed([f"{name}{ns}" for (name, _), ns in zip(named, times, strict=True)])
+    return f"{text}, above all {listed}"
 
 
-def _part(part: LedgerPart) -> str:
-    return f"{_part_name(part)} ({numbers.brief_time(abs(part.ns))})"
+def _repeats(name: str, words: str) -> bool:
+    """Return whether the words of a row name a part of it already."""
+    return name.removesuffix(" kernels") in words
 
 
 def _part_name(part: LedgerPart) -> str:
     """Return the role of a part, its class where nothing identifies the role, or its name."""
     if part.role == "unknown" and part.cls is not None:
-        return f"{part.cls} kernels"
+        return f"{_plain_name(part.cls)} kernels"
     return _plain_name(part.role or part.name)
 
 
