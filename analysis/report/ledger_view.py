@@ -210,7 +210,8 @@ def _ledger_cells(row: Row, rows: list[Row]) -> list[Cell]:
     share = numbers.share_of(row.ns, dense)
     colour = when(is_change, row.effect)
     is_nothing = is_change and share is not None and abs(share) < _NOTHING
-    part = None if is_nothing else row.largest_part
+    # A row without evidence has no cause.
+    part = None if is_nothing or row.effect == "quiet" else row.largest_part
     return [
         Cell(label_of(row), tone=colour),
         Cell(unit.text(row.ns, signed=is_change), row.ns, tone=colour),

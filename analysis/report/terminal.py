@@ -283,9 +283,8 @@ class _ReportPage(Page):
         bar_cells = [Cell(_bar_text(bar, room, stroke), tone=bar.tone) for bar in bars]
         columns = [*table.columns[:3], Column("", drop=_BAR_DROP), *table.columns[3:]]
         lines = [[*r[:3], bar, *r[3:]] for r, bar in zip(table.rows, bar_cells, strict=True)]
-        for line, bar in zip(lines, bars, strict=True):
-            is_shown = bar.tone not in ("quiet", "total")
-            line[-1] = Cell(when(is_shown, plain_name(line[-1].text)))
+        for line in lines:
+            line[-1] = Cell(plain_name(line[-1].text))
         table = Table(table.id, table.title, columns, lines, table.notes)
         unit = ledger_view.ledger_scale(rows).unit
         yield self.section(f"Ledger: {unit} a step; shares are of the dense wall")

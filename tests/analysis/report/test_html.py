@@ -155,3 +155,10 @@ def test_backticks_are_code_and_escaped() -> None:
     option = '<code>trace <span class="option">--prompt-len</span> a--b</code>'
     assert prose("`trace --prompt-len a--b`") == option
     assert prose("a lone ` stays") == "a lone ` stays"
+
+
+def test_titles_of_columns_are_defined_on_hover() -> None:
+    page = render_html(example.two_phases())
+    assert (
+        '<th class="n" title="the size of the same row where dense is compared with dense">' in page
+    )
