@@ -6,7 +6,7 @@ Each run is analysed as `analyze` does it, and nothing is computed anew. Times a
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -92,10 +92,23 @@ def compare(
         baseline=first.baseline if first and baseline is not None else None,
         rows=sorted(rows, key=_sort_key),
         failed=failed,
-        warnings=[f"{name}: {w}" for name, report in reports.items() for w in report.warnings],
+        warnings=_said_once({name: report.warnings for name, report in reports.items()}),
         reports=reports,
     )
     return scrubbed(compared)
+
+
+def _said_once(warnings: Mapping[str, list[str]]) -> list[str]:
+    """Return the warnings of all runs, each once behind the names of those that it is about."""
+    about: dict[str, list[str]] = {}
+    for name, texts in warnings.items():
+        for text in texts:
+            about.setdefault(text, []).append(name)
+    every = len(warnings) > 1
+    return [
+        f"{'all runs' if every and len(names) == len(warnings) else ', '.join(names)}: {text}"
+        for text, names in about.items()
+    ]
 
 
 def _file_bytes(path: Path) -> int:

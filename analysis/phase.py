@@ -146,7 +146,7 @@ def compare_phase(
         one_sided=sides.one_sided,
         formats=gemm_dtypes(evidence),
     )
-    nominal = sparsity if sparsity is not None else _nominal(pruned)
+    nominal = sparsity if sparsity is not None else _nominal(pruned, family)
     inputs = attribution_inputs(
         units,
         nominal=nominal,
@@ -503,10 +503,15 @@ def _cuts(family: FamilyVerdict, unit: str) -> bool:
     return any(unit in cutting.cuts for cutting in known(family.id.split("+")))
 
 
-def _nominal(pruned: SidePhase) -> float | None:
-    """Return the nominal sparsity of a run that the tool pruned; None if there is none."""
+def _nominal(pruned: SidePhase, family: FamilyVerdict) -> float | None:
+    """Return the nominal sparsity of a run that the tool pruned, or that the family fixes.
+
+    A family such as 2:4 has one sparsity alone. None if there is neither.
+    """
     pruning = pruned.side.run.pruning if pruned.side.run else None
     value = pruning.sparsity if pruning else None
+    if value is None and pruning is None and len(seen := known(family.ids)) == 1:
+        value = seen[0].only
     return float(value) if value is not None and 0 <= value < 1 else None
 
 

@@ -21,9 +21,10 @@ rooms below them. Nothing here changes a side: diagnostics come back with what w
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePath
 
 import polars as pl
 from msgspec.structs import replace as replace_fields
@@ -36,7 +37,7 @@ from prunescope.analysis.inputs.open import open_sides
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.inputs.side import Diagnostics, Side
 from prunescope.analysis.pool import jobs_for
-from prunescope.analysis.rank_jobs import Frames, Outcome, Sides, outcome_of, shared
+from prunescope.analysis.rank_jobs import Outcome, SideFrames, Sides, outcome_of, shared
 from prunescope.analysis.replayed import with_replays
 from prunescope.analysis.schema.notice import Notice, warning
 from prunescope.analysis.schema.report import Phase, Report
@@ -60,17 +61,27 @@ class Analysis:
 
     Attributes:
         report: The report.
-        frames: The kernels frame of each phase.
-        dense_frames: Those of the dense side, of phases that were analysed in this process.
+        held: The frames of both sides.
         side: The candidate.
+        dense: The baseline; None without one.
         names: The name of each phase in the candidate, by its name in the report.
     """
 
     report: Report
-    frames: Mapping[str, pl.DataFrame] = field(default_factory=dict)
-    dense_frames: Mapping[str, pl.DataFrame] = field(default_factory=dict)
+    held: SideFrames = field(default_factory=SideFrames)
     side: Side | None = None
+    dense: Side | None = None
     names: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def frames(self) -> Mapping[str, pl.DataFrame]:
+        """The kernels frame of each phase."""
+        return self.held.pruned
+
+    @property
+    def dense_frames(self) -> Mapping[str, pl.DataFrame]:
+        """The kernels frame of the dense side of each phase."""
+        return self.held.dense
 
     def hosts(self) -> dict[str, pl.DataFrame]:
         """Return the host's events of each phase, and the device's events outside of its steps.
@@ -97,14 +108,14 @@ class _Collected:
         pruned: The diagnostics of the candidate.
         dense: Those of the baseline.
         phases: The phases of the report, by their name in the candidate.
-        frames: Their kernels frames.
+        frames: Their frames.
     """
 
     sides: Sides
     pruned: Diagnostics
     dense: Diagnostics
     phases: dict[str, Phase] = field(default_factory=dict)
-    frames: Frames = field(default_factory=Frames)
+    frames: SideFrames = field(default_factory=SideFrames)
 
     def add(self, name: str, outcome: Outcome) -> None:
         """Add the outcome of a phase, unless its rank was left out of the baseline."""
@@ -148,11 +159,26 @@ def analyze(
     collected = _analyze_phases(opened, jobs, engine, on_done)
     _add_final_diagnostics(collected)
     _add_stragglers(collected)
-    _add_summaries(collected)
+    collected.phases = _answered(collected.phases)
     report = scrubbed(_with_replays(_report(collected), opened))
     names = dict(zip(report.phases, collected.phases, strict=True))
-    frames = collected.frames.renamed(names)
-    return Analysis(report, frames, frames.dense, opened.pruned, names)
+    collected.frames.rename(names)
+    return Analysis(report, collected.frames, opened.pruned, opened.dense, names)
+
+
+def with_commands(done: Analysis) -> Analysis:
+    """Return an analysis whose answers hold commands, with the path of the dense run.
+
+    That path is from the working directory; there is no command where the run is elsewhere, as no
+    file that is written holds a path of a machine.
+    """
+    if done.dense is None or done.dense.run is None:
+        return done
+    path = os.path.relpath(done.dense.path)
+    if path.startswith(os.pardir) and done.dense.path.is_absolute():
+        return done
+    phases = _answered(done.report.phases, dense=PurePath(path).as_posix())
+    return replace(done, report=replace_fields(done.report, phases=phases))
 
 
 def _open(candidate: Path, baseline: Path | None, options: Options) -> Sides:
@@ -229,18 +255,23 @@ def _add_stragglers(collected: _Collected) -> None:
     """Add the finding on the rank that the others wait for, in each group of ranks."""
     for group in collected.sides.pruned.comparable_ranks(collected.pruned):
         ranks = {name: collected.phases[name] for name in group if name in collected.phases}
-        phases, warnings = with_straggler(ranks, collected.frames)
+        phases, warnings = with_straggler(ranks, collected.frames.pruned)
         collected.phases.update(phases)
         collected.pruned += Diagnostics(tuple(warnings))
 
 
-def _add_summaries(collected: _Collected) -> None:
-    """Add to each phase its answer, which tells the rank that it waits for from the others."""
-    phases = collected.phases
+def _answered(phases: dict[str, Phase], *, dense: str | None = None) -> dict[str, Phase]:
+    """Return the phases with their answers, which tell the rank that each waits for.
+
+    Args:
+        phases: The phases.
+        dense: The path of the dense run, for commands; None: no answer has one.
+    """
     answers = {
-        name: answer_phase(phase, waits_for(phase, phases)) for name, phase in phases.items()
+        name: answer_phase(phase, waits_for(phase, phases), dense=dense)
+        for name, phase in phases.items()
     }
-    collected.phases = {
+    return {
         name: replace_fields(phase, answer=answers[name], summary=summary_of(answers[name]))
         for name, phase in phases.items()
     }

@@ -19,14 +19,16 @@ from weakref import finalize
 import msgspec
 import polars as pl
 
-from prunescope.analysis.comparison.equal_information import make_comparable
+from prunescope.analysis.comparison.equal_information import ComparableSides, make_comparable
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.inputs.side import Diagnostics, Side, SidePhase, rank_left_out
 from prunescope.analysis.kernels.linked_phase import LinkedTrace
 from prunescope.analysis.kernels.peaks import Peaks
+from prunescope.analysis.ledger.alignment import align
 from prunescope.analysis.phase import compare_phase, single_phase
 from prunescope.analysis.pool import run_tasks
 from prunescope.analysis.schema.report import Phase, SecondOpinion
+from prunescope.analysis.trace.host_events import step_events
 from prunescope.analysis.trace.load import load
 from prunescope.analysis.trace.rank_files import TraceFile
 from prunescope.taxonomy.atomic_write import scratch_folder
@@ -41,27 +43,23 @@ class Outcome(msgspec.Struct):
         candidate: The diagnostics of the candidate.
         baseline: The diagnostics of the baseline.
         failed: Why it could not be analysed, and a hint; else None.
-        frame: The kernels frame as Parquet, where it comes from another process.
+        frames: The frames of the phase as Parquet by kind, where they come from another process.
+        dense_layers: The dense layer of each pruned one, where their numbers differ.
     """
 
     phase: Phase | None = None
     candidate: Diagnostics = Diagnostics()
     baseline: Diagnostics = Diagnostics()
     failed: tuple[str, str] | None = None
-    frame: bytes = b""
+    frames: dict[str, bytes] = {}
+    dense_layers: dict[int, int] = {}
 
 
 class Frames(Mapping[str, pl.DataFrame]):
-    """The kernels frames by phase: in memory, or in files that are read when they are asked for.
-
-    Attributes:
-        dense: The frames of the dense side by phase, of phases that were analysed in this process.
-    """
+    """Frames of one kind by phase: in memory, or in files that are read when they are asked for."""
 
     def __init__(self) -> None:
-        self.dense: dict[str, pl.DataFrame] = {}
         self._held: dict[str, pl.DataFrame | Path] = {}
-        self._folder: Path | None = None
 
     def __getitem__(self, name: str) -> pl.DataFrame:
         held = self._held[name]
@@ -76,12 +74,65 @@ class Frames(Mapping[str, pl.DataFrame]):
     def __len__(self) -> int:
         return len(self._held)
 
-    def renamed(self, names: Mapping[str, str]) -> Frames:
-        """Return these frames by new names; `names` gives for each new one the name here."""
-        now = {old: new for new, old in names.items()}
-        self._held = {now.get(name, name): frame for name, frame in self._held.items()}
-        self.dense = {now.get(name, name): frame for name, frame in self.dense.items()}
-        return self
+    def rename(self, new_names: Mapping[str, str]) -> None:
+        """Give phases new names, by their old ones."""
+        self._held = {new_names.get(name, name): frame for name, frame in self._held.items()}
+
+
+class SideFrames:
+    """The frames of all phases, of both sides.
+
+    Attributes:
+        pruned: The kernels frames of the candidate.
+        dense: Those of the baseline.
+        pruned_host: What the host of the candidate did in the first step.
+        dense_host: What that of the baseline did.
+        dense_layers: The dense layer of each pruned one by phase, where their numbers differ.
+    """
+
+    def __init__(self) -> None:
+        self.pruned, self.dense = Frames(), Frames()
+        self.pruned_host, self.dense_host = Frames(), Frames()
+        self.dense_layers: dict[str, dict[int, int]] = {}
+        self._folder: Path | None = None
+
+    @property
+    def by_kind(self) -> dict[str, Frames]:
+        """The frames of each kind, by its name here."""
+        kinds = ("pruned", "dense", "pruned_host", "dense_host")
+        return {kind: getattr(self, kind) for kind in kinds}
+
+    def add(self, name: str, kind: str, read: SidePhase) -> None:
+        """Add the kernels and the host of a side of a phase; `kind` is pruned or dense."""
+        frame = read.kernels.frame
+        self.by_kind[kind][name] = frame
+        self.by_kind[f"{kind}_host"][name] = step_events(read.trace, frame)
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Give phases new names; `names` has for each new one the name here."""
+        new_names = {old: new for new, old in names.items()}
+        for frames in self.by_kind.values():
+            frames.rename(new_names)
+        self.dense_layers = {
+            new_names.get(name, name): layers for name, layers in self.dense_layers.items()
+        }
+
+    def packed(self, name: str) -> dict[str, bytes]:
+        """Return the frames of a phase as Parquet, for another process."""
+        packed = {}
+        for kind, frames in self.by_kind.items():
+            if name in frames:
+                held = io.BytesIO()
+                frames[name].write_parquet(held, compression="lz4")
+                packed[kind] = held.getvalue()
+        return packed
+
+    def unpack(self, name: str, number: int, packed: Mapping[str, bytes]) -> None:
+        """Keep the frames of a phase from another process, in files; `number` names them."""
+        for kind, data in packed.items():
+            file = self.folder() / f"{number}-{kind}.parquet"
+            file.write_bytes(data)
+            self.by_kind[kind][name] = file
 
     def folder(self) -> Path:
         """Return the folder for files of frames; it is removed with these frames."""
@@ -193,8 +244,8 @@ class Sides:
                 yield path.stat().st_size
 
 
-def outcome_of(sides: Sides, name: str, frames: Frames) -> Outcome:
-    """Analyse a phase here; its frame goes into `frames`.
+def outcome_of(sides: Sides, name: str, frames: SideFrames) -> Outcome:
+    """Analyse a phase here; its frames go into `frames`.
 
     Raises:
         PrunescopeError: The phase cannot be analysed, and is not that of a rank.
@@ -204,7 +255,7 @@ def outcome_of(sides: Sides, name: str, frames: Frames) -> Outcome:
         return Outcome(candidate=diagnostics, failed=failed)
     opinion = _second_opinion(candidate) if sides.options.hta else None
     if sides.dense is None:
-        frames[name] = candidate.kernels.frame
+        frames.add(name, "pruned", candidate)
         return Outcome(single_phase(candidate, hta=opinion), candidate.diagnostics)
     with errors_about("baseline"):
         baseline, diagnostics, failed = _read(sides.dense, sides.baseline_of(name))
@@ -216,9 +267,19 @@ def outcome_of(sides: Sides, name: str, frames: Frames) -> Outcome:
             failed=(f"baseline: {failed[0]}", failed[1]),
         )
     both = make_comparable(baseline, candidate)
-    frames[name], frames.dense[name] = both.pruned.kernels.frame, both.dense.kernels.frame
+    frames.add(name, "pruned", both.pruned)
+    frames.add(name, "dense", both.dense)
+    frames.dense_layers[name] = _renumbered(both)
     phase = compare_phase(both, sparsity=sides.options.sparsity, hta=opinion)
     return Outcome(phase, both.pruned.diagnostics, both.dense.diagnostics)
+
+
+def _renumbered(both: ComparableSides) -> dict[int, int]:
+    """Return the dense layer of each pruned one; empty where all have one number on both sides."""
+    run = both.pruned.side.run
+    found = align(both.dense.kernels, both.pruned.kernels, run.layer_map if run else None)
+    moved = any(pruned != dense for pruned, dense in found.dense_layer.items())
+    return found.dense_layer if moved else {}
 
 
 def _read(side: Side, name: str) -> tuple[SidePhase | None, Diagnostics, tuple[str, str] | None]:
@@ -243,7 +304,7 @@ def plain_options(options: Options) -> dict[str, Any]:
 
 
 def shared(
-    sides: Sides, names: Sequence[str], frames: Frames, *, jobs: int, engine: str = "local"
+    sides: Sides, names: Sequence[str], frames: SideFrames, *, jobs: int, engine: str = "local"
 ) -> Iterator[Outcome]:
     """Yield the outcomes of phases in their order, analysed in `jobs` processes of `engine`."""
     plain = plain_options(sides.options)
@@ -263,10 +324,8 @@ def shared(
         if isinstance(result, PrunescopeError):
             yield _failed(sides.pruned.rank_of(name) or name, result)
             continue
-        if result.frame:
-            file = frames.folder() / f"{number}.parquet"
-            file.write_bytes(result.frame)
-            frames[name], result.frame = file, b""
+        frames.unpack(name, number, result.frames)
+        frames.dense_layers[name], result.frames = result.dense_layers, {}
         yield result
 
 
@@ -276,7 +335,7 @@ def _failed(rank: str, error: PrunescopeError) -> Outcome:
 
 def run_task(task: Task) -> Outcome:
     """Analyse a phase of a rank, in another process."""
-    options, frames = Options(**task.options), Frames()
+    options, frames = Options(**task.options), SideFrames()
     try:
         pruned = task.pruned.open(task.name, options)
     except PrunescopeError as error:
@@ -296,7 +355,6 @@ def run_task(task: Task) -> Outcome:
         return Outcome(candidate=candidate.diagnostics, baseline=left, failed=message)
     outcome = outcome_of(Sides(pruned, dense, options), task.name, frames)
     if outcome.phase is not None:
-        held = io.BytesIO()
-        frames[task.name].write_parquet(held, compression="lz4")
-        outcome.frame = held.getvalue()
+        outcome.frames = frames.packed(task.name)
+        outcome.dense_layers = frames.dense_layers.get(task.name, {})
     return outcome

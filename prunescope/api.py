@@ -419,14 +419,16 @@ def check(
     if kept is not None:
         check_history(kept)
         commit = commit or current_commit()
+    page = None
     if not isinstance(subject, PlainReport):
+        page = _page_folder(needed_path(subject))
         subject = _report_of(needed_path(subject), options)
     elif options:
         raise _analysed_already("the report", options)
     changes = None
     if kept is not None:
         changes = changes_of_history(kept, subject, commit=commit, model=model)
-    outcome = check_report(subject, parsed, changes, allow_undecided=allow_undecided)
+    outcome = check_report(subject, parsed, changes, allow_undecided=allow_undecided, page=page)
     if target is not None:
         write_target(junit_xml(outcome), target)
     if kept is not None:
@@ -486,6 +488,12 @@ def verify(path: Path | str) -> Verified:
     from prunescope.results.verified import Verified
 
     return Verified.compute(needed_path(path))
+
+
+def _page_folder(subject: Path) -> str | None:
+    """Return the folder with the page of a run or report, as it was typed; None without one."""
+    folders = (subject, subject / "report", subject.parent)
+    return next((str(folder) for folder in folders if (folder / "report.html").is_file()), None)
 
 
 def _report_of(subject: Path, options: Mapping[str, Any]) -> Report:

@@ -12,7 +12,7 @@ from prunescope.output_options import CheckOptions
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from prunescope.rules import Check
+    from prunescope.rules import Check, RuleOutcome
 
 _MARKS = {"held": "✅ held", "failed": "❌ failed", "undecided": "❔ undecided"}
 
@@ -29,7 +29,7 @@ def outcome_text(outcome: Check, *, tells_undecided: bool) -> Text:
     shown = Text()
     for state, line in verdict_lines(outcome):
         mark, style = _LOOKS[state]
-        shown.append(f"{mark:6} ", style).append(clean(line) + "\n")
+        shown.append(f"{mark:6} ", style).append("\n".join(map(clean, line.split("\n"))) + "\n")
     if outcome.undecided and tells_undecided:
         count = f"{len(outcome.undecided)} of {len(outcome.verdicts)}"
         shown.append(f"{count} not decided: {clean('; '.join(outcome.undecided))}\n")
@@ -41,7 +41,7 @@ def summary_text(outcome: Check) -> str:
     """Return the verdicts as a Markdown table."""
     rows = [
         f"| {_MARKS[verdict.state]} | {markdown(verdict.rule)} | {markdown(verdict.phase)} "
-        f"| {markdown(verdict.seen)} | {markdown(verdict.why)} |"
+        f"| {markdown(verdict.seen)} | {markdown(_why(outcome, verdict))} |"
         for verdict in outcome.verdicts
     ]
     passed = "all rules hold" if outcome.passed else "not all rules hold"
@@ -52,6 +52,12 @@ def summary_text(outcome: Check) -> str:
         "|---|---|---|---|---|",
     ]
     return "\n".join([*head, *rows, ""]) + "\n"
+
+
+def _why(outcome: Check, verdict: RuleOutcome) -> str:
+    """Return why a rule is as it is, with a link into the page where it did not hold."""
+    shows = outcome.page is not None and verdict.state != "held"
+    return " ".join([verdict.why, *([f"{outcome.page}/{verdict.link}"] if shows else [])])
 
 
 def append_summary(path: Path, outcome: Check) -> None:

@@ -20,8 +20,10 @@ from prunescope.analysis.named_runs import describe_left_out, find_runs
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.formats import FORMATS
 from prunescope.analysis.report.terminal import TerminalReport
+from prunescope.analysis.report.titles import page_link
 from prunescope.analysis.report.write import DEFAULT_FORMATS, check_formats
 from prunescope.analysis.schema import report as schema
+from prunescope.analysis.summary.paragraph import sort_for_reading
 from prunescope.measured_history import add_to_history
 from prunescope.output import check_target, console_for, progress_bar, write_json
 from prunescope.output_options import AnalyzeOutputs
@@ -115,14 +117,24 @@ class Delivery:
             result.save(folder, names, label_prefix=self.label_prefix)
         if self.json is not None:
             write_json(result.to_json(), self.json)
-        self.show(view, folder)
+        page = _page(result) if "html" in names else ""
+        self.show(view, folder, page)
 
-    def show(self, view: RenderableType, folder: Path | None) -> None:
-        """Print the result, and where it was written."""
+    def show(self, view: RenderableType, folder: Path | None, page: str) -> None:
+        """Print the result, where it was written, and the link that opens its largest cause."""
         console = console_for(self.json)
         console.print(view, crop=False)  # code of repairs is wider than some terminals
         if folder is not None:
             console.print(f"Written to {clean(str(folder))}", markup=False, soft_wrap=True)
+        if folder is not None and page:
+            console.print(clean(str(folder / page)), markup=False, soft_wrap=True)
+
+
+def _page(result: Report | Comparison) -> str:
+    """Return the link into the page of a report; empty for a comparison."""
+    if isinstance(result, Comparison) or not result.phases:
+        return ""
+    return page_link(result, next(iter(sort_for_reading(result.phases))))
 
 
 def deliver_all(request: CompareRequest, to: Delivery) -> bool:

@@ -18,7 +18,7 @@ from rich.console import Console, RenderableType
 
 from prunescope.taxonomy.atomic_write import write_file
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.words import when
+from prunescope.taxonomy.words import time_left, when
 
 QUIET_S = 10.0  # between two lines of progress in a file
 
@@ -74,13 +74,15 @@ def _print_progress(noun: str) -> Callable[[int, int], None]:
 
     It prints none in the first seconds.
     """
-    last = [time.monotonic()]
+    begun = time.monotonic()
+    last = [begun]
 
     def on_done(done: int, total: int) -> None:
         now = time.monotonic()
         if total > 1 and now - last[0] > QUIET_S:
             last[0] = now
-            sys.stderr.write(f"{noun}: {done} of {total}\n")
+            left = time_left(now - begun, done / total)
+            sys.stderr.write(f"{noun}: {done} of {total}{left and f', {left}'}\n")
             sys.stderr.flush()
 
     return on_done

@@ -106,7 +106,8 @@ class RuleOutcome:
     """The outcome of a rule in one phase.
 
     `seen` is the value with its interval, in words. `value` and `ci95` are numbers in ns, bytes or
-    1 (a share of dense is 0..1); they are None for a word, and if they are not known.
+    1 (a share of dense is 0..1); they are None for a word, and if they are not known. `link` opens
+    the page of the report at what the rule is about.
     """
 
     rule: str
@@ -116,14 +117,19 @@ class RuleOutcome:
     why: str
     value: float | None = None
     ci95: tuple[float, float] | None = None
+    link: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """All verdicts. With `allow_undecided`, rules that are not decided do not count."""
+    """All verdicts. With `allow_undecided`, rules that are not decided do not count.
+
+    `page` is the folder of the report's page, where there is one.
+    """
 
     verdicts: tuple[RuleOutcome, ...]
     allow_undecided: bool = False
+    page: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -277,6 +283,7 @@ def check_report(
     changes: Mapping[str, Value] | None = None,
     *,
     allow_undecided: bool = False,
+    page: str | None = None,
 ) -> Check:
     """Check a report against rules.
 
@@ -285,6 +292,7 @@ def check_report(
         rules: The rules, by `parse_rules`.
         changes: How much longer a step of each phase takes than its history says.
         allow_undecided: Whether the check passes though some rules are not decided.
+        page: The folder of the report's page, for links; None without one.
 
     Returns:
         The verdict on each rule in each phase.
@@ -319,7 +327,7 @@ def check_report(
             verdicts.append(_judge(replace(rule, measured=measured), name, report))
     if allow_undecided:
         _require_something(report, rules)
-    return Check(tuple(verdicts), allow_undecided)
+    return Check(tuple(verdicts), allow_undecided, page)
 
 
 def _has_quantity(rule: Rule, report: Report) -> Iterator[bool]:
@@ -363,7 +371,21 @@ def _judge(rule: Rule, name: str, report: Report) -> RuleOutcome:
     if why := "the report is partial" if report.partial else _caveat(rule, phase) or why:
         state = "undecided"
     ci95 = None if low is None or high is None else (low, high)
-    return RuleOutcome(rule.text, name, state, seen, why, value, ci95)
+    return RuleOutcome(rule.text, name, state, seen, why, value, ci95, _link(rule, name, report))
+
+
+def _link(rule: Rule, name: str, report: Report) -> str:
+    """Return the link into the page that shows what a rule is about."""
+    from prunescope.analysis.report.titles import page_link
+
+    head, _, rest = rule.metric.partition(".")
+    if head == "ledger":
+        return page_link(report, name, "ledger", rest)
+    if head == "roles":
+        return page_link(report, name, "role", rest.rpartition(".")[0])
+    if head == "findings" and rest and rest not in SEVERITIES:
+        return page_link(report, name, "finding", current_id(rest))
+    return page_link(report, name)
 
 
 def _compares(rule: Rule) -> bool:
@@ -541,10 +563,12 @@ def _format_value(value: float, rule: Rule) -> str:
 
 
 def verdict_lines(check: Check) -> Iterator[tuple[State, str]]:
-    """Yield a state and a line for each verdict, for people."""
+    """Yield a state and a line for each verdict, for people, with a link where one did not hold."""
     for verdict in check.verdicts:
         why = f": {verdict.why}" if verdict.why else ""
-        yield verdict.state, f"{_with_phase(verdict)}  is {verdict.seen}{why}"
+        link = f"\n       {check.page}/{verdict.link}"
+        link = when(verdict.state != "held" and check.page is not None, link)
+        yield verdict.state, f"{_with_phase(verdict)}  is {verdict.seen}{why}{link}"
 
 
 def _with_phase(verdict: RuleOutcome) -> str:

@@ -111,3 +111,22 @@ def shortened(name: str, longest: int = 80) -> str:
     cuts = [m.start() for m in _BETWEEN_WORDS.finditer(name[:longest])]
     cut = cuts[-1] if cuts and cuts[-1] > longest // 2 else longest - 1
     return f"{name[:cut].rstrip(' ,:<(_')}…"
+
+
+def rough_time(seconds: float) -> str:
+    """Return a time in hours, in minutes below one hour, or in seconds below two minutes."""
+    if seconds < 120:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 3600:
+        return f"{round(seconds / 60)} min"
+    return f"{seconds / 3600:.3g} h"
+
+
+def time_left(seconds: float, share: float) -> str:
+    """Return how long work takes that has run for `seconds`, or nothing before its first tenth.
+
+    Args:
+        seconds: The time since it began.
+        share: The share of it that is done, 0..1.
+    """
+    return f"about {rough_time(seconds / share - seconds)} left" if 0.1 <= share < 1 else ""

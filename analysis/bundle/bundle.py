@@ -43,8 +43,9 @@ from prunescope.taxonomy.words import when
 
 SUMS, INDEX, FRONTIER = "SHA256SUMS", "bundle.json", "frontier.csv"
 # Text formats can be rebuilt and compared. A PDF cannot be scanned, and svg holds the same.
-FORMATS = ("md", "html", "json", "tex", "csv", "svg", "png")
-FRAMED = ("perfetto",)  # needs the kernels frames, which would make the tables of csv too large
+FORMATS = ("md", "json", "tex", "csv", "svg", "png")
+# They need the kernels frames, which would make the tables of csv too large.
+FRAMED = ("html", "perfetto")
 _MOST_CARD = 1 << 20
 _TEXT = (".md", ".html", ".json", ".tex", ".csv", ".svg", ".cff", "SUMS")
 
@@ -251,7 +252,14 @@ def write_formats(done: Analysis, folder: Path, label_prefix: str) -> list[Path]
         The paths of the files.
     """
     written = write_report(done.report, folder, formats=FORMATS, label_prefix=label_prefix)
-    frames = PhaseFrames(done.frames, done.dense_frames)
+    held = done.held
+    frames = PhaseFrames(
+        held.pruned,
+        held.dense,
+        pruned_host=held.pruned_host,
+        dense_host=held.dense_host,
+        dense_layers=held.dense_layers,
+    )
     return written + write_report(done.report, folder, formats=FRAMED, frames=frames)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from prunescope.analysis.bundle.anonymise import names_only_families
 from prunescope.analysis.report import measured, sentences
 from prunescope.analysis.report.escape import markdown, markdown_code
-from prunescope.analysis.report.titles import phase_slugs
+from prunescope.analysis.report.titles import page_link, phase_slugs
 from prunescope.analysis.schema.report import MUCH_SLOWED, Phase, Report
 from prunescope.analysis.summary.headline import headline
 from prunescope.taxonomy.formats import plain
@@ -75,7 +75,8 @@ def _readme(
     for name, report in reports.items():
         slugs = phase_slugs(report)
         for phase_name, phase in report.phases.items():
-            for claim, where in _claims(name, phase_name, phase, slugs[phase_name]):
+            page = f"reports/{name}/{page_link(report, phase_name)}"
+            for claim, where in _claims(name, phase_name, phase, slugs[phase_name], page):
                 command = f"prunescope analyze runs/{name} --out rebuilt/{name} --format {where[1]}"
                 claims.append(f"| {markdown(claim)} | {where[0]} | {markdown_code(command)} |")
     yield "\n".join(claims)
@@ -88,14 +89,14 @@ def _readme(
 
 
 def _claims(
-    name: str, phase_name: str, phase: Phase, slug: str
+    name: str, phase_name: str, phase: Phase, slug: str, page: str
 ) -> Iterator[tuple[str, tuple[str, str]]]:
     """Yield (claim, (file, formats)) for each claim of a phase."""
     place, label = f"reports/{name}", f"{name}, {phase_name}"
     yield f"{label}: {headline(phase)}", (f"{place}/ladder.csv, samples.csv", "csv,md")
     if phase.ledger:
-        files = f"{place}/ledger.csv, ledger-{slug}.svg"
-        yield f"{label}: where the promised time went", (files, "csv,svg")
+        files = f"[its largest row]({page}), {place}/ledger.csv, ledger-{slug}.svg"
+        yield f"{label}: where the promised time went", (files, "html,csv,svg")
     if phase.family:
         yield f"{label}: {sentences.family(phase.family)}", (f"{place}/gemms.csv", "csv,md")
     result = measured.throughput(phase) or "what was measured"

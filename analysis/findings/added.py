@@ -132,15 +132,16 @@ def added_work(c: Context) -> Found | None:
         (part, _unmask(c) if of_masks and part.cls == POINT else _less_of(c, part, scores=scores))
         for part in row.parts[:2]
     ]
-    change, gain = "; ".join(_with_kernels(c, changes)), row.ns
+    advice, gain = _with_kernels(c, changes), row.ns
     if _is_recomputed(c):
-        change = _WITHOUT_RECOMPUTING
+        advice = [_WITHOUT_RECOMPUTING]
     else:
         gain = min(row.ns or 0.0, sum(part.ns for part, _ in changes))
     return Found(
         text=f"work that the dense model does not have takes {ms(row.moves_ns)}",
         evidence=[f"{part.name}: {ms(part.ns)}" for part in row.parts[:5]],
-        change=change,
+        change=next(iter(advice), None),
+        also=advice[1:],
         predicted_ns=gain,
         explains_roles=frozenset(part.role for part in row.parts[:5] if part.role is not None),
     )
@@ -240,7 +241,7 @@ def _unmask(c: Context) -> str:
         return "multiply the mask into the weight once per optimizer step (weight.mul_(mask))"
     # A run lists the weights that torch.nn.utils.prune masks; a trace may lack short calls, and
     # prune.remove raises an error for masks of one's own.
-    either = "; for masks of torch.nn.utils.prune: prune.remove(module, 'weight')"
+    either = ", or for masks of torch.nn.utils.prune prune.remove(module, 'weight')"
     return (
         "multiply the mask into the weight once before the run (weight.mul_(mask)"
         f"{when(c.side.run is None, either)})"
@@ -312,8 +313,8 @@ def fake_quantised(c: Context) -> Found | None:
             for op, busy in largest_sums(rows, "op").head(4).rows()
         ],
         change="time the model that will be deployed: torch.ao.quantization.convert(model), or "
-        "without it model.apply(torch.ao.quantization.disable_fake_quant) and .disable_observer; "
-        "remove a parametrisation by parametrize.remove_parametrizations(module, 'weight')",
+        "without it model.apply(torch.ao.quantization.disable_fake_quant) and .disable_observer, "
+        "or parametrize.remove_parametrizations(module, 'weight')",
     )
 
 

@@ -82,9 +82,12 @@ def as_finding(rule: Registered, result: Found) -> Finding:
         text=result.text,
         evidence=result.evidence,
         change=result.change,
+        also=list(result.also) or msgspec.UNSET,
+        allocate=result.allocate or msgspec.UNSET,
         predicted_ns=result.predicted_ns,
         about_ns=_about_ns(result),
         accounts_for=result.explains_rows_ns or msgspec.UNSET,
         rows=msgspec.UNSET if result.rows is None else result.rows,
         repairs=[repair.id for repair in repairs_of(rule.id)] or msgspec.UNSET,
+        roles=sorted(result.explains_roles) or msgspec.UNSET,
     )

@@ -102,8 +102,8 @@ def reads_all_weights(c: Context) -> Found | None:
             f"FLOPs fall to {percent(1 - s)}, weight bytes to {percent(read, 1)} only, and decode "
             "is bound by weight bytes"
         ],
-        change="route all tokens of a sequence equally, serve smaller batches, or prune statically"
-        + allocation(c),
+        change="route all tokens of a sequence equally, serve smaller batches, or prune statically",
+        allocate=allocation(c),
     )
 
 

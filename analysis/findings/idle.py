@@ -93,12 +93,14 @@ def launch_bound(c: Context) -> Found | None:
             f"in another {c.idle_ms(others)} it loaded data, computed ops itself, stood still, "
             "or did other work than dispatch"
         )
+    change, before = _launch_less_often(c)
     return Found(
         severity="critical" if share > _MOST and not calls else "warning",
         text=f"launch-bound: the device waits for a late host for {percent(share)} of the step "
         f"(it idles for {percent(c.idle_share(idle))}); smaller kernels do not shorten that",
         evidence=lines,
-        change=_launch_less_often(c),
+        change=change,
+        also=before,
         predicted_ns=c.idle_in_step(late if c.kernels.is_replay else launches),
     )
 
@@ -115,22 +117,23 @@ def _latest_ops(c: Context) -> list[str]:
     ]
 
 
-def _launch_less_often(c: Context) -> str:
+def _launch_less_often(c: Context) -> tuple[str, list[str]]:
     """Say how to launch less often: a CUDA graph, and what to remove before it is captured."""
     if c.kernels.is_replay:
         return (
             "shorten the host's work between two replays (the step is a CUDA graph already), or "
             "batch more"
-        )
+        ), []
     how = "torch.cuda.graph, or torch.compile(mode='reduce-overhead')"
     if c.side.run is not None:
         how = "trace --mode graph"
-    blockers = c.kernels.host.graph_blockers
-    first = f", once the {blockers} of a step are removed: no graph can hold them"
-    first = when(bool(blockers), first)
+    in_the_way = []
     if c.kernels.frame["idle_computed"].sum() >= NAMED * c.kernels.wall:
-        first = f", once the ops that the host computes run on the device{first}"
-    return f"capture the step in a CUDA graph ({how}){first}, or batch more"
+        in_the_way.append("the ops that the host computes")
+    if blockers := c.kernels.host.graph_blockers:
+        in_the_way.append(f"the {blockers} of a step, which no graph can hold")
+    before = [f"first remove {enumerate_words(in_the_way)}"] if in_the_way else []
+    return f"capture the step in a CUDA graph ({how}), or batch more", before
 
 
 @finding("late-first-launch", "warning", needs_one_clock=True)

@@ -104,7 +104,8 @@ def coverage_limited(c: Context) -> Found | None:
     return Found(
         text=text,
         evidence=[f"{part.name}{when(not c.is_disturbed, f': {ms(part.ns)}')}" for part in parts],
-        change=_shrink_more(c, max(lost, key=lambda part: part.ns, default=None)) + allocation(c),
+        change=_shrink_more(c, max(lost, key=lambda part: part.ns, default=None)),
+        allocate=allocation(c),
         explains_roles=_roles(parts),
     )
 
@@ -243,8 +244,8 @@ def roofline_shift(c: Context) -> Found | None:
         text=f"FLOPs fall more than bytes: {ms(row.moves_ns) if is_valid else 'part'} of the "
         "saving is lost to memory traffic",
         evidence=[f"{part.name}{when(is_valid, f': {ms(part.ns)}')}" for part in parts],
-        change="remove bytes too (N or K of the weights, layers), or batch more rows"
-        + allocation(c),
+        change="remove bytes too (N or K of the weights, layers), or batch more rows",
+        allocate=allocation(c),
         explains_roles=_roles(parts),
     )
 
@@ -304,7 +305,8 @@ def _speed_up_kernels(c: Context, parts: list[LedgerPart], row: Row) -> tuple[st
     how = "an aligned dimension, another layout"
     if c.kernels.on_device and first.cls in PRODUCTS:
         how = "another tile, an aligned dimension"
-    return f"for the {ops} of {first.name} try {how} or a larger batch", first.ns
+    of_part = f"{ops} of {first.name}" if first.role not in UNPLACED else f"{first.cls} {ops}"
+    return f"for the {of_part} try {how} or a larger batch", first.ns
 
 
 def _other_ops(c: Context, part: LedgerPart) -> str | None:

@@ -8,9 +8,11 @@ imported when that list is first read.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar, get_args
+
+from prunescope.analysis.schema.report import Allocation
 
 Severity = Literal["critical", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)
@@ -35,6 +37,9 @@ OLD_IDS = {
 class Found:
     """The result of a finding's function: a sentence, its evidence, one change and its gain.
 
+    `also`: what else to do, and what to know of the change. `allocate`: the allocation that the
+    change leads to.
+
     `predicted_ns`: the gain of the change, ns a step; None where it is unknown. `about_ns`: the
     time that it is about, where that is neither its gain nor what it explains. `severity`: where
     it is lower than the registered one. `explains_roles`: the roles, or the names of kernels
@@ -48,6 +53,8 @@ class Found:
     text: str
     evidence: list[str]
     change: str | None = None
+    also: Sequence[str] = ()
+    allocate: Allocation | None = None
     predicted_ns: float | None = None
     about_ns: float | None = None
     severity: Severity | None = None

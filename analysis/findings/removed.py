@@ -19,7 +19,7 @@ from prunescope.analysis.ledger.call import Call
 from prunescope.analysis.verdict.detectors.zeros import MANY_ZEROS
 from prunescope.analysis.verdict.evidence import matrices
 from prunescope.taxonomy.families import cutting, known
-from prunescope.taxonomy.words import percent, when
+from prunescope.taxonomy.words import percent
 
 _GAIN = 0.95  # of the dense time; 2:4 kernels that take more gain nothing
 
@@ -45,14 +45,18 @@ def zeros_in_dense(c: Context) -> Found | None:
         for pair in c.pairs
         if pair.axis == "none" and pair.pruned and pair.key[1] in zeros
     )
-    unmask = when(bool(masked_weights(c)), f"{UNMASK}; then ")
-    cut = f"{unmask}remove whole heads or MLP channels ({cutting('heads', 'channels')})"
+    cut = (
+        f"remove whole heads or MLP channels ({cutting('heads', 'channels')}), or store 2:4 "
+        "weights in a format whose sparse kernels run on this device"
+    )
+    is_masked = bool(masked_weights(c))
     return Found(
         text=f"zeros are in dense tensors: 0 sparse kernels in {len(calls)} GEMMs; "
         "nothing was removed, and the multiplications by zero are executed",
         evidence=family.evidence,
-        change=f"{cut}, or store 2:4 weights in a "
-        f"format whose sparse kernels run on this device{allocation(c)}",
+        change=UNMASK if is_masked else cut,
+        also=[f"then {cut}"] if is_masked else [],
+        allocate=allocation(c),
         predicted_ns=c.scale_to_step(gain) or None,
         explains_roles=frozenset(zeros),
     )
@@ -89,7 +93,7 @@ def sparse_without_gain(c: Context) -> Found | None:
             for row in rows[:4]
         ],
         change="batch more rows (2:4 pays where the GEMM is compute-bound), and search the sparse "
-        "algorithm for these shapes; which engines have 2:4 kernels at all: docs/serving.md",
+        "algorithm for these shapes (engines with 2:4 kernels: docs/serving.md)",
         predicted_ns=busy - dense / 2,
         explains_roles=frozenset(row.role for row in rows),
     )

@@ -363,24 +363,27 @@ def same_waves(c: Context) -> Found | None:
         lines.append(line)
     if busy < _SHARE * c.phase.busy_ns or not lines or c.is_little(busy):
         return None
+    first, *others = _save_waves(axes, narrower)
     return Found(
         text=f"GEMMs that take {c.ms(busy)} have fewer tiles but as many waves: they are not "
         "faster",
         evidence=lines[:4],
-        change=_save_waves(axes, narrower) + allocation(c),
+        change=first,
+        also=others,
+        allocate=allocation(c),
         predicted_ns=c.scale_to_step(gain) or None,
         explains_roles=frozenset(roles[:4]),
     )
 
 
-def _save_waves(axes: set[str], narrower: list[str]) -> str:
+def _save_waves(axes: set[str], narrower: list[str]) -> list[str]:
     """Say how to save a wave along the axes that moved; `narrower`: each N that saves one."""
     prune = "prune N until a wave less is left, or less"
     if narrower:
         prune = f"prune {_first_two(narrower)}, which saves a wave, or prune less"
     columns = f"{prune}, which costs no time up to the next wave"
     rows = "skip rows until a wave less is left, batch more of them, or remove whole layers"
-    return "; ".join(text for axis, text in (("N", columns), ("M", rows)) if axis in axes)
+    return [text for axis, text in (("N", columns), ("M", rows)) if axis in axes]
 
 
 @finding("nearest-dimension", "warning", compares=True)

@@ -234,7 +234,7 @@ def _finding_of_late_rank(item: Finding, late: Late) -> Finding:
     if (item.predicted_ns or 0.0) > late.more_work:
         return item
     change = f"fix {late.rank.name} first: its kernels take longer than those of the other ranks"
-    return msgspec.structs.replace(item, change=change, predicted_ns=None)
+    return msgspec.structs.replace(item, change=change, also=msgspec.UNSET, predicted_ns=None)
 
 
 def _most_of_more(rank: RankTime, ranks: list[RankTime], frames: Mapping[str, pl.DataFrame]) -> str:
@@ -406,7 +406,8 @@ def straggler(late: Late) -> Found | None:
     lines = [*cause, *_times(late)]
     if kernel is not None:
         lines.append(f"communication kernel with the most time: {kernel[:100]}")
-    return Found(text=text, evidence=lines, change=_changes(late), predicted_ns=saved)
+    first, *further = _changes(late)
+    return Found(text=text, evidence=lines, change=first, also=further, predicted_ns=saved)
 
 
 def _times(late: Late) -> list[str]:
@@ -443,7 +444,7 @@ def _cost_of_several(late: Late, replayed: CollectiveReplay) -> str:
     ) + "".join(f", for {whose} {ns}" for whose, ns in more)
 
 
-def _changes(late: Late) -> str:
+def _changes(late: Late) -> list[str]:
     """Say what to change for each late rank; once where all are the same."""
     causes: dict[str, list[str]] = {}
     for each in late.each:
@@ -454,7 +455,7 @@ def _changes(late: Late) -> str:
             for words, of_several in _OF_SEVERAL:
                 change = re.sub(rf"\b{words}", of_several, change)
         texts.append(f"{enumerate_words(names)}: {change}")
-    return "; ".join(texts)
+    return texts
 
 
 # The words of a change that are of one rank, and of several.

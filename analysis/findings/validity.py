@@ -161,11 +161,12 @@ def kernels_missing(c: Context) -> Found | None:
     sides = [side.kernels.linked.launches for _, side in c.sides if side.kernels.lacks_kernels]
     lost, last = (sum(launches[name] for launches in sides) for name in ("lost", "at_end"))
     # A profiler that stops before the device does loses the last kernels, whatever ran before.
-    change = "capture again, with fewer steps and after a warm-up step; kernels that were captured "
-    change += "into a graph appear when the graph is replayed"
+    change = "capture again, with fewer steps and after a warm-up step"
+    also = ["kernels that were captured into a graph appear when the graph is replayed"]
     if lost and 2 * last > lost:
         change = "synchronise (torch.cuda.synchronize()) before the profiler stops: the device had "
         change += "not yet run what the host launched last"
+        also = []
     return Found(
         text="the trace does not hold all of its kernels: "
         + (
@@ -175,4 +176,5 @@ def kernels_missing(c: Context) -> Found | None:
         ),
         evidence=list(map(sentence, notices)),
         change=change,
+        also=also,
     )

@@ -48,6 +48,7 @@ from prunescope.taxonomy.recorder import recorder_of
 from prunescope.taxonomy.runs.run import MANIFEST, RECORDER, Run, read_run, sha256_of
 
 _SIDES = ("dense", "baseline"), ("pruned",)  # the first words in the names of files of two sides
+_RECORDED_BY = {RECORDER: "`record()`", "capture": "`prunescope.capture`"}  # by `source` of a model
 _MOST = 10**7  # the most sequences or tokens that an option may say
 
 
@@ -370,7 +371,7 @@ def _peaks(side: Side) -> tuple[Peaks | None, Diagnostics]:
     peaks = sheet_peaks(given) if given else None
     if peaks is None and side.run is not None:
         sheet = device_in_trace(side.run.device.name or "")
-        by = "`record()`" if side.run.model.source == RECORDER else "`prunescope trace`"
+        by = _RECORDED_BY.get(side.run.model.source or "", "`prunescope trace`")
         peaks = run_peaks(side.run.device, sheet, by=by) or (sheet_peaks(sheet) if sheet else None)
     if peaks is None and side.bare is not None:
         peaks, diagnostics = _trace_peaks(side, side.bare)

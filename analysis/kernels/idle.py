@@ -44,11 +44,8 @@ from prunescope.analysis.timeline.runtime_calls import (
 )
 from prunescope.analysis.trace.collector import NONE, OWN_PREFIX, Ints, unique_ids
 from prunescope.analysis.trace.trace_columns import FRAME, Trace
+from prunescope.taxonomy.idle_causes import CAUSES
 
-CAUSES = (
-    "host", "first_call", "allocator", "collective", "sync", "memcpy", "blocked", "device",
-    "unknown", "other_step",
-)  # fmt: skip
 # Part of a gap (what the launching thread did, or why the gap is not its doing) -> its cause. Parts
 # of threads come first, in this order: time that lies in two of them counts for the first.
 PARTS = {
@@ -59,13 +56,6 @@ PARTS = {
     "replay": "unknown", "unknown": "unknown", "other_step": "other_step",
 }  # fmt: skip
 _OF_THREADS = tuple(PARTS)[: tuple(PARTS).index("blocked")]
-# Causes in words.
-CAUSE_WORDS = {
-    "host": "a late host", "first_call": "first calls or compilation", "allocator": "calls of the "
-    "allocator", "collective": "collectives of host threads", "sync": "waits of the host",
-    "memcpy": "copies of the host", "blocked": "streams that wait", "device": "launched in time",
-    "unknown": "unattributed", "other_step": "work of a later step",
-}  # fmt: skip
 # ns from the end of a launch call: an idle device starts the kernel within this time.
 LAUNCHED = 1_000_000
 _PRODUCTS = (*MATMUL_KINDS, "attention", "conv")

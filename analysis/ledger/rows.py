@@ -15,12 +15,13 @@ import polars as pl
 from msgspec import UNSET, UnsetType
 
 from prunescope.analysis.kernels.frame import Kernels
-from prunescope.analysis.kernels.idle import CAUSE_WORDS, causes_by
+from prunescope.analysis.kernels.idle import causes_by
 from prunescope.analysis.ledger.attribution import AttributionInputs
 from prunescope.analysis.ledger.ledger import ROWS, Ratios, Split
 from prunescope.analysis.ledger.noise import FewSteps, interval, noise, scatter
 from prunescope.analysis.ledger.pairing import Floats, Units
 from prunescope.analysis.schema.report import LedgerPart, Row
+from prunescope.taxonomy.idle_causes import CAUSE_WORDS
 from prunescope.taxonomy.words import percent
 
 # Rows that need FLOPs, bytes and ideal times, and the row that is their sum where no shapes are

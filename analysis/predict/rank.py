@@ -20,8 +20,8 @@ from prunescope.analysis.predict.answers import (
     prompt_of,
     speed_of,
 )
-from prunescope.analysis.predict.evidence import largest_tried
 from prunescope.analysis.predict.engine_formats import engine_runs
+from prunescope.analysis.predict.evidence import largest_tried
 from prunescope.analysis.predict.loss_curves import SweepLosses, read_losses
 from prunescope.analysis.predict.predict_request import (
     PredictRequest,

@@ -147,11 +147,13 @@ def _columns(rows: Sequence[ComparisonRow]) -> Columns[ComparisonRow]:
     timed = _TIMES[0] if not passes else _TIMES[1] if decodes else _TIMES[2]
     every: list[tuple[bool, Column, Callable[[ComparisonRow], Cell | str]]] = [
         (True, Column("run"), lambda row: row.run),
+        (True, Column("phase"), lambda row: row.phase),
+        (True, number(LADDER["realised"][0]), partial(_ratio, key="realised")),
+        (True, number("95 %", drop=1), _interval),
         (True, Column("model", drop=20), lambda row: row.model or numbers.UNKNOWN),
         (True, Column("method", drop=3), _method),
         (True, number("nominal s"), lambda row: _share(row.sparsity.get("nominal"))),
         (True, number("FLOPs removed", drop=5), lambda row: _share(row.sparsity.get("flop"))),
-        (True, Column("phase"), lambda row: row.phase),
         (True, number("B"), lambda row: _count(row.batch)),
         (decodes, number("prompt", drop=4), lambda row: _count(_decoder_only(row, row.prompt_len))),
         (encodes, number(_TOKENS, drop=4), lambda row: _count(_item_tokens(row))),
@@ -160,7 +162,6 @@ def _columns(rows: Sequence[ComparisonRow]) -> Columns[ComparisonRow]:
             (True, number(LADDER[key][0], drop=drop), partial(_ratio, key=key))
             for key, drop in _DROP.items()
         ),
-        (True, number("95 %", drop=1), _interval),
         *(
             (True, number(LEDGER[name][0], drop=10 + i), partial(_ledger, name=name))
             for i, name in enumerate(_ledger_rows(rows))
@@ -175,7 +176,7 @@ def _columns(rows: Sequence[ComparisonRow]) -> Columns[ComparisonRow]:
     return [(column, shown) for is_there, column, shown in every if is_there]
 
 
-_DROP = {"nominal": 15, "flop": 9, "coverage": 8, "roofline": 2, "busy": 14, "realised": 0}
+_DROP = {"nominal": 15, "flop": 9, "coverage": 8, "roofline": 2, "busy": 14}
 
 
 def _method(row: ComparisonRow) -> str:

@@ -7,12 +7,16 @@ does.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import polars as pl
 
 from prunescope.analysis.schema.report import Report, to_json
 from prunescope.taxonomy.errors import PrunescopeError
+
+if TYPE_CHECKING:
+    from prunescope.analysis.report.explorer import SideTimeline
 
 Frames = Mapping[str, pl.DataFrame]
 
@@ -25,11 +29,29 @@ class PhaseFrames:
         pruned: The kernels frame of each phase, of the pruned side or of the only one.
         dense: Those of the dense side; empty where they are not held.
         hosts: The host's events of each phase; None where they are not to be shown.
+        pruned_host: What the host of the pruned side did in its first step.
+        dense_host: What that of the dense side did.
+        dense_layers: The dense layer of each pruned one by phase, where their numbers differ.
     """
 
     pruned: Frames
     dense: Frames = field(default_factory=dict)
     hosts: Frames | None = None
+    pruned_host: Frames = field(default_factory=dict)
+    dense_host: Frames = field(default_factory=dict)
+    dense_layers: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+
+    def sides(self, phase: str) -> list[SideTimeline]:
+        """Return both sides of a phase for its timeline, dense first; empty without kernels."""
+        from prunescope.analysis.report.explorer import SideTimeline
+
+        if phase not in self.pruned:
+            return []
+        layers = self.dense_layers.get(phase, {})
+        pruned = SideTimeline("pruned", self.pruned[phase], self.pruned_host.get(phase), layers)
+        if phase not in self.dense:
+            return [replace(pruned, name="step")]
+        return [SideTimeline("dense", self.dense[phase], self.dense_host.get(phase)), pruned]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +107,8 @@ def _html(request: RequestedFormats) -> dict[str, bytes]:
     from prunescope.analysis.report.html import render_html
 
     frames = request.frames or PhaseFrames({})
-    return {"report.html": render_html(request.report, frames.pruned, frames.dense).encode()}
+    sides = {phase: frames.sides(phase) for phase in request.report.phases}
+    return {"report.html": render_html(request.report, sides).encode()}
 
 
 def _json(request: RequestedFormats) -> dict[str, bytes]:

@@ -16,17 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import polars as pl
 
 from prunescope.analysis.report import hatches, ledger_view, measured, sentences, titles
 from prunescope.analysis.report.escape import clean
-from prunescope.analysis.report.explorer import timelines
+from prunescope.analysis.report.explorer import SideTimeline, timelines
 from prunescope.analysis.report.phase_tables import Extent, overview, phase_tables
 from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.report.view import Table
 from prunescope.analysis.schema.report import Finding, Phase, Report
 from prunescope.analysis.summary import evidence
-from prunescope.analysis.summary.answer import answer_phase
+from prunescope.analysis.summary.answer import given_answer
 from prunescope.analysis.summary.labels import LEDGER
 from prunescope.analysis.summary.paragraph import outcome_and_reasons, sort_for_reading, waits_for
 from prunescope.taxonomy import numbers
@@ -37,22 +36,18 @@ _OPTION = re.compile(r"(?<!\S)--[\w-]+")  # browsers break lines between its hyp
 _EXTENT = Extent(kernel_names=True, without=frozenset({"ladder", "ledger"}))
 
 
-def render_html(
-    report: Report,
-    frames: Mapping[str, pl.DataFrame] | None = None,
-    dense_frames: Mapping[str, pl.DataFrame] | None = None,
-) -> str:
+def render_html(report: Report, sides: Mapping[str, Sequence[SideTimeline]] | None = None) -> str:
     """Return the whole report as a page, light and dark, with every row that the report holds.
 
     Args:
         report: The report.
-        frames: The kernels frame of each phase, for its timeline; None shows none.
-        dense_frames: Those of the dense side.
+        sides: The sides of each phase, for its timelines, dense first; a phase without any has no
+            timeline.
     """
     data = {
-        name: Escaped(timelines(phase, frames[name], (dense_frames or {}).get(name)))
+        name: Escaped(timelines(phase, sides[name]))
         for name, phase in report.phases.items()
-        if frames is not None and name in frames
+        if sides is not None and sides.get(name)
     }
     return rendered_page(
         "report.html.j2",
@@ -148,11 +143,17 @@ def phase_view(name: str, slug: str, phase: Phase, late: Finding | None = None) 
     return {
         "name": titles.heading(name, phase),
         "slug": slug,
-        "answer": answer_phase(phase, late),
+        "answer": given_answer(phase, late),
         "detail": " ".join(outcome_and_reasons(phase, late)).strip(),
+        "is_invalid": bool(phase.invalid_times),
         "opening": sentences.opening(phase),
         "findings": [
-            {"severity": f.severity, "text": sentences.finding(f), "evidence": f.evidence}
+            {
+                "id": f.id,
+                "severity": f.severity,
+                "text": sentences.finding(f),
+                "evidence": f.evidence,
+            }
             for f in phase.findings
         ],
         "code": None if code is None else (code[0], Escaped(html.escape(code[1]))),

@@ -45,6 +45,11 @@ NO_INTERVAL = (
 )
 TOO_WIDE = "intervals too wide to be of use are not shown: more placements narrow them"
 NEITHER = "no interval and no noise: they need more than one step"
+# Rows whose labels a reader may not know, as one says them.
+_GLOSS = {
+    "coverage": "work that the pruning never touched",
+    "roofline_shift": "bytes that did not fall with the FLOPs",
+}
 _NOTHING = 0.0005  # of the dense wall: a row that reads 0.0 % has no part to name
 _VISIBLE = 0.005  # of an axis one column wide: the width of the line that draws an interval
 _FAR = 10.0  # times the longer wall: an interval that reaches further is too wide to show
@@ -205,7 +210,8 @@ def _ledger_cells(row: Row, rows: list[Row]) -> list[Cell]:
     share = numbers.share_of(row.ns, dense)
     colour = when(is_change, row.effect)
     is_nothing = is_change and share is not None and abs(share) < _NOTHING
-    part = None if is_nothing else row.largest_part
+    # A row without evidence has no cause.
+    part = None if is_nothing or row.effect == "quiet" else row.largest_part
     return [
         Cell(label_of(row), tone=colour),
         Cell(unit.text(row.ns, signed=is_change), row.ns, tone=colour),
@@ -247,6 +253,8 @@ def ledger_table(phase: Phase) -> Table | None:
     notes = ledger_notes(rows, decodes=kind != "forward")
     if disturbed := ledger_invalid_reasons(phase):
         notes.append(f"no row is evidence: {', '.join(disturbed)}")
+    if gloss := glossed(rows):
+        notes.append(gloss)
     return without_unknown(Table("ledger", "Ledger", columns, cells, notes))
 
 
@@ -260,6 +268,14 @@ def without_unknown(table: Table) -> Table:
     ]
     rows = [[row[i] for i in known] for row in table.rows]
     return Table(table.id, table.title, [table.columns[i] for i in known], rows, table.notes)
+
+
+def glossed(rows: list[Row]) -> str:
+    """Return what the rows that moved mean, and noise, where a reader meets these words first."""
+    words = [f"{label_of(row)}: {_GLOSS[row.row]}" for row in rows if row.row in _GLOSS and row.ns]
+    if any(row.noise_ns for row in rows):
+        words.append("noise: the same row for dense against dense")
+    return "; ".join(words)
 
 
 def ledger_notes(rows: list[Row], *, decodes: bool = True) -> list[str]:

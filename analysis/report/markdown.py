@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from prunescope.analysis.report import measured, sentences, titles
+from prunescope.analysis.report.escape import clean, markdown_code
 from prunescope.analysis.report.escape import markdown as text
-from prunescope.analysis.report.escape import markdown_code
 from prunescope.analysis.report.phase_tables import Extent, overview, phase_tables
 from prunescope.analysis.report.sheet import Line, Sheet
 from prunescope.analysis.report.view import Cell, Table
 from prunescope.analysis.schema.report import Finding, Phase, Report
-from prunescope.analysis.summary.answer import answer_phase
+from prunescope.analysis.summary.answer import given_answer
 from prunescope.analysis.summary.paragraph import outcome_and_reasons, sort_for_reading, waits_for
 
 _EXTENT = Extent()
@@ -58,9 +58,11 @@ def _report(report: Report) -> Iterator[str]:
 
 def _phase(phase: Phase, late: Finding | None) -> Iterator[str]:
     """Yield paragraph, ladder, ledger and findings of a phase, and the other tables folded."""
-    told = answer_phase(phase, late)
+    told = given_answer(phase, late)
     yield f"**{text(told.verdict)}**"
-    yield from (text(part) for part in (told.why, told.do) if part)
+    yield from (text(part) for part in (told.why, told.change) if part)
+    if told.command:
+        yield f"```\n{clean(told.command)}\n```"
     tables = {table.id: table for table in phase_tables(phase, _EXTENT)}
     for table_id in _FIRST:
         if table_id in tables:

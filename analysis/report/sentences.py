@@ -137,7 +137,7 @@ def finding(item: Finding) -> str:
     """Return the diagnosis of a finding, with its change and the predicted gain."""
     text = item.text
     if item.change:
-        text += f" → {item.change}"
+        text += f" → {item.all_changes}"
     if item.predicted_ns is not None:
         text += f" (at most {numbers.time(item.predicted_ns)} a step)"
     return text

@@ -21,12 +21,13 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from prunescope.analysis.report import hatches, ledger_view, measured, sentences, titles
+from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.phase_tables import Extent, overview, phase_table, phase_tables
 from prunescope.analysis.report.sheet import Page, kept_columns, plain_name
 from prunescope.analysis.report.view import Cell, Column, Table
 from prunescope.analysis.schema.report import Finding, Phase, Report
 from prunescope.analysis.summary import evidence, paragraph
-from prunescope.analysis.summary.answer import answer_phase
+from prunescope.analysis.summary.answer import given_answer
 from prunescope.analysis.summary.causes import recommended_changes
 from prunescope.taxonomy import numbers
 from prunescope.taxonomy.words import plural, when
@@ -70,6 +71,7 @@ class _ReportPage(Page):
         super().__init__(options.max_width, ascii_only=options.ascii_only)
         self._console, self._options = console, options
         self._all: Mapping[str, Phase] = {}
+        self._said: set[str] = set()  # notes that stand above already
 
     def height(self, parts: Iterable[RenderableType]) -> int:
         """Return how many lines parts take."""
@@ -201,12 +203,23 @@ class _ReportPage(Page):
 
     def _answer(self, phase: Phase) -> Iterator[Text]:
         """Yield what happened, in bold, then why and what to do, each on a line of its own."""
-        told = answer_phase(phase, paragraph.waits_for(phase, self._all))
+        told = given_answer(phase, paragraph.waits_for(phase, self._all))
         yield self.ink(told.verdict, "bold")
         if told.why:
             yield self.ink(told.why)
         if told.do:
-            yield self.ink(f"→ {told.do}", "green")
+            yield self.ink(f"→ {told.change}", "green")
+        if command := self._typed_command(told.command):
+            yield Text(command, "green", no_wrap=True, overflow="ignore")
+
+    def _typed_command(self, command: str) -> str:
+        """Return a command in lines that fit, which a shell joins again."""
+        lines = [""]
+        for word in clean(command).split(" "):
+            if lines[-1] and len(lines[-1]) + len(word) + 3 > self.width:
+                lines.append("   ")
+            lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word
+        return " \\\n".join(lines)
 
     def _other_table(self, table: Table, phase: Phase) -> Iterator[RenderableType]:
         """Yield a table of a phase, shares as bars."""
@@ -282,9 +295,8 @@ class _ReportPage(Page):
         bar_cells = [Cell(_bar_text(bar, room, stroke), tone=bar.tone) for bar in bars]
         columns = [*table.columns[:3], Column("", drop=_BAR_DROP), *table.columns[3:]]
         lines = [[*r[:3], bar, *r[3:]] for r, bar in zip(table.rows, bar_cells, strict=True)]
-        for line, bar in zip(lines, bars, strict=True):
-            is_shown = bar.tone not in ("quiet", "total")
-            line[-1] = Cell(when(is_shown, plain_name(line[-1].text)))
+        for line in lines:
+            line[-1] = Cell(plain_name(line[-1].text))
         table = Table(table.id, table.title, columns, lines, table.notes)
         unit = ledger_view.ledger_scale(rows).unit
         yield self.section(f"Ledger: {unit} a step; shares are of the dense wall")
@@ -303,7 +315,10 @@ class _ReportPage(Page):
         """Return the first note, and why intervals are missing where the strokes do not say it."""
         is_one_step = evidence.ONE_STEP in evidence.ledger_reasons(phase)
         missing = [] if is_one_step else ledger_view.interval_notes(phase.ledger or [])
-        return list(dict.fromkeys([*table.notes[:1], *missing]))
+        gloss = ledger_view.glossed(phase.ledger or [])
+        words = [gloss] if gloss and gloss not in self._said else []
+        self._said.update(words)
+        return list(dict.fromkeys([*words, *table.notes[:1], *missing]))
 
     def _shares(self, table: Table, busy_ns: float) -> RenderableType:
         room = max(8, min(40, self.width - 40))

@@ -13,6 +13,7 @@ from typing import Any
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.schema.report import Phase, Report
 from prunescope.analysis.schema.sides import DeviceRates, DeviceUsed
+from prunescope.analysis.summary.causes import find_moved
 from prunescope.taxonomy import numbers
 from prunescope.taxonomy.dtypes import QUANTISED, THREE_TF32, three_tf32_rate
 from prunescope.taxonomy.words import when
@@ -154,6 +155,21 @@ def phase_slugs(report: Report) -> dict[str, str]:
         same = (f"{slug}-{i}" for i in range(2, len(taken) + 3))
         slugs[name] = slug if slug not in taken else next(s for s in same if s not in taken)
     return slugs
+
+
+def page_link(report: Report, phase: str, *place: str) -> str:
+    """Return a link into the page: `report.html#prefill/ledger/coverage`.
+
+    Args:
+        report: The report.
+        phase: The name of the phase.
+        place: What is opened there, as `("ledger", "coverage")`; the row that moved most where
+            nothing is named, and the phase alone where no row is evidence.
+    """
+    rows = report.phases[phase].ledger or []
+    if not place and (moved := find_moved(rows, 0.0)) and not report.phases[phase].invalid_times:
+        place = ("ledger", moved[0].row)
+    return f"report.html#{'/'.join([phase_slugs(report)[phase], *place])}"
 
 
 def figure_name(kind: str, slug: str, ending: str) -> str:

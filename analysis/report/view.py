@@ -11,6 +11,21 @@ from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
 
 T = TypeVar("T")
+# What a reader may not know of the titles of columns, which the page shows on hover.
+_DEFINITIONS = {
+    "95 % interval": "the range that holds the true value in 95 % of captures",
+    "axis": "what pruning changed of the GEMM: M, N, K, G (experts), heads, rank",
+    "bound": "what limits the kernel: its FLOPs, its bytes, or the latency of a launch",
+    "class": "what pairs the kernels of both sides",
+    "efficiency": "roofline time ÷ time",
+    "kept": "the share of the axis that is left",
+    "largest part": "what moved the row most, with its largest kernel",
+    "loss": "time − promised",
+    "noise": "the size of the same row where dense is compared with dense",
+    "of dense": "share of the dense wall",
+    "promised": "(1 − sparsity) × the dense time",
+    "role": "the purpose of an op in its layer",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +69,11 @@ class Column:
     def head(self) -> str:
         """The title with its unit."""
         return f"{self.title} ({self.unit})" if self.unit else self.title
+
+    @property
+    def definition(self) -> str:
+        """What the title means; empty where it says it."""
+        return _DEFINITIONS.get(self.title, "")
 
 
 def number(title: str, unit: str = "", *, drop: int = 0) -> Column:

@@ -263,6 +263,14 @@ def _effect(row: Row | LedgerPart) -> str:
     return "loss" if row.ns > 0 else "gain"
 
 
+class Allocation(msgspec.Struct, kw_only=True):
+    """The speedup that `prunescope allocate` is to reach by measured losses of each layer."""
+
+    model: Annotated[str | None, meaning("id of the model; null: no name that can be loaded")]
+    speedup: float
+    phase: str
+
+
 class Finding(msgspec.Struct, kw_only=True):
     """One sentence of diagnosis with its evidence and one concrete change."""
 
@@ -270,7 +278,15 @@ class Finding(msgspec.Struct, kw_only=True):
     severity: Annotated[str, meaning('"critical" | "warning" | "info"')]
     text: str
     evidence: list[str]
-    change: str | None
+    change: Annotated[str | None, meaning("what to do, as one sentence")]
+    also: Annotated[
+        list[str] | msgspec.UnsetType,
+        meaning("what else to do, and what to know of the change, as sentences; absent: nothing"),
+    ] = msgspec.UNSET
+    allocate: Annotated[
+        Allocation | msgspec.UnsetType,
+        meaning("the `prunescope allocate` that decides what each layer keeps; absent: none"),
+    ] = msgspec.UNSET
     predicted_ns: Annotated[float | None, meaning("gain of the change, ns a step")]
     about_ns: Annotated[
         float | None, meaning("the time that it is about, ns a step; null: about no time")
@@ -283,6 +299,20 @@ class Finding(msgspec.Struct, kw_only=True):
         list[str] | msgspec.UnsetType,
         meaning("rows of the ledger that hold a difference of unknown cause; absent: not of one"),
     ] = msgspec.UNSET
+    roles: Annotated[
+        list[str] | msgspec.UnsetType,
+        meaning("roles, or names of kernels without one, whose time it is about; absent: of none"),
+    ] = msgspec.UNSET
+
+    @property
+    def all_changes(self) -> str:
+        """The change with what else to do, as one text; empty without a change."""
+        changes = list(filter(None, [self.change]))
+        if self.also is not msgspec.UNSET:
+            changes += self.also
+        if self.allocate is not msgspec.UNSET:
+            changes.append("`prunescope allocate` decides what each layer keeps")
+        return "; ".join(changes)
 
     repairs: Annotated[
         list[str] | msgspec.UnsetType,
@@ -516,8 +546,22 @@ class PhaseAnswer(msgspec.Struct, kw_only=True):
     verdict: Annotated[str, meaning("what happened; at most 160 characters")]
     why: Annotated[str, meaning("its causes; at most 240 characters")]
     do: Annotated[
-        str | None, meaning("what to change; at most 240 characters; null: nothing is to be done")
+        str | None,
+        meaning(
+            "what to change, in at most 240 characters, and a command on a line of its own; null: "
+            "nothing is to be done"
+        ),
     ]
+
+    @property
+    def change(self) -> str:
+        """What to change, without the command; empty where nothing is to be done."""
+        return (self.do or "").partition("\n")[0]
+
+    @property
+    def command(self) -> str:
+        """The command that `do` ends with, ready to be typed; empty without one."""
+        return (self.do or "").partition("\n")[2]
 
 
 class Phase(msgspec.Struct, kw_only=True):

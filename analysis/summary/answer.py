@@ -9,7 +9,10 @@ that `--full` adds.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
+
+from msgspec import UNSET
 
 from prunescope.analysis.schema.pair_comparison import DTYPE
 from prunescope.analysis.schema.report import (
@@ -52,27 +55,40 @@ LIMITS = {"verdict": 160, "why": 240, "do": 240}
 MOST_WORDS = 25  # of a sentence
 NOTHING = "Nothing to repair."
 _SAME = 0.005  # of a ratio: it prints as 1.00×
+_MOST = 0.95  # of a row of the ledger: a part that is all of it
 _CODE = re.compile(r"`[^`]*`")
-_PLACEHOLDER = re.compile(r"\b(?:RUN|BASELINE|MODEL)\b")
 _STOP = re.compile(r"(?<=[.:;])\s")
 
 
-def answer_phase(phase: Phase, late: Finding | None = None) -> PhaseAnswer:
+def answer_phase(
+    phase: Phase, late: Finding | None = None, *, dense: str | None = None
+) -> PhaseAnswer:
     """Answer the three questions of a reader.
 
     Args:
         phase: The phase; times are of one step.
         late: The finding on the rank that this one waits for; None without one.
+        dense: The path of the dense run as it can be typed; None: it is not to be shown, and the
+            answer has no command.
 
     Returns:
         The answer. `do` is None if nothing is to be done; `why` says so then.
     """
-    do = _join(_advice(phase, late), LIMITS["do"])
+    command = "" if late is not None else _command(phase, dense)
+    decides = ["what each layer should keep, by measured losses:"] if command else []
+    do = _join([*_advice(phase, late), *decides], LIMITS["do"])
+    if do and command:
+        do = f"{do}\n{command}"
     room = LIMITS["why"] - (0 if do else len(NOTHING) + 1)
     why = _join(_reasons(phase), room)
     if not do:
         why = f"{why} {NOTHING}".strip()
     return PhaseAnswer(verdict=_join(_verdict(phase), LIMITS["verdict"]), why=why, do=do or None)
+
+
+def given_answer(phase: Phase, late: Finding | None = None) -> PhaseAnswer:
+    """Return the answer that a report holds, which may name a command; an older report gets one."""
+    return phase.answer or answer_phase(phase, late)
 
 
 def summary_of(told: PhaseAnswer) -> str:
@@ -114,7 +130,7 @@ def _said(text: str) -> str:
     if _is_long(text):
         text = " ".join(text.split()[:MOST_WORDS]).rstrip(",;:") + " …"
     text = text.strip()
-    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '?', '…')) else '.'}"
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '?', '…', ':')) else '.'}"
 
 
 def _is_long(text: str) -> bool:
@@ -136,18 +152,6 @@ def _without_brackets(text: str) -> str:
     return re.sub(r"\s+(?=[,.;:]|$)|\s+(?=\s)", "", "".join(kept))
 
 
-def _clauses(text: str) -> Iterator[str]:
-    """Yield what stands between semicolons, of which none stands in brackets or code."""
-    depth, is_code, begin = 0, False, 0
-    for i, letter in enumerate(text):
-        depth += (letter == "(") - (letter == ")")
-        is_code ^= letter == "`"
-        if letter == ";" and depth <= 0 and not is_code:
-            yield text[begin:i].strip()
-            begin = i + 1
-    yield text[begin:].strip()
-
-
 # What happened.
 
 
@@ -158,7 +162,7 @@ def _verdict(phase: Phase) -> Iterator[str]:
         yield "no step was timed, as a graph captured most kernel launches"
         yield f"the rest took {numbers.brief_time(phase.wall_ns)}"
     elif damage := phase.finding(CUT_OFF):
-        yield from _clauses(damage.text)
+        yield damage.text
         if ladder is None:
             yield f"what is left takes {numbers.brief_time(phase.wall_ns)} a step"
         else:
@@ -243,6 +247,8 @@ def _promise(phase: Phase, ladder: Ladder) -> str:
     if not has_nominal(phase, ladder):
         return ""
     nominal, ci95 = numbers.ratio(ladder.nominal), ladder.realised_ci95
+    if not phase.has_promise and abs((ladder.nominal or 1) - 1) < _SAME:
+        return ", with as many FLOPs as the dense step"
     is_inside = ci95 is not None and ci95[0] <= (ladder.nominal or 0) <= ci95[1]
     if phase.has_promise:
         if is_inside:
@@ -279,6 +285,7 @@ def _reasons(phase: Phase) -> Iterator[str]:
 def _timeless(phase: Phase) -> Iterator[str]:
     """Yield what the shapes say, whatever the times are."""
     yield from _family(phase)
+    yield from moved_convolutions(phase)
     yield from _kept(phase)
 
 
@@ -355,6 +362,7 @@ def _causes(phase: Phase, rows: Sequence[Row]) -> Iterator[str]:
     along = [row for row in moved if row.moves_ns * over > 0]
     if not along:
         yield "no row of the ledger is beyond its noise"
+        yield from _limit(phase, by_name["coverage"])
         return
     yield _cost(phase, along[0], with_parts=True)
     yield from (_cost(phase, row) for row in along[1:2])
@@ -381,11 +389,22 @@ def _cost(phase: Phase, row: Row, *, with_parts: bool = False) -> str:
         f"{numbers.brief_time(abs(row.moves_ns))} {'are saved by' if is_gain else 'go to'} {words}"
     )
     parts = [
-        f"{name} ({numbers.brief_time(abs(ns))})"
+        (name, ns)
         for name, ns in _largest_parts(phase, row)
         if abs(ns) >= 2 * LEAST * abs(row.moves_ns)
-    ]
-    return text + when(with_parts and parts != [], f", above all {_listed(parts[:2])}")
+    ][:2]
+    named = [(name, ns) for name, ns in parts if not _repeats(name, words)]
+    if not with_parts or not named:
+        return text
+    # Parts that are as much as the row, or more, as others make up for them: their times confuse.
+    is_less = all(abs(ns) < _MOST * abs(row.moves_ns) for _, ns in named)
+    listed = [f"{name}{when(is_less, f' ({numbers.brief_time(abs(ns))})')}" for name, ns in named]
+    return f"{text}, above all {_listed(listed)}"
+
+
+def _repeats(name: str, words: str) -> bool:
+    """Return whether the words of a row name a part of it already."""
+    return name.removesuffix(" kernels") in words
 
 
 def _largest_parts(phase: Phase, row: Row) -> list[tuple[str, float]]:
@@ -404,7 +423,7 @@ def _largest_parts(phase: Phase, row: Row) -> list[tuple[str, float]]:
 def _part_name(part: LedgerPart) -> str:
     """Return the role of a part, its class where nothing identifies the role, or its name."""
     if part.role == "unknown" and part.cls is not None:
-        return f"{part.cls} kernels"
+        return f"{_plain_name(part.cls)} kernels"
     return _plain_name(part.role or part.name)
 
 
@@ -428,23 +447,41 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _advice(phase: Phase, late: Finding | None) -> Iterator[str]:
-    """Yield the change that is worth making, in clauses that can be typed or said."""
+    """Yield the change that is worth making, then what else to do, as sentences."""
     if late is not None and late.change:
-        yield from _clauses(f"first fix what the others wait for, {late.change}")
+        yield f"first fix what the others wait for, {late.change}"
+        yield from _also(late)
         return
     if phase.ladder is not None and phase.lacks_sizes and phase.is_speedup:
         yield "capture again with shapes, or give --model CONFIG for the trace of a GPU"
-    changes = recommended_changes(phase)
-    if not changes:
+    if not recommended_changes(phase):
         yield from few_roles(phase)
-    for finding in changes:
-        if finding.severity != "critical" and _keeps_its_promise(phase):
-            continue
-        for clause in _clauses(finding.change or ""):
-            if not _PLACEHOLDER.search(clause) and not clause.startswith("one layer left"):
-                yield clause
+    for finding in _advised(phase):
+        yield finding.change or ""
+        yield from _also(finding)
         if finding.predicted_ns and finding.severity != "critical" and not phase.invalid_times:
             yield f"this saves at most {numbers.brief_time(finding.predicted_ns)} a step"
+
+
+def _advised(phase: Phase) -> Iterator[Finding]:
+    """Yield the findings whose changes the answer names: none that matters if nothing is missed."""
+    for finding in recommended_changes(phase):
+        if finding.severity == "critical" or not _keeps_its_promise(phase):
+            yield finding
+
+
+def _also(finding: Finding) -> list[str]:
+    return [] if finding.also is UNSET else finding.also
+
+
+def _command(phase: Phase, dense: str | None) -> str:
+    """Return the command that decides what each layer keeps; empty where none can be typed."""
+    wanted = [f.allocate for f in _advised(phase) if f.allocate is not UNSET]
+    if not wanted or dense is None or wanted[0].model is None:
+        return ""
+    words = ["prunescope", "allocate", "--from-run", dense, "--model", wanted[0].model]
+    words += ["--speedup", f"{wanted[0].speedup:.2f}", "--phase", wanted[0].phase]
+    return shlex.join(words)
 
 
 def _keeps_its_promise(phase: Phase) -> bool:

@@ -16,6 +16,7 @@ from prunescope.analysis.schema.report import (
     LATE_RANK,
     NOT_COMPARABLE,
     NOT_VALID,
+    OTHER_TIME,
     SIDE_CAVEATS,
     Finding,
     Phase,
@@ -255,7 +256,9 @@ def recommended_changes(phase: Phase) -> list[Finding]:
     worth = [finding for finding in advice if finding.predicted_ns or finding.severity != "info"]
     # Nothing is known of a gain before the two runs compare; and what all ranks wait for comes
     # before the communication in which they wait.
-    return sorted(worth, key=lambda f: (f.id != NOT_COMPARABLE, f.id != LATE_RANK, f.order))[:1]
+    # Where nothing was pruned, what tells the two captures apart comes before what each could gain.
+    first = (NOT_COMPARABLE, LATE_RANK, OTHER_TIME)
+    return sorted(worth, key=lambda f: (*(f.id != id for id in first), f.order))[:1]
 
 
 def few_roles(phase: Phase) -> Iterator[str]:

@@ -142,7 +142,7 @@ def _reasons(phase: Phase, late: Finding | None) -> Iterator[str]:
                 yield from _causes(phase, phase.ledger)
     yield from few_roles(phase)
     if late is not None and late.change:
-        yield f"first fix what the others wait for, {late.change}"
+        yield f"first fix what the others wait for, {late.all_changes}"
     else:
         yield from _changes(phase)
 
@@ -289,9 +289,9 @@ def _changes(phase: Phase) -> Iterator[str]:
     sure = [_no_gain(phase)] if keeps_shapes(phase) else [*_kept_shares(phase), *_scoring(phase)]
     for finding in recommended_changes(phase):
         if finding.id in INVALID_TIMES:
-            yield f"first: {finding.change}"
+            yield f"first: {finding.all_changes}"
         else:
-            sure.append(str(finding.change))
+            sure.append(finding.all_changes)
     if sure:
         yield f"whatever the times are: {'; '.join(sure)}"
 
@@ -307,7 +307,7 @@ def _scoring(phase: Phase) -> Iterator[str]:
         number = sum(gemm.count for gemm in added)
         roles = ", ".join(dict.fromkeys(gemm.role for gemm in added))
         gemms = f"{number:g} GEMMs a step are added ({roles}), with those that score keys"
-        yield f"{gemms}: {scores.change}"
+        yield f"{gemms}: {scores.all_changes}"
 
 
 def _kept_shares(phase: Phase) -> Iterator[str]:
@@ -346,8 +346,8 @@ def _no_gain(phase: Phase) -> str:
 def _with_gain(finding: Finding) -> str:
     """Return the change of a finding with its largest possible gain, where that is known."""
     if finding.id in SIDE_CAVEATS:
-        return f"first: {finding.change}"
+        return f"first: {finding.all_changes}"
     if finding.severity != "critical" and finding.predicted_ns:
         gain = numbers.time(finding.predicted_ns)
-        return f"what would gain most: {finding.change} (at most {gain} a step)"
-    return f"what to change: {finding.change}"
+        return f"what would gain most: {finding.all_changes} (at most {gain} a step)"
+    return f"what to change: {finding.all_changes}"

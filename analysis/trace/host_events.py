@@ -14,6 +14,7 @@ from prunescope.analysis.trace.trace_columns import Trace
 from prunescope.taxonomy.scrub import scrub_all
 
 CARRY_OVER, OUTSIDE = "carry-over", "outside"
+MOST = 20_000  # events of a step that `step_events` returns, the longest
 
 
 def host_events(trace: Trace) -> pl.DataFrame:
@@ -23,24 +24,55 @@ def host_events(trace: Trace) -> pl.DataFrame:
         A frame with the columns start and duration (ns), name, category, thread, and shapes
         (those of an op's inputs; null for others).
     """
-    parts = [("scope", trace.annotations), ("op", trace.ops), ("launch", trace.launches)]
-    names = pl.Series("name", trace.names, dtype=pl.String)
+    parts = {"scope": trace.annotations, "op": trace.ops, "launch": trace.launches}
     frames = [
-        pl.DataFrame(
-            {
-                "start": table["ts"],
-                "duration": table["dur"],
-                "name": names.gather(pl.Series(table["name"], dtype=pl.UInt32)),
-                "category": [category] * len(table["ts"]),
-                "thread": table["thread"],
-                "shapes": _input_shapes(trace, table),
-            },
-            schema_overrides={"shapes": pl.String, "category": pl.String},
-        )
-        for category, table in parts
+        _events(trace, category, table).with_columns(shapes=_input_shapes(trace, table))
+        for category, table in parts.items()
     ]
     ordered = pl.concat(frames).sort("start", "duration", descending=[False, True])
     return ordered.filter(pl.col("duration") >= 0)
+
+
+def step_events(trace: Trace, kernels: pl.DataFrame) -> pl.DataFrame:
+    """Return what the host did in the first step of a kernels frame, in time order.
+
+    Args:
+        trace: The trace.
+        kernels: The kernels frame; on a trace without a device its rows are the ops themselves, and
+            only annotations are returned.
+
+    Returns:
+        A frame with the columns start and duration (ns), name, category and thread; the longest
+        events where there are more than MOST.
+    """
+    first = kernels.filter(pl.col("step") == pl.col("step").min())
+    begin = first.select(pl.min_horizontal(pl.col("start", "launched").min())).item()
+    end = first.select((pl.col("start") + pl.col("duration")).max()).item()
+    parts = {"scope": trace.annotations}
+    if trace.on_device:
+        parts |= {"op": trace.ops, "launch": trace.launches}
+    frames = []
+    for category, table in parts.items():
+        is_open = (table["ts"] < (end or 0)) & (table["ts"] + table["dur"] > (begin or 0))
+        inside = np.flatnonzero(is_open & (table["dur"] >= 0))
+        columns = {name: table[name][inside] for name in ("ts", "dur", "name", "thread")}
+        frames.append(_events(trace, category, columns))
+    longest = pl.concat(frames).sort("duration", descending=True).head(MOST)
+    return longest.sort("start", "duration", descending=[False, True])
+
+
+def _events(trace: Trace, category: str, table: dict[str, Ints]) -> pl.DataFrame:
+    """Return the events of a table as rows, with their names."""
+    names = pl.Series("name", trace.names, dtype=pl.String)
+    return pl.DataFrame(
+        {
+            "start": table["ts"],
+            "duration": table["dur"],
+            "name": names.gather(pl.Series(table["name"], dtype=pl.UInt32)),
+            "category": pl.repeat(category, len(table["ts"]), dtype=pl.String, eager=True),
+            "thread": table["thread"],
+        }
+    )
 
 
 def outside_steps(trace: Trace, kept: pl.Series) -> pl.DataFrame:

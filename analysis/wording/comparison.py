@@ -100,7 +100,7 @@ def _input_text(difference: Difference) -> str | None:
     which = _INPUTS[difference.kind]
     if difference.kind != ROWS:
         which = f"{_TIMES.get(difference.pruned, f'{difference.pruned:g} ×')} {which}"
-    return f"M of every linear is {difference.pruned:g} × the dense one: other inputs ({which})"
+    return f"M of every linear is {difference.pruned:.3g} × the dense one: other inputs ({which})"
 
 
 def _first_calls_text(difference: Difference) -> str:
@@ -163,6 +163,8 @@ def difference_text(difference: Difference) -> str:
         return f"steps: {difference.dense} against {difference.pruned}"
     if difference.kind == UNPAIRED:
         return _unpaired_text(difference.dense, difference.pruned)
+    if difference.kind == PARALLELISM:  # its sides are of several words
+        return f"parallelism: dense on {difference.dense}, pruned on {difference.pruned}"
     return f"{difference.kind}: {difference.dense} dense, {difference.pruned} pruned"
 
 

@@ -46,7 +46,7 @@ class Report(Result, schema.Report, kw_only=True, dict=True):
             request: The baseline, the options, and who does the work.
             on_done: Called with how many ranks are done, and how many there are.
         """
-        from prunescope.analysis.pipeline import analyze
+        from prunescope.analysis.pipeline import analyze, with_commands
 
         analysis = analyze(
             subject,
@@ -56,7 +56,7 @@ class Report(Result, schema.Report, kw_only=True, dict=True):
             engine=request.engine,
             on_done=on_done,
         )
-        return cls.of(analysis)
+        return cls.of(with_commands(analysis))
 
     @classmethod
     def of(cls, done: Analysis) -> Self:
@@ -144,7 +144,15 @@ class Report(Result, schema.Report, kw_only=True, dict=True):
         frames = None
         if done is not None:
             hosts = done.hosts() if shows_hosts(names) else None
-            frames = PhaseFrames(done.frames, done.dense_frames, hosts)
+            held = done.held
+            frames = PhaseFrames(
+                held.pruned,
+                held.dense,
+                hosts,
+                held.pruned_host,
+                held.dense_host,
+                held.dense_layers,
+            )
         return write_report(
             self,
             needed_path(folder),

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.compare_runs import compare
+from prunescope.analysis.compare_runs import _said_once, compare
 from prunescope.analysis.inputs.options import CompareRequest, Options
 from prunescope.analysis.named_runs import find_runs
 from prunescope.analysis.report import hatches
@@ -342,3 +342,9 @@ def test_the_latex_compiles(tmp_path: Path) -> None:
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120, check=False)
     assert ran.returncode == 0, ran.stdout.decode("utf-8", "replace")[-2000:]
+
+
+def test_a_warning_of_several_runs_is_said_once() -> None:
+    warnings = {"a": ["x", "y"], "b": ["x"], "c": ["x", "z"]}
+    assert _said_once(warnings) == ["all runs: x", "a: y", "c: z"]
+    assert _said_once({"a": ["x"]}) == ["a: x"]

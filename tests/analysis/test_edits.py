@@ -137,6 +137,10 @@ def test_sparse_without_gain(case: Case) -> None:
     same = {"coverage": 0.5 * (rest + gap)}
     _check_sum(there, case, 0.5, same, 0.5 * sparse)
     assert family(there) == "static-k-24"
+    # 2:4 has one sparsity: recognised, it is what was promised.
+    named = case.reports(None)[0]
+    assert named.sparsity["nominal"] == 0.5 and named.ladder is not None
+    assert named.ladder.nominal == 2.0
     p = WHOLE / (REST + LAYERS * 3 * T * F * H)
     rows = {r.row: r.ns for r in back.ledger or []}
     assert rows["coverage"] == pytest.approx(sparse * (2 - p) + (rest + gap) * (1 - p), abs=1e-2)

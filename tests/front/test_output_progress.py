@@ -16,4 +16,4 @@ def test_a_file_gets_a_line_of_progress_at_a_time(
         monkeypatch.setattr(output, "QUIET_S", -1.0)
         on_done(1, 1)
         on_done(2, 3)
-    assert capsys.readouterr().err == "runs: 2 of 3\n"
+    assert capsys.readouterr().err == "runs: 2 of 3, about 1 s left\n"

@@ -55,7 +55,7 @@ def analyzed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     def analyze(subject: Path, **given: Any) -> Analysis:
         seen.update(given, subject=subject)
-        return Analysis(report=seen["report"], frames={})
+        return Analysis(report=seen["report"])
 
     def write_report(_report: Report, folder: Path, **given: Any) -> None:
         seen.update(given, folder=folder)

@@ -12,7 +12,7 @@ import time
 from types import TracebackType
 from typing import Any, Protocol
 
-from prunescope.taxonomy.words import when
+from prunescope.taxonomy.words import time_left, when
 
 _QUIET_S = 10.0
 _BAR_WIDTH = 12  # columns: the rest of 80 is for the words
@@ -54,6 +54,7 @@ class Bar:
         self._bar = _rich_bar()
         self._task: int | None = None
         self._begun = self._last_line = time.monotonic()
+        self._steps: tuple[float, int, int | None] = (self._begun, 0, None)
 
     def __enter__(self) -> Bar:
         return self
@@ -71,6 +72,7 @@ class Bar:
 
     def stage(self, name: str, total: int | None = None) -> None:
         """Finish the previous bar and start one of `total` steps."""
+        self._steps = (time.monotonic(), 0, total)
         if self._bar is None:
             steps = when(total is not None, f" ({total})")
             sys.stderr.write(f"{time.monotonic() - self._begun:6.1f} s  {name}{steps}\n")
@@ -82,10 +84,19 @@ class Bar:
         self._bar.refresh()
 
     def advance(self) -> None:
-        """Note that one step of the stage is done."""
+        """Note that one step of the stage is done; without a bar say what is left, now and then."""
         if self._bar is not None and self._task is not None:
             self._bar.advance(self._task)
             self._bar.refresh()
+        begun, done, total = self._steps
+        self._steps = (begun, done + 1, total)
+        now = time.monotonic()
+        is_due = self._bar is None and total is not None and now - self._last_line > _QUIET_S
+        left = time_left(now - begun, (done + 1) / total) if is_due and total else ""
+        if left:
+            sys.stderr.write(f"{now - self._begun:6.1f} s  {done + 1} of {total}, {left}\n")
+            sys.stderr.flush()
+            self._last_line = now
 
     def describe(self, text: str) -> None:
         """Replace the description of the bar; without a bar print it, every ten seconds at most."""
@@ -115,7 +126,13 @@ def _rich_bar() -> Any:
     console = Console(stderr=True)
     if not console.is_terminal:
         return None
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from rich.progress import Progress as RichBar
     from rich.table import Column
 
@@ -125,6 +142,7 @@ def _rich_bar() -> Any:
         BarColumn(bar_width=_BAR_WIDTH),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TimeRemainingColumn(),
     )
     # No refresh thread, which would disturb the timed code: the bar is updated between samples.
     return RichBar(*columns, console=console, auto_refresh=False)

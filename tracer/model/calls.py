@@ -59,7 +59,10 @@ def call_shape(model: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> dic
     if is_last:
         parameters = inspect.signature(type(inner(model)).forward).parameters
         is_last = any(name in parameters for name in _LOGITS_KEYWORDS)
-    batch, length = _batch_and_length(next(_tensors((args, kwargs)), None))
+    given = next(_tensors((args, kwargs)), None)
+    batch, length = _batch_and_length(given)
+    if given is not None and _has_channels_first(model, given):
+        length = 1
     return {
         "batch": batch,
         "length": length,
@@ -119,6 +122,24 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
     elif isinstance(value, (dict, list, tuple)):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _tensors(item)
+
+
+def _has_channels_first(model: torch.nn.Module, given: torch.Tensor) -> bool:
+    """Return whether an input is [B, channels, time], of which no dimension counts tokens.
+
+    A convolution then reads dimension 1, and no linear layer the last one.
+    """
+    if given.dim() != 3 or not given.is_floating_point():
+        return False
+    readers = list(model.modules())
+    convolves = any(
+        isinstance(module, torch.nn.Conv1d) and module.in_channels == given.shape[1]
+        for module in readers
+    )
+    return convolves and not any(
+        isinstance(module, torch.nn.Linear) and module.in_features == given.shape[2]
+        for module in readers
+    )
 
 
 def _batch_and_length(given: torch.Tensor | None) -> tuple[int, int]:

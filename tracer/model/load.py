@@ -477,7 +477,8 @@ def _check_causal(config: Any, model_id: str) -> None:
     if config.is_encoder_decoder or (names and not any(n.endswith(causal) for n in names)):
         raise PrunescopeError(
             f"{model_id} is not a causal language model ({', '.join(names) or config.model_type})",
-            hint="prefill and decode need a decoder with a language-model head",
+            hint="prefill and decode need a decoder with a language-model head; time the steps of "
+            "any other model with prunescope.capture (docs/quickstart.md, Your own loop)",
         )
 
 

@@ -17,10 +17,9 @@ from operator import attrgetter
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.runs.sweep_files import Planned
-from prunescope.taxonomy.words import when
+from prunescope.taxonomy.words import rough_time, when
 
 _HOUR = 3600.0
-_MINUTE = 60.0
 # What identifies the measured point of a result, without the options of its family.
 _measured_point = attrgetter("family", "sparsity", "select", "draw", "phase", "setting")
 _SHOWN = 6  # the most counts that a line names
@@ -41,11 +40,11 @@ class Budget:
         total = len(self.kept) + len(self.left_out)
         lines = [
             f"--budget {self.hours:g}: {len(self.kept)} of {total} results, about "
-            f"{_format_time(self.seconds)}: {_format_counts(self.kept)}"
+            f"{rough_time(self.seconds)}: {_format_counts(self.kept)}"
         ]
         if self.left_out:
             lines.append(
-                f"left out, as about {_format_time(self.left_out_seconds)} more would not fit: "
+                f"left out, as about {rough_time(self.left_out_seconds)} more would not fit: "
                 f"{_format_counts(self.left_out)}"
             )
         return lines
@@ -80,7 +79,7 @@ def fit_budget(
         first = seconds_of(steps[0])
         raise PrunescopeError(
             f"--budget {hours:g} is too little for the first step, which takes about "
-            f"{_format_time(first)}: {_format_counts(steps[0])}",
+            f"{rough_time(first)}: {_format_counts(steps[0])}",
             hint=f"--budget {first / _HOUR * 1.1:.2g}, or fewer repeats, shorter prompts, a "
             "smaller model",
         )
@@ -113,15 +112,6 @@ def _sort_key(results: Iterable[Planned]) -> Callable[[Planned], tuple[int, ...]
         return result.draw, varies, place[result.setting], result.phase != "prefill", share
 
     return key
-
-
-def _format_time(seconds: float) -> str:
-    """Return a time in hours, in minutes below one hour, or in seconds below two minutes."""
-    if seconds < 2 * _MINUTE:
-        return f"{max(1, round(seconds))} s"
-    if seconds < _HOUR:
-        return f"{round(seconds / _MINUTE)} min"
-    return f"{seconds / _HOUR:.3g} h"
 
 
 def _format_counts(results: Sequence[Planned]) -> str:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import UNSET
 
 import prunescope
+from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.comparison import comparison_table
 from prunescope.analysis.report.comparison_figure import plot_comparison
-from prunescope.analysis.schema.report import Phase
+from prunescope.analysis.schema.report import Allocation, Phase
 from prunescope.analysis.summary.headline import headline
 from prunescope.analysis.summary.paragraph import summary
 from tests.analysis.decoder import Layer, census
@@ -165,46 +167,47 @@ DISTURBED = {"dense_samples_ns": MANY, "samples_ns": MANY,
              "both_placements": two_placements(len(MANY) // 2)}  # fmt: skip
 
 
-@pytest.mark.parametrize(("more", "has_limit"), [({}, True), (DISTURBED, False)])
-def test_zeros_in_dense_tensors_name_allocate_too(
-    more: dict[str, Any], has_limit: bool, tmp_path: Path
-) -> None:
-    """The command has its model, its phase and the speedup that was promised.
-
-    The folder is a placeholder, for a report holds no paths. The most that the command can expect
-    is told where times are evidence.
-    """
+@pytest.mark.parametrize("more", [{}, DISTURBED])
+def test_zeros_in_dense_tensors_name_allocate_too(more: dict[str, Any], tmp_path: Path) -> None:
+    """The allocation has the model, the phase and the speedup that was promised."""
     trace = model(FULL)
     phase = of_run(tmp_path, trace, trace, census=census(0.5, 0.6),
                    dense_census=census(0.0), **method("static-k-mask"), **more)  # fmt: skip
     masked = found(phase, "zeros-in-dense")
-    assert masked is not None
-    assert "`prunescope allocate --from-run RUN/dense --model " in str(masked.change)
-    assert "--speedup 2.00 --phase prefill` (RUN: the folder of both runs)" in str(masked.change)
-    assert ("one layer left would reach" in str(masked.change)) == has_limit
+    assert masked is not None and masked.allocate is not UNSET
+    assert (masked.allocate.speedup, masked.allocate.phase) == (2.0, "prefill")
     if more:
         told = "Whatever the times are: zeros leave every GEMM in the shape of its dense one, "
-        assert f"{told}so no gain is to be expected; {masked.change}" in summary(phase)
+        assert f"{told}so no gain is to be expected; {masked.all_changes}" in summary(phase)
 
 
-def test_missed_coverage_names_allocate_and_the_most_that_it_can_expect() -> None:
-    """A run keeps half of heads and channels; a tenth of the step lies outside of all layers.
+@pytest.mark.parametrize(("away", "path"), [("", "{name}/dense"), ("..", None), (".", "dense")])
+def test_missed_coverage_ends_with_a_command_that_can_be_typed(
+    away: str, path: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its path is from the working directory; a file holds none of another folder."""
+    run = tmp_path / "here" / "run"
+    shutil.copytree(TINY, run)
+    places = {"": run.parent, "..": tmp_path / "elsewhere", ".": run}
+    places[".."].mkdir()
+    monkeypatch.chdir(places[away])
+    phase = prunescope.analyze(run).phases["decode"]
+    limited = found(phase, "coverage-limited")
+    assert limited is not None and phase.answer is not None
+    assert limited.allocate == Allocation(model="tiny-llama", speedup=2.0, phase="decode")
+    words = "--model tiny-llama --speedup 2.00 --phase decode"
+    dense = path and path.format(name=run.name)
+    wanted = f"prunescope allocate --from-run {dense} {words}" if dense else ""
+    assert phase.answer.command == wanted
+    assert phase.answer.change.startswith("Fewer and larger ops")
+    assert str(tmp_path) not in str(phase)
 
-    That is lm_head and the ends of the step.
-    """
-    report = analyze(Path(os.path.relpath(TINY))).report
+
+def test_no_allocation_is_advised_that_cannot_reach_the_promise() -> None:
+    """Of eight layers one stays: with all of the step in layers that is 8×, and 9× was promised."""
+    report = analyze(Path(os.path.relpath(TINY)), options=Options(sparsity=8 / 9)).report
     limited = found(report.phases["decode"], "coverage-limited")
-    change = str(limited and limited.change)
-    words = ["--from-run", "RUN/dense", "--model", "tiny-llama", "--speedup", "2.00"]
-    assert f"`prunescope allocate {' '.join(words)} --phase decode`" in change
-    most = re.search(
-        r"one layer left would reach ([\d.]+)× \(([\d.]+) % of the step is outside layers, "
-        r"([\d.]+) % in each\)",
-        change,
-    )
-    assert most is not None
-    assert float(most[1]) == pytest.approx(100 / (float(most[2]) + float(most[3])), rel=0.01)
-    assert float(most[1]) < 8  # of eight layers one stays
+    assert limited is not None and limited.allocate is UNSET
 
 
 def test_a_config_whose_tiles_do_not_fit_leads_the_answer(tmp_path: Path) -> None:

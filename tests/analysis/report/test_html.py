@@ -129,7 +129,7 @@ def test_what_is_no_evidence_is_hatched_and_named(
     assert page.count(f'<td class="bar hatch {strokes}">') == 9
     assert 'class="realised"' not in page and "</span> measured" not in page
     brief = render_notebook(prefill_with(**changes))
-    assert f'<i class="key hatch {strokes}"></i> {said}' in brief
+    assert f'<span class="key hatch {strokes}"></span> {said}' in brief
     assert brief.count(f'<td class="bar hatch {strokes}">') == 9
 
 
@@ -155,3 +155,10 @@ def test_backticks_are_code_and_escaped() -> None:
     option = '<code>trace <span class="option">--prompt-len</span> a--b</code>'
     assert prose("`trace --prompt-len a--b`") == option
     assert prose("a lone ` stays") == "a lone ` stays"
+
+
+def test_titles_of_columns_are_defined_on_hover() -> None:
+    page = render_html(example.two_phases())
+    assert (
+        '<th class="n" title="the size of the same row where dense is compared with dense">' in page
+    )

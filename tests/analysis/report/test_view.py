@@ -170,9 +170,20 @@ def test_a_row_of_nothing_names_no_part() -> None:
     assert one.ns is not None and one.parts and rows["dense"].ns is not None
     at = list(rows).index("roofline_shift")
     for share, shown in ((0.0004, False), (0.0006, True)):
-        one.ns = share * rows["dense"].ns
+        one.ns, one.noise_ns, one.ci95 = share * rows["dense"].ns, None, None
         table = ledger_view.ledger_table(phase)
         assert table is not None and bool(table.rows[at][-1].text) == shown
+
+
+def test_a_row_without_evidence_names_no_cause() -> None:
+    """Its noise is as large as itself: what moved it most may be chance."""
+    phase = example.phase()
+    at = next(i for i, row in enumerate(phase.ledger or []) if row.row == "roofline_shift")
+    one = (phase.ledger or [])[at]
+    for noise, named in ((0.0, True), (one.ns, False)):
+        one.noise_ns = noise
+        table = ledger_view.ledger_table(phase)
+        assert table is not None and bool(table.rows[at][-1].text) is named
 
 
 def test_a_kernel_above_its_bound_has_the_mark_of_a_gemm_above_it() -> None:

@@ -68,8 +68,9 @@ def test_remote_code_is_refused(tmp_path: Path) -> None:
 def test_an_encoder_is_no_causal_model(tmp_path: Path) -> None:
     config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9)
     BertModel(config).save_pretrained(tmp_path)
-    with pytest.raises(PrunescopeError, match="not a causal language model"):
+    with pytest.raises(PrunescopeError, match="not a causal language model") as raised:
         load_model(str(tmp_path), **CPU)
+    assert "prunescope.capture" in (raised.value.hint or "")
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"model_type": "no-such-type"}', "[]"])
