@@ -179,7 +179,7 @@ _DROP = {"nominal": 15, "flop": 9, "coverage": 8, "roofline": 2, "busy": 14, "re
 
 
 def _method(row: ComparisonRow) -> str:
-    return row.method or (row.family and f"({row.family})") or numbers.UNKNOWN
+    return row.called or (row.family and f"({row.family})") or numbers.UNKNOWN
 
 
 def _decoder_only(row: ComparisonRow, size: int | None) -> int | None:

@@ -256,7 +256,7 @@ def _plot_bar(axes: Axes, i: int, row: ComparisonRow) -> None:
 
 def _curve_name(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> str:
     """Return method and phase, with the settings in which the rows differ."""
-    words = [row.method or row.family or "?", row.phase]
+    words = [row.called or row.family or "?", row.phase]
     for key, label in (("batch", "B"), ("prompt_len", "S"), ("model", "")):
         of_items = key == "prompt_len" and row.items_per_s is not None
         if len({getattr(r, key) for r in rows}) > 1 and not of_items:
@@ -270,7 +270,7 @@ def _bar_labels(rows: Sequence[ComparisonRow]) -> list[str]:
     for row in rows:
         nominal = row.sparsity.get("nominal")
         run = f"{short(row.run, 34)} {row.phase}"
-        method = row.method or row.family or "?"
+        method = row.called or row.family or "?"
         label = f"{run}: {method}{'' if nominal is None else f' {nominal:g}'}"
         labels.append(short(label if len(label) <= _LABEL else run, _LABEL))
     return labels

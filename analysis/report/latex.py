@@ -8,26 +8,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-import msgspec
-
-from prunescope.analysis.report import sentences, titles
+from prunescope.analysis.report import titles
 from prunescope.analysis.report.escape import latex, latex_code
 from prunescope.analysis.report.phase_tables import Extent, phase_tables
-from prunescope.analysis.report.sentences import statistic
-from prunescope.analysis.report.titles import facts_of, phase_slugs, short
+from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.report.view import Cell, Column, Table
-from prunescope.analysis.schema.report import Phase, Report
-from prunescope.analysis.summary.headline import headline
+from prunescope.analysis.schema.report import Report
+from prunescope.analysis.summary.paper_words import caption_words, setting_caption
 from prunescope.taxonomy import numbers
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.words import plural
 
 # What a paper has room for.
 _EXTENT = Extent(
     gemms=30, kernels=20, without=frozenset({"parts", "kind", "role", "shapes", "host"})
 )
 _LONGEST = 72  # characters of a kernel's name in a table for paper
-_LONGEST_FACT = 48  # of a caption: about a line, and no line can be broken in it
 _FIGURES = {"ladder": "Speedup ladder", "ledger": "Ledger waterfall"}
+_OF_RESULT = frozenset({"ladder", "ledger", "sides"})  # others are of the profiled steps
 _PREFIX = re.compile(r"[A-Za-z0-9.\-]{0,40}")
 _DROPPED = frozenset({"meaning", "largest part", "group"})  # too wide for paper
 HEAD = r"""% Written by TOOL. Needs \usepackage{booktabs,siunitx,graphicx,array} in the preamble.
@@ -91,25 +89,22 @@ def _snippets(report: Report, prefix: str) -> dict[str, str]:
     texts: dict[str, str] = {}
     prefix = check_prefix(prefix)
     for name, slug in phase_slugs(report).items():
-        phase, subject = report.phases[name], _subject(report, name)
+        phase, heading = report.phases[name], titles.heading(name, report.phases[name])
+        result = caption_words(heading, phase, report.subject, report.device)
+        setting = setting_caption(heading, phase, report.subject, report.device)
+        profiled = f"{setting} Means of n = {phase.steps} profiled step{plural(phase.steps)}."
         for table in phase_tables(phase, _EXTENT):
             label = f"tab:{prefix}{table.id}-{slug}"
+            text = result if table.id in _OF_RESULT else profiled
             texts[f"table-{table.id}-{slug}.tex"] = "\n".join(
-                _table(table, (subject, label), phase)
+                _table(table, f"{table.title}: {text}", label)
             )
         for kind, title in _FIGURES.items():
             if getattr(phase, kind):
                 label, file = f"fig:{prefix}{kind}-{slug}", f"{kind}-{slug}"
-                text = f"{title}, {subject}: {headline(phase)}. {_statistic(phase)}"
+                text = f"{title}: {result}"
                 texts[f"figure-{kind}-{slug}.tex"] = "\n".join(figure_snippet(file, text, label))
     return texts
-
-
-def _subject(report: Report, name: str) -> str:
-    """Return model, method, phase and device, for a caption."""
-    device = titles.named(report.device.get("name")) or titles.named(report.subject.get("device"))
-    facts = (short(fact, _LONGEST_FACT) for fact in facts_of(report, name))
-    return ", ".join(filter(None, [*facts, device]))
 
 
 def figure_snippet(file: str, text: str, label: str) -> Iterator[str]:
@@ -119,12 +114,11 @@ def figure_snippet(file: str, text: str, label: str) -> Iterator[str]:
     yield ""
 
 
-def _table(table: Table, named: tuple[str, str], phase: Phase) -> Iterator[str]:
-    subject, label = named
+def _table(table: Table, caption: str, label: str) -> Iterator[str]:
     keep = [i for i, c in enumerate(table.columns) if c.title not in _DROPPED]
     table_env = "table*" if len(keep) > 6 else "table"
     yield rf"\begin{{{table_env}}}\centering\footnotesize\setlength{{\tabcolsep}}{{3pt}}"
-    yield rf"\caption{{{_caption(table, subject, phase)}}}\label{{{label}}}\smallskip"
+    yield rf"\caption{{{latex(caption)}}}\label{{{label}}}\smallskip"
     yield from tabular(table, keep)
     yield from (rf"\par {latex(note)}" for note in table.notes)
     yield rf"\end{{{table_env}}}"
@@ -146,25 +140,6 @@ def tabular(table: Table, keep: list[int]) -> Iterator[str]:
         yield " & ".join(cells) + r" \\"
     yield r"\bottomrule"
     yield r"\end{tabular}}"
-
-
-def _caption(table: Table, subject: str, phase: Phase) -> str:
-    if table.id in ("ladder", "ledger"):
-        return latex(f"{table.title}, {subject}: {headline(phase)}. {_statistic(phase)}")
-    profiled = msgspec.structs.replace(phase, unprofiled_ns=None)  # what these tables are made of
-    return latex(f"{table.title}, {subject}, n = {phase.steps}: {sentences.setup(profiled)}.")
-
-
-def _statistic(phase: Phase) -> str:
-    """Return the statistic of the ratio, and how many samples or steps it is of."""
-    timed = phase.unprofiled_ns if phase.ladder is None or phase.sampled else None
-    ratio = statistic(phase)
-    num = f"n = {len(timed.samples) if timed else phase.steps}"
-    if timed and timed.placements:
-        num = f"n = {timed.samples_in_words} in {len(timed.placements)} placements"
-    elif not ratio:
-        num = f"n = {timed.samples_in_words}" if timed else f"{num} profiled steps"
-    return f"{ratio[0].upper()}{ratio[1:]}, {num}." if ratio else f"{num}."
 
 
 def _head(column: Column, cells: list[Cell]) -> str:

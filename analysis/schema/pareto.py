@@ -131,6 +131,7 @@ class SweepPoint(RunSetting, kw_only=True, frozen=False):  # type: ignore[misc]
 
     id: str
     family: str
+    display_name: Annotated[str | None, meaning("how the family is called; null: as it is")] = None
     sparsity: Annotated[
         float | None, meaning("nominal; the least of `sparsities`. null: a checkpoint")
     ]
@@ -222,10 +223,15 @@ class SweepPoint(RunSetting, kw_only=True, frozen=False):  # type: ignore[misc]
         return bool(rows) and min(rows) == 1 and self.sparsity != 0
 
     @property
+    def method(self) -> str:
+        """The display name of the family, else the family."""
+        return self.display_name or self.family
+
+    @property
     def label(self) -> str:
-        """The family, with the way to choose and the options where there are several."""
+        """The method, with the way to choose and the options where there are several."""
         words = [*([self.select] if self.select else []), *self.set]
-        return f"{self.family} ({', '.join(words)})" if words else self.family
+        return f"{self.method} ({', '.join(words)})" if words else self.method
 
     @property
     def removed_nothing(self) -> bool:

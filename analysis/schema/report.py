@@ -32,6 +32,7 @@ from prunescope.analysis.schema.sides import (
     Totals,
     Unprofiled,
 )
+from prunescope.analysis.schema.workload import Workload
 from prunescope.taxonomy.contradictions import differs
 from prunescope.taxonomy.formats import decode, scrubbed
 from prunescope.taxonomy.words import plural
@@ -512,6 +513,10 @@ class PhaseAnswer(msgspec.Struct, kw_only=True):
     do: Annotated[
         str | None, meaning("what to change; at most 240 characters; null: nothing is to be done")
     ]
+    sentence: Annotated[
+        str | None,
+        meaning("the result as a paper prints it, with its setting; not in `summary`"),
+    ] = None
 
 
 class Phase(msgspec.Struct, kw_only=True):
@@ -654,6 +659,9 @@ class Phase(msgspec.Struct, kw_only=True):
         list[MovedShapes],
         meaning("convolutions whose shapes moved, by axis; the GEMMs that did are in `gemms`"),
     ] = []
+    workload: Annotated[
+        Workload | msgspec.UnsetType, meaning("of a run; absent: a trace without run.json")
+    ] = msgspec.UNSET
 
     def contradictions(self) -> Iterator[str]:
         """Yield which of its times, rates and findings do not follow from its other fields."""

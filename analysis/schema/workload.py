@@ -1,0 +1,70 @@
+"""How a phase of a run was run and timed: what a caption, and a table of an appendix, say of it.
+
+In: the manifest of a run. Out: plain values, without those of its times.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from prunescope.analysis.schema.fields import meaning
+from prunescope.taxonomy.runs.run import PhaseRun, Run
+
+
+class Workload(msgspec.Struct, kw_only=True):
+    """How a phase of a run was run and timed, as its manifest has it."""
+
+    batch: int
+    prompt_len: Annotated[int, meaning("tokens of a prompt, or of an item of an encoder")]
+    context: Annotated[int, meaning("mean number of keys that a query sees")]
+    dtype: str
+    mode: Annotated[str, meaning("eager, compile or graph")]
+    device: str | None
+    threads: Annotated[int | None, meaning("of torch on the host")]
+    on_host: Annotated[bool, meaning("it ran on a CPU, whose threads matter")] = False
+    new_tokens: Annotated[int, meaning("positions of a sequence that a sample computes")] = 0
+    attention: str = ""
+    logits: Annotated[str, meaning("positions whose logits prefill computes: last or all")] = ""
+    cache: Annotated[str, meaning("dynamic, static, or none: the model takes none")] = ""
+    order: Annotated[str, meaning("of the models' samples: alternating, blocks or alone")] = ""
+    warmup: Annotated[int, meaning("samples that were discarded")] = 0
+    profiled_steps: int = 0
+    flushed: Annotated[bool, meaning("the last-level cache, before each sample and step")] = False
+    inputs: Annotated[str | None, meaning("where token ids came from")] = None
+    seed: int | None = None
+    clocks_hz: Annotated[
+        dict[str, list[float | None]], meaning("by part, before and after; empty: not readable")
+    ] = {}
+    disturbed: Annotated[int, meaning("samples that something disturbed, all the same kept")] = 0
+    placements: Annotated[int | None, meaning("of the weights in memory; null: not known")] = None
+
+    @classmethod
+    def of(cls, run: Run, phase: PhaseRun) -> Workload:
+        """Return the setting of a phase of a run."""
+        clocks, positions = run.device.clocks, phase.positions
+        before, after = (clocks.before or {}, clocks.after or {}) if clocks else ({}, {})
+        return cls(
+            batch=phase.batch,
+            prompt_len=phase.prompt_len,
+            context=phase.context,
+            dtype=run.dtype,
+            mode=phase.mode,
+            device=run.device.name,
+            threads=run.device.threads,
+            on_host=run.device.kind == "cpu",
+            new_tokens=positions[1] - positions[0] if len(positions) == 2 else 0,
+            attention=phase.attention,
+            logits=phase.logits,
+            cache=phase.cache,
+            order=phase.interleaved,
+            warmup=phase.warmup,
+            profiled_steps=phase.steps,
+            flushed=phase.flush_bytes is not None,
+            inputs=run.inputs.source if run.inputs else None,
+            seed=run.seeds.get("inputs"),
+            clocks_hz={name: [hz, after.get(name)] for name, hz in before.items()},
+            disturbed=sum(placement.disturbed for placement in phase.placements),
+            placements=len(phase.placements) or None,
+        )
