@@ -78,6 +78,12 @@ def point_of(
         recovery=recovery_loss(recovery, controls),
         training_stopped=recovery.stopped if recovery else None,
         timing_valid=not phase.invalid_times,
+        peak_memory_bytes=phase.peak_memory_bytes,
+        dense_peak_memory_bytes=phase.baseline.peak_memory_bytes if phase.baseline else None,
+        samples=len(phase.unprofiled_ns.samples) if phase.unprofiled_ns else None,
+        placements=len(phase.unprofiled_ns.placements or ()) or None
+        if phase.unprofiled_ns
+        else None,
         set=list(entry.set),
         closure=phase.closure,
         dimensions=_dimensions(run, entry.phase),

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from prunescope.analysis.paper.gemm_speedups import speedup_curves
 from prunescope.analysis.pipeline import TOOL
 from prunescope.analysis.report.pareto_tables import render_pareto
+from prunescope.analysis.report.results_latex import results_files
+from prunescope.analysis.report.results_table import result_tables
 from prunescope.analysis.report.write import check_formats, write_files
 from prunescope.analysis.schema.encode import json_bytes
 from prunescope.analysis.schema.pareto import Pareto
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from prunescope.analysis.paper.paper_files import PaperSet
 
 PICTURES = ("png", "pdf", "svg")
-FORMATS = ("md", "json", *PICTURES)
+FORMATS = ("md", "json", "tex", "csv", *PICTURES)
 USUAL = ("md", "json", "png", "pdf")
 _MOST_REPLAYS = 16  # files of replayed GEMMs that are looked for in a sweep
 
@@ -32,14 +34,18 @@ def write_pareto(
     *,
     formats: Sequence[str] = USUAL,
     more: Mapping[str, bytes] | None = None,
+    label_prefix: str = "",
+    width: str | None = None,
 ) -> list[Path]:
-    """Write pareto.md, pareto.json and figures into a folder, all or none.
+    """Write pareto.md, pareto.json, tables of results and figures into a folder, all or none.
 
     Args:
         pareto: The comparison.
         folder: The folder to write to.
-        formats: Which files to write: md, json, and the formats of figures.
+        formats: Which files to write: md, json, tex, csv, and the formats of figures.
         more: Other files to write with them, by name.
+        label_prefix: What stands in front of the labels in LaTeX.
+        width: "column" or "page" of what is printed; None: as wide as it needs.
 
     Returns:
         The paths of the files.
@@ -54,6 +60,8 @@ def write_pareto(
             files["pareto.md"] = render_pareto(pareto, figures="png" in formats).encode()
         elif name == "json":
             files["pareto.json"] = to_json(pareto)
+    look = {"label_prefix": label_prefix, "width": width}
+    files |= results_files(result_tables(pareto), formats, TOOL, **look)
     if pictures := [name for name in dict.fromkeys(formats) if name in PICTURES]:
         from prunescope.analysis.report.pareto_figures import pareto_figures
 

@@ -189,6 +189,10 @@ class SweepPoint(RunSetting, kw_only=True, frozen=False):  # type: ignore[misc]
         ),
     ] = []
     timing_valid: Annotated[bool, meaning("of all random samples")] = True
+    peak_memory_bytes: int | None = None
+    dense_peak_memory_bytes: int | None = None
+    samples: Annotated[int | None, meaning("unprofiled, of the pruned model")] = None
+    placements: Annotated[int | None, meaning("of the weights in memory; null: one")] = None
     closure: Annotated[
         dict[str, LayerSum] | msgspec.UnsetType,
         meaning("by dense and pruned, of the first random sample; absent: the whole model ran"),
@@ -318,6 +322,15 @@ class AtSparsity(msgspec.Struct, kw_only=True):
     families: dict[str, SpeedLoss]
 
 
+class BestPoints(msgspec.Struct, kw_only=True):
+    """The best points of a measure at one sparsity, or in a whole cell."""
+
+    measure: Annotated[str, meaning("speedup, perplexity, tasks or memory")]
+    sparsity: Annotated[float | None, meaning("null: no two methods have one sparsity")]
+    ids: Annotated[list[str], meaning("the best first, then those that noise does not tell apart")]
+    beyond_noise: Annotated[bool, meaning("whether the first is the best beyond noise")]
+
+
 class SweepCell(RunSetting, kw_only=True, frozen=False):  # type: ignore[misc]
     """One batch and length of a phase, and one way to run; points are compared inside a cell."""
 
@@ -328,6 +341,7 @@ class SweepCell(RunSetting, kw_only=True, frozen=False):  # type: ignore[misc]
     break_even: dict[str, float | None] = {}
     equal_flops: list[AtFlops] = []
     equal_sparsity: list[AtSparsity] = []
+    best: Annotated[list[BestPoints], meaning("where points compete; empty: nowhere")] = []
 
 
 class ParetoPhase(msgspec.Struct, kw_only=True):

@@ -59,7 +59,14 @@ def test_the_sentence_stands_alone() -> None:
 
 
 def test_a_sentence_claims_nothing_that_is_no_evidence() -> None:
-    invalid = Finding(id="timing-not-valid", severity="critical", text="x", evidence=[])
+    invalid = Finding(
+        id="timing-not-valid",
+        severity="critical",
+        text="x",
+        evidence=[],
+        change=None,
+        predicted_ns=None,
+    )
     text = paper_sentence("prefill", phase(findings=[invalid]), SUBJECT, DEVICE)
     assert text.startswith("No speedup is reported of SmolLM2-135M pruned by Ours (s = 0.25) in ")
     assert "1.1" not in text and "batch 4" in text
