@@ -20,7 +20,7 @@ from prunescope.analysis.findings.checks import find
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.notes import notes
 from prunescope.analysis.inputs.side import SidePhase
-from prunescope.analysis.kernels.anatomy import anatomy
+from prunescope.analysis.kernels.anatomy import anatomy, side_anatomy
 from prunescope.analysis.ledger.attribution import AttributionInputs, attribution_inputs
 from prunescope.analysis.ledger.categories import categories
 from prunescope.analysis.ledger.dynamic_overhead import overhead
@@ -56,6 +56,7 @@ from prunescope.analysis.schema.report import (
     SecondOpinion,
 )
 from prunescope.analysis.schema.sides import LayerSum, PredictedRun, TimeScale, Totals
+from prunescope.analysis.schema.workload import Workload
 from prunescope.analysis.totals import (
     is_known,
     kernel_rows,
@@ -243,7 +244,9 @@ def _compared(
         profiler_overhead_share=profiler_overhead_share(units, time_base),
         time_scale=scales[1],
         ledger=rows,
-        baseline=msgspec.structs.replace(of_dense, time_scale=scales[0]),
+        baseline=msgspec.structs.replace(
+            of_dense, time_scale=scales[0], anatomy=side_anatomy(dense.kernels)
+        ),
         sparsity=sparsity,
         predicted=_predicted(dense, pruned, inputs, family, bounds, rows),
         overhead=overhead(inputs, dense.kernels, pruned.kernels, family),
@@ -427,6 +430,23 @@ def _phase(
         token_ids=_token_ids(own.side.run, decides=compared.overhead is not None),
         categories=compared.categories,
         moved=compared.moved,
+        workload=_workload(own),
+    )
+
+
+def _workload(own: SidePhase) -> Workload | msgspec.UnsetType:
+    """Return the setting of a phase of a run; unset for a trace without run.json."""
+    run, phase = own.side.run, own.run
+    if run is None or phase is None:
+        return msgspec.UNSET
+    return Workload(
+        batch=phase.batch,
+        prompt_len=phase.prompt_len,
+        context=phase.context,
+        dtype=run.dtype,
+        mode=phase.mode,
+        device=run.device.name if run.device else None,
+        threads=run.device.threads if run.device else None,
     )
 
 

@@ -76,6 +76,36 @@ def interval(ci95: Sequence[float] | None, form: Callable[[float], str]) -> str:
     return f"[{form(ci95[0])}, {form(ci95[1])}]" if ci95 else UNKNOWN
 
 
+def measured(value: float, ci95: Sequence[float] | None, unit: str = "") -> str:
+    """Return a number with its interval, in as many digits as the interval bears.
+
+    Args:
+        value: The number.
+        ci95: Its 95 % interval; None: three significant digits of the number alone.
+        unit: Stands right after the number.
+
+    Returns:
+        `95.4 [88, 109]`. The ends have one or two digits of the half-width (two below 3.55, as the
+        Particle Data Group rounds errors); the number has three, or as many as the ends.
+    """
+    exact = _decimals(value, 3)
+    if ci95 is None or ci95[0] == ci95[1]:
+        return f"{_fixed(value, exact)}{unit}"
+    half = (ci95[1] - ci95[0]) / 2
+    ends = _decimals(half, 2 if half / 10 ** math.floor(math.log10(half)) < 3.545 else 1)
+    low, high = (_fixed(end, ends) for end in ci95)
+    return f"{_fixed(value, max(ends, min(exact, ends + 1)))}{unit} [{low}, {high}]"
+
+
+def _decimals(value: float, digits: int) -> int:
+    """Return how many decimals show so many significant digits; below zero left of the point."""
+    return digits - 1 - math.floor(math.log10(abs(value))) if value else digits - 1
+
+
+def _fixed(value: float, decimals: int) -> str:
+    return _signed(round(value, decimals), f".{max(0, decimals)}f", signed=False)
+
+
 def percent(share: float | None, *, decimals: int = 1, signed: bool = False) -> str:
     """Return a share 0..1 as `71.0 %`; the text around it names the base."""
     if share is None or not math.isfinite(share):
