@@ -75,13 +75,13 @@ def compare(
         if on_done is not None:
             on_done(number, len(runs))
         try:
-            analysed = next(analyses)()
+            report = next(analyses)()
         except PrunescopeError as problem:
             error = problem
             failed.append(FailedCandidate(run=run.name, why=problem.problem))
             continue
-        reports[run.name] = analysed
-        rows += [_row(run.name, analysed, phase) for phase in analysed.phases]
+        reports[run.name] = report
+        rows += [_row(run.name, report, phase) for phase in report.phases]
     if error is not None and not rows:
         with errors_about(failed[-1].run) if len(runs) > 1 else nullcontext():
             raise error
@@ -119,6 +119,11 @@ def _analyses(
         yield partial(_result_or_raise, result)
 
 
+def _analyse(path: Path, baseline: Path | None, options: Options) -> Report:
+    """Analyse one run in this process."""
+    return analyze(path, baseline=baseline, options=options).report
+
+
 def _result_or_raise(result: Report | PrunescopeError) -> Report:
     """Return the result of a task, or raise its error."""
     if isinstance(result, PrunescopeError):
@@ -138,11 +143,6 @@ def run_task(task: RunTask) -> Report:
     """Analyse a run in another process."""
     baseline = None if task.baseline is None else Path(task.baseline)
     return _analyse(Path(task.path), baseline, Options(**task.options))
-
-
-def _analyse(path: Path, baseline: Path | None, options: Options) -> Report:
-    """Analyse a run in this process."""
-    return analyze(path, baseline=baseline, options=options).report
 
 
 def _row(name: str, report: Report, phase_name: str) -> ComparisonRow:

@@ -20,7 +20,7 @@ from prunescope.analysis.findings.checks import find
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.notes import notes
 from prunescope.analysis.inputs.side import SidePhase
-from prunescope.analysis.kernels.anatomy import anatomy
+from prunescope.analysis.kernels.anatomy import anatomy, side_anatomy
 from prunescope.analysis.ledger.attribution import AttributionInputs, attribution_inputs
 from prunescope.analysis.ledger.categories import categories
 from prunescope.analysis.ledger.dynamic_overhead import overhead
@@ -244,7 +244,9 @@ def _compared(
         profiler_overhead_share=profiler_overhead_share(units, time_base),
         time_scale=scales[1],
         ledger=rows,
-        baseline=msgspec.structs.replace(of_dense, time_scale=scales[0]),
+        baseline=msgspec.structs.replace(
+            of_dense, time_scale=scales[0], anatomy=side_anatomy(dense.kernels)
+        ),
         sparsity=sparsity,
         predicted=_predicted(dense, pruned, inputs, family, bounds, rows),
         overhead=overhead(inputs, dense.kernels, pruned.kernels, family),

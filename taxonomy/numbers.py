@@ -77,8 +77,8 @@ class Estimate:
     """A value and its 95 % interval, with the digits that the interval leaves meaning to.
 
     The ends are rounded as the Particle Data Group rounds an error, here half of the interval: to
-    one significant digit, or to two where they are at most 35. The value has as many decimals, and
-    at least three significant digits: `95.4 [88, 109]`.
+    one significant digit, or to two where they are at most 35. The value has three, at most one
+    decimal more than the ends and no less than they have: `95.4 [88, 109]`.
     """
 
     value: float
@@ -88,7 +88,7 @@ class Estimate:
     def end_decimals(self) -> int:
         """The decimals of the ends; below zero they are rounded to tens or hundreds."""
         half = abs(self.ci95[1] - self.ci95[0]) / 2 if self.ci95 else 0.0
-        if not half or not math.isfinite(half):
+        if not half:
             return self._three_digits
         digits, _, power = f"{half:.2e}".partition("e")
         return (1 if float(digits) <= _TWO_DIGITS else 0) - int(power)
@@ -100,8 +100,9 @@ class Estimate:
     @property
     def decimals(self) -> int:
         """The decimals of the value."""
-        least = max(self._three_digits, 0)
-        return max(self.end_decimals, least) if self.ci95 else least
+        if not self.ci95:
+            return self._three_digits
+        return max(self.end_decimals, min(self._three_digits, self.end_decimals + 1))
 
     @property
     def text(self) -> str:
@@ -110,8 +111,8 @@ class Estimate:
 
     @property
     def interval(self) -> str:
-        """The interval alone: `[88, 109]`; empty without one."""
-        if not self.ci95:
+        """The interval alone: `[88, 109]`; empty without one, or where both ends are the value."""
+        if not self.ci95 or self.ci95[0] == self.ci95[1]:
             return ""
         low, high = (_rounded(end, self.end_decimals) for end in self.ci95)
         return f"[{low}, {high}]"
@@ -133,12 +134,19 @@ def estimate(value: float | None, ci95: Sequence[float] | None = None) -> Estima
 
 
 def _rounded(value: float, decimals: int) -> str:
-    return f"{round(value, decimals):,.{max(decimals, 0)}f}".replace("-", MINUS)
+    text = f"{round(value, decimals):.{max(decimals, 0)}f}"
+    return text.replace("-", MINUS) if float(text) else text.lstrip("-")  # no "-0.00"
 
 
 def interval(ci95: Sequence[float] | None, form: Callable[[float], str]) -> str:
     """Return `[low, high]`, each end in that form."""
     return f"[{form(ci95[0])}, {form(ci95[1])}]" if ci95 else UNKNOWN
+
+
+def measured(value: float, ci95: Sequence[float] | None, unit: str = "") -> str:
+    """Return a number and its unit with its interval, as `Estimate` rounds them."""
+    shown = Estimate(value, ci95)
+    return f"{shown.text}{unit} {shown.interval}".strip()
 
 
 def percent(share: float | None, *, decimals: int = 1, signed: bool = False) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Required, TypedDict
 
 import msgspec
 
-from prunescope.analysis.schema.anatomy import Anatomy, Communication
+from prunescope.analysis.schema.anatomy import Anatomy, Communication, SideAnatomy
 from prunescope.analysis.schema.categories import CategoryTime
 from prunescope.analysis.schema.encode import json_bytes
 from prunescope.analysis.schema.fields import meaning
@@ -837,6 +837,14 @@ class Phase(msgspec.Struct, kw_only=True):
         if comm is None or comm.exposed_ns + comm.overlapped_ns <= _MUCH_COMM * self.wall_ns:
             return None
         return comm
+
+    @property
+    def anatomies(self) -> dict[str | None, SideAnatomy]:
+        """The anatomy of each side, dense first; the side of a run alone is None."""
+        if self.anatomy is None:
+            return {}
+        dense = self.baseline and self.baseline.anatomy
+        return {"dense": dense, "pruned": self.anatomy} if dense else {None: self.anatomy}
 
     @property
     def busy_by_kind(self) -> dict[str, float]:

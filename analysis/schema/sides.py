@@ -12,6 +12,7 @@ from typing import Annotated, Any, NotRequired, Required, TypedDict
 
 import msgspec
 
+from prunescope.analysis.schema.anatomy import SideAnatomy
 from prunescope.analysis.schema.fields import meaning
 from prunescope.taxonomy.contradictions import differs
 from prunescope.taxonomy.runs.run_blocks import LayerAlone
@@ -305,3 +306,6 @@ class Totals(msgspec.Struct, kw_only=True):
     phase_kind: Annotated[PhaseKind | None | msgspec.UnsetType, meaning("unset for a run")] = (
         msgspec.UNSET
     )
+    anatomy: Annotated[
+        SideAnatomy | None, meaning("of the dense side; null: of the phase, or an older report")
+    ] = None

@@ -1,6 +1,7 @@
-"""How a phase of a run was run and timed: what a caption, and a table of an appendix, say of it.
+"""The setting of a phase of a run: what captions, sentences and an appendix say of it.
 
-In: the manifest of a run. Out: plain values, without those of its times.
+In: the manifest of a run. Out: plain values of schema 1, without those of its times. Lengths are in
+tokens. Null: not known.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from prunescope.taxonomy.runs.run import PhaseRun, Run
 
 
 class Workload(msgspec.Struct, kw_only=True):
-    """How a phase of a run was run and timed, as its manifest has it."""
+    """The inputs of a phase, the machine, and how it was timed, as its manifest has them."""
 
-    batch: int
-    prompt_len: Annotated[int, meaning("tokens of a prompt, or of an item of an encoder")]
-    context: Annotated[int, meaning("mean number of keys that a query sees")]
-    dtype: str
+    batch: Annotated[int, meaning("sequences", "sequences")]
+    prompt_len: Annotated[int, meaning("length of the prompts", "tokens")]
+    context: Annotated[int, meaning("mean number of keys that the last token sees", "tokens")]
+    dtype: Annotated[str, meaning("number format of the model")]
     mode: Annotated[str, meaning("eager, compile or graph")]
-    device: str | None
-    threads: Annotated[int | None, meaning("of torch on the host")]
+    device: Annotated[str | None, meaning("the device, as its driver names it")] = None
+    threads: Annotated[int | None, meaning("of torch on the host")] = None
     on_host: Annotated[bool, meaning("it ran on a CPU, whose threads matter")] = False
     new_tokens: Annotated[int, meaning("positions of a sequence that a sample computes")] = 0
     attention: str = ""

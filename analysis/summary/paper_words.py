@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from prunescope.analysis.schema.report import Phase
 from prunescope.analysis.schema.sides import DeviceUsed, SideFacts, Unprofiled
-from prunescope.analysis.schema.workload import Workload
 from prunescope.analysis.summary.headline import FAMILIES, has_nominal
+from prunescope.analysis.summary.setting import LONGEST, setting_words
 from prunescope.taxonomy import numbers
 from prunescope.taxonomy.numbers import Estimate, estimate
 from prunescope.taxonomy.words import plural, shortened, when
-
-_LONGEST = 48  # characters of a name: about a line, and no line can be broken in it
 
 
 def method_name(subject: SideFacts) -> str:
@@ -23,47 +21,13 @@ def method_name(subject: SideFacts) -> str:
     return subject.get("display_name") or subject.get("method") or ""
 
 
-def setting_words(name: str, phase: Phase, device: DeviceUsed) -> list[str]:
-    """Return how a phase was run: its name, batch, lengths, number format, mode and device.
-
-    Args:
-        name: The name of the phase.
-        phase: The phase. Of a trace alone batch and lengths are unknown, and left out.
-        device: The device of the report.
-    """
-    workload = phase.workload
-    words = [name]
-    if workload:
-        words += workload_words(workload)
-        words += [workload.dtype, f"{workload.mode} mode"]
-    if name_of_device := device.get("name") or (workload.device if workload else None):
-        words.append(shortened(name_of_device, _LONGEST))
-    if workload and workload.on_host and workload.threads:
-        words.append(f"{workload.threads} thread{plural(workload.threads)}")
-    return words
-
-
-def workload_words(workload: Workload) -> list[str]:
-    """Return batch and lengths: `batch 4`, `prompts of 512 tokens`, `8 new tokens`."""
-    words = [f"batch {workload.batch}", f"prompts of {workload.prompt_len} tokens"]
-    if workload.cache == "none":
-        words[1] = f"items of {workload.prompt_len} tokens"
-    elif workload.new_tokens and workload.new_tokens != workload.prompt_len:
-        words.append(f"{workload.new_tokens} new token{plural(workload.new_tokens)}")
-    return words
-
-
 def subject_words(subject: SideFacts, phase: Phase) -> str:
-    """Return what was measured: `SmolLM2 pruned by Ours (s = 0.5)`."""
-    model = shortened(subject.get("model") or subject.get("name") or "the model", _LONGEST)
+    """Return what was measured: `SmolLM2 pruned by Ours`."""
+    model = shortened(subject.get("model") or subject.get("name") or "the model", LONGEST)
     verdict = phase.family
     seen = verdict.id if verdict and verdict.id not in FAMILIES else ""
-    method = shortened(method_name(subject) or seen, _LONGEST)
-    nominal = phase.sparsity.get("nominal")
-    share = when(nominal is not None, f" (s = {nominal:g})" if nominal is not None else "")
-    if not method:
-        return model
-    return f"{model} pruned by {method}{share}"
+    method = shortened(method_name(subject) or seen, LONGEST)
+    return f"{model} pruned by {method}" if method else model
 
 
 def realised(phase: Phase) -> Estimate | None:
@@ -126,18 +90,18 @@ def statistic_words(phase: Phase) -> str:
 
 def paper_sentence(name: str, phase: Phase, subject: SideFacts, device: DeviceUsed) -> str:
     """Return the sentence that states a result in a paper, with its setting and statistic."""
-    where = ", ".join(setting_words(name, phase, device))
+    where = ", ".join(setting_words(phase, name, device.get("name")))
     what, statistic = subject_words(subject, phase), statistic_words(phase)
     if phase.ladder is None:
         return f"A step of {what} takes {_step_time(phase)} ({where}; {statistic})."
     if why := why_no_speedup(phase):
-        return f"No speedup is reported of {what} in {where}, as {why}."
+        return f"No speedup of {what} is reported ({where}): {why}."
     return f"{_capital(what)} is {result_words(phase)} ({where}; {statistic})."
 
 
 def setting_caption(name: str, phase: Phase, subject: SideFacts, device: DeviceUsed) -> str:
     """Return the sentence of a caption that says what was measured, and how it was run."""
-    words = ", ".join(setting_words(name, phase, device))
+    words = ", ".join(setting_words(phase, name, device.get("name")))
     return f"{_capital(subject_words(subject, phase))}; {words}."
 
 
