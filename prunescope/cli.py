@@ -604,6 +604,48 @@ def _bundle(
         console.print(text, markup=False, soft_wrap=True)
 
 
+@app.command("cite")
+@from_options
+def _cite(
+    runs: Annotated[
+        list[Path] | None,
+        Option(
+            help="Runs, or folders of runs such as sweeps, whose methods are cited; without them, "
+            "tool and taxonomy alone.",
+            metavar="RUN",
+            argument=True,
+        ),
+    ] = None,
+    *,
+    methods: Annotated[
+        list[str] | None,
+        Option(
+            help="Published method to cite as well, repeatable; `prunescope families` lists them.",
+            flag="--method",
+            metavar="METHOD",
+        ),
+    ] = None,
+    json_target: Json = None,
+) -> None:
+    """Print BibTeX of this tool, of the taxonomy's paper, and of the methods that were run.
+
+    A method was run where family, options and selection are those of its paper. Authors of methods
+    are not known here: their entries name the page that prints them.
+
+    \b
+    prunescope cite
+    prunescope cite traces/sweep > prunescope.bib
+    prunescope cite traces/sweep --method Wanda --method ShortGPT
+    """
+    from prunescope.output import write_json
+    from prunescope.results.citations import Citations
+
+    result = Citations.compute(runs or [], methods or [])
+    write_json(result.to_json(), json_target)
+    if json_target != "-":
+        sys.stdout.write(result.bibtex)  # unfolded, for a .bib file
+
+
 @app.command("verify")
 @from_options
 def _verify(
