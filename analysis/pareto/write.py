@@ -53,8 +53,24 @@ def write_pareto(
     Raises:
         PrunescopeError: A format is unknown, or the folder cannot be written.
     """
+    files = pareto_files(pareto, formats=formats, label_prefix=label_prefix, width=width)
+    return write_files({**(more or {}), **files}, folder)
+
+
+def pareto_files(
+    pareto: Pareto,
+    *,
+    formats: Sequence[str] = USUAL,
+    label_prefix: str = "",
+    width: str | None = None,
+) -> dict[str, bytes]:
+    """Return the files that `write_pareto` writes, from file name to bytes.
+
+    Raises:
+        PrunescopeError: A format is unknown.
+    """
     check_formats(formats, FORMATS)
-    files: dict[str, bytes] = dict(more or {})
+    files: dict[str, bytes] = {}
     for name in dict.fromkeys(formats):
         if name == "md":
             files["pareto.md"] = render_pareto(pareto, figures="png" in formats).encode()
@@ -66,7 +82,7 @@ def write_pareto(
         from prunescope.analysis.report.pareto_figures import pareto_figures
 
         files |= pareto_figures(pareto, *pictures)
-    return write_files(files, folder)
+    return files
 
 
 def paper_set(pareto: Pareto, sweep: Path | None, gemm: Path | None = None) -> PaperSet:
