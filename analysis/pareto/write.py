@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from prunescope.analysis.paper.gemm_speedups import speedup_curves
 from prunescope.analysis.pipeline import TOOL
 from prunescope.analysis.report.pareto_tables import render_pareto
+from prunescope.analysis.report.picture import PICTURES, files_of_pictures
 from prunescope.analysis.report.write import check_formats, write_files
 from prunescope.analysis.schema.encode import json_bytes
 from prunescope.analysis.schema.pareto import Pareto
@@ -20,7 +21,6 @@ from prunescope.taxonomy.replays import REPLAYS, Replays, read_replays
 if TYPE_CHECKING:
     from prunescope.analysis.paper.paper_files import PaperSet
 
-PICTURES = ("png", "pdf", "svg")
 FORMATS = ("md", "json", *PICTURES)
 USUAL = ("md", "json", "png", "pdf")
 _MOST_REPLAYS = 16  # files of replayed GEMMs that are looked for in a sweep
@@ -54,10 +54,10 @@ def write_pareto(
             files["pareto.md"] = render_pareto(pareto, figures="png" in formats).encode()
         elif name == "json":
             files["pareto.json"] = to_json(pareto)
-    if pictures := [name for name in dict.fromkeys(formats) if name in PICTURES]:
-        from prunescope.analysis.report.pareto_figures import pareto_figures
+    if {*PICTURES, "tex", "csv"} & set(formats):
+        from prunescope.analysis.report.pareto_figures import pareto_pictures
 
-        files |= pareto_figures(pareto, *pictures)
+        files |= files_of_pictures(pareto_pictures(pareto), formats, TOOL)
     return write_files(files, folder)
 
 
