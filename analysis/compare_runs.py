@@ -164,6 +164,7 @@ def _row(name: str, report: Report, phase_name: str) -> ComparisonRow:
         run=name,
         model=_text_or_none(report.subject.get("model")),
         method=_text_or_none(report.subject.get("method")),
+        display_name=_text_or_none(report.subject.get("display_name")),
         family=phase.family.id if phase.family else None,
         phase=phase_name,
         batch=workload.batch if workload else None,

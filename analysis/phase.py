@@ -430,23 +430,7 @@ def _phase(
         token_ids=_token_ids(own.side.run, decides=compared.overhead is not None),
         categories=compared.categories,
         moved=compared.moved,
-        workload=_workload(own),
-    )
-
-
-def _workload(own: SidePhase) -> Workload | msgspec.UnsetType:
-    """Return the setting of a phase of a run; unset for a trace without run.json."""
-    run, phase = own.side.run, own.run
-    if run is None or phase is None:
-        return msgspec.UNSET
-    return Workload(
-        batch=phase.batch,
-        prompt_len=phase.prompt_len,
-        context=phase.context,
-        dtype=run.dtype,
-        mode=phase.mode,
-        device=run.device.name if run.device else None,
-        threads=run.device.threads if run.device else None,
+        workload=Workload.of(own.side.run, own.run) if own.side.run and own.run else msgspec.UNSET,
     )
 
 

@@ -41,6 +41,7 @@ from prunescope.analysis.replayed import with_replays
 from prunescope.analysis.schema.notice import Notice, warning
 from prunescope.analysis.schema.report import Phase, Report
 from prunescope.analysis.summary.answer import answer_phase, summary_of
+from prunescope.analysis.summary.paper_words import paper_sentence
 from prunescope.analysis.summary.paragraph import waits_for
 from prunescope.analysis.wording.sentence import sentence
 from prunescope.taxonomy.errors import PrunescopeError
@@ -236,9 +237,14 @@ def _add_stragglers(collected: _Collected) -> None:
 
 def _add_summaries(collected: _Collected) -> None:
     """Add to each phase its answer, which tells the rank that it waits for from the others."""
-    phases = collected.phases
+    phases, side = collected.phases, collected.sides.pruned
+    subject, device = facts_of(side, collected.pruned), device_of(side, phases.values())
     answers = {
-        name: answer_phase(phase, waits_for(phase, phases)) for name, phase in phases.items()
+        name: replace_fields(
+            answer_phase(phase, waits_for(phase, phases)),
+            sentence=paper_sentence(name, phase, subject, device),
+        )
+        for name, phase in phases.items()
     }
     collected.phases = {
         name: replace_fields(phase, answer=answers[name], summary=summary_of(answers[name]))

@@ -30,6 +30,7 @@ from prunescope.tracer.sweep.request import SweepRequest
 if TYPE_CHECKING:
     from prunescope.analysis.device.hardware import Device
     from prunescope.results.allocation_plan import AllocationPlan
+    from prunescope.results.citations import Citations
     from prunescope.results.claim import Claim
     from prunescope.results.comparison import Comparison
     from prunescope.results.history import History
@@ -423,6 +424,32 @@ def bundle(
     several = [runs] if isinstance(runs, str | Path) else runs
     paths = [needed_path(run) for run in several]
     return write(paths, needed_path(out), anonymous=anonymous, overwrite=overwrite)
+
+
+@helpful
+def cite(
+    runs: Sequence[Path | str] | Path | str = (), *, methods: Sequence[str] | str = ()
+) -> Citations:
+    """Return what a paper cites: this tool, the taxonomy's paper, and the methods that were run.
+
+    Args:
+        runs: Runs, or folders of runs such as sweeps.
+        methods: Published methods to cite besides those that were run.
+
+    Returns:
+        The citations; `bibtex` is their text.
+
+    Raises:
+        PrunescopeError: A path is not a run, or no published method has a name.
+
+    Examples:
+        >>> print(prunescope.cite("traces/sweep", methods=["Wanda"]).bibtex)
+    """
+    from prunescope.results.citations import Citations
+
+    several = [runs] if isinstance(runs, str | Path) else runs
+    names = [methods] if isinstance(methods, str) else list(methods)
+    return Citations.compute([needed_path(run) for run in several], names)
 
 
 @helpful

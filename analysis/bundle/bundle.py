@@ -22,7 +22,7 @@ from prunescope.analysis.bundle.anonymise import Scrubber, names_of, trace_strin
 from prunescope.analysis.bundle.archive import zip_bytes
 from prunescope.analysis.bundle.frontier import frontier_csv
 from prunescope.analysis.bundle.secrets import suspicious
-from prunescope.analysis.bundle.text import Runs, citation, environment_json, readme, samples_csv
+from prunescope.analysis.bundle.text import Runs, environment_json, readme, samples_csv
 from prunescope.analysis.bundle.trim import trim
 from prunescope.analysis.inputs.open import locate, recorded_baseline
 from prunescope.analysis.inputs.options import Options
@@ -33,6 +33,7 @@ from prunescope.analysis.report.formats import PhaseFrames
 from prunescope.analysis.report.write import write_report
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.atomic_write import scratch_folder, write_file
+from prunescope.taxonomy.citations import citation_cff
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import changed, plain
 from prunescope.taxonomy.own_files import refuse_own_file
@@ -45,6 +46,8 @@ SUMS, INDEX, FRONTIER = "SHA256SUMS", "bundle.json", "frontier.csv"
 # Text formats can be rebuilt and compared. A PDF cannot be scanned, and svg holds the same.
 FORMATS = ("md", "html", "json", "tex", "csv", "svg", "png")
 FRAMED = ("perfetto",)  # needs the kernels frames, which would make the tables of csv too large
+# The paper that the evidence belongs to cites itself.
+_CITE = "If you use this evidence, please cite its paper, and the tool."
 _TEXT = (".md", ".html", ".json", ".tex", ".csv", ".svg", ".cff", "SUMS")
 
 
@@ -285,7 +288,7 @@ def texts(
     written_by = f"prunescope {version}; figures plotted with {plotted}"
     files = {
         "README.md": readme(reports, runs, written_by=written_by, anonymous=anonymous),
-        "CITATION.cff": citation(version),
+        "CITATION.cff": citation_cff(version, _CITE),
         "samples.csv": samples_csv(runs),
         "environment.json": environment_json(runs),
     }

@@ -116,20 +116,6 @@ def _limits(variants: Mapping[str, Run], name: str, report: Report) -> Iterator[
     yield from map(markdown, report.warnings)
 
 
-def citation(version: str) -> str:
-    """Return the CITATION.cff of the tool that measured; the paper cites itself."""
-    return (
-        "cff-version: 1.2.0\n"
-        "message: If you use this evidence, please cite its paper, and the tool.\n"
-        "title: prunescope\n"
-        "type: software\n"
-        f"version: {version}\n"
-        "license: Apache-2.0\n"
-        "authors:\n"
-        "  - name: The prunescope authors\n"
-    )
-
-
 def samples_csv(runs: Runs) -> str:
     """Return every unprofiled sample as CSV: run, variant, phase, index, ns."""
     table = io.StringIO()

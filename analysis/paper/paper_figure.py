@@ -166,7 +166,7 @@ def family_label(point: SweepPoint) -> str:
     """Return the label of a point without its alignment."""
     words = [point.select] if point.select else []
     words += [knob for knob in point.set if not knob.startswith(ALIGN)]
-    return f"{point.family} ({', '.join(words)})" if words else point.family
+    return f"{point.method} ({', '.join(words)})" if words else point.method
 
 
 def points_of(shown: Iterable[Panel]) -> list[SweepPoint]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from prunescope.analysis.frontier import frontier
+from prunescope.analysis.frontier.best import best_points
 from prunescope.analysis.frontier.sampled_points import (
     NUM_SAMPLES,
     SEED,
@@ -74,4 +75,5 @@ def _recompute_cell(cell: SweepCell, points: list[SweepPoint]) -> SweepCell:
         break_even=frontier.break_even(points),
         equal_flops=frontier.equal_flops(points),
         equal_sparsity=frontier.equal_sparsity(points),
+        best=best_points(points),
     )

@@ -79,7 +79,8 @@ def judge(folder: Path, on_result: Callable[[str], None] | None = None) -> Paret
         if on_result is not None:
             on_result(entry.id)
         try:
-            measured.setdefault(entry.phase, []).append(_measure(folder, entry, controls))
+            name = sweep.names.get(entry.family)
+            measured.setdefault(entry.phase, []).append(_measure(folder, entry, controls, name))
         except PrunescopeError as error:
             failed.append(FailedResult(id=entry.id, error=error.problem))
     if not measured:
@@ -115,7 +116,9 @@ def _busy_note(runs: list[_Measured]) -> list[str]:
     ]
 
 
-def _measure(folder: Path, entry: SweepResult, controls: Sequence[Recovered]) -> _Measured:
+def _measure(
+    folder: Path, entry: SweepResult, controls: Sequence[Recovered], display_name: str | None
+) -> _Measured:
     path = _run_folder(folder, entry)
     run = read_run(path)
     report = analyze(path).report
@@ -136,7 +139,7 @@ def _measure(folder: Path, entry: SweepResult, controls: Sequence[Recovered]) ->
         command=" ".join(["prunescope", *run.argv]) if run.argv else None,
     )
     return _Measured(
-        point=point_of(entry, run, phase, controls),
+        point=point_of(entry, run, phase, controls, display_name),
         dense_ns=None if dense is None else dense.median,
         subject=subject,
         busy=bool(phase.invalid_times) or _was_loaded(run, entry.phase),

@@ -16,11 +16,17 @@ import msgspec
 from prunescope.analysis.report import escape
 from prunescope.analysis.report.html import rendered_page
 from prunescope.analysis.report.latex import tabular
-from prunescope.analysis.report.latex_head import check_prefix, head
+from prunescope.analysis.report.latex_head import head
 from prunescope.analysis.report.markdown import table_blocks
 from prunescope.analysis.report.notebook import fragment
 from prunescope.analysis.report.picture import PICTURES, files_of_pictures
-from prunescope.analysis.report.printing import WIDTHS, Printing, printed_as
+from prunescope.analysis.report.printing import (
+    WIDTHS,
+    Printing,
+    printed_as,
+    printing,
+    printing_of,
+)
 from prunescope.analysis.report.sheet import Line, Sheet
 from prunescope.analysis.report.view import Cell, Column, Columns, Table, number, table_of
 from prunescope.analysis.report.write import DEFAULT_FORMATS, check_formats, write_files
@@ -64,7 +70,7 @@ def write_comparison(
     folder: Path,
     *,
     formats: Sequence[str] = DEFAULT_FORMATS,
-    label_prefix: str = "",
+    **look: Any,
 ) -> list[Path]:
     """Write a comparison in some formats into a folder, all or none.
 
@@ -72,7 +78,7 @@ def write_comparison(
         comparison: The comparison.
         folder: The folder to write to.
         formats: Some of COMPARISON_FORMATS.
-        label_prefix: Stands before the labels of LaTeX tables.
+        **look: How figures are printed, as `printing_of` takes it: width, font, label_prefix.
 
     Returns:
         The paths of the files.
@@ -82,15 +88,21 @@ def write_comparison(
     """
     check_formats(formats, COMPARISON_FORMATS)
     names = list(dict.fromkeys(formats))
-    files = _figures(comparison, [name for name in names if name != "csv"])
-    texts: dict[str, Callable[[], bytes]] = {
-        "md": lambda: render_markdown(comparison).encode(),
-        "csv": lambda: render_csv(comparison).encode(),
-        "html": lambda: render_html(comparison).encode(),
-        "tex": lambda: render_latex(comparison, label_prefix=label_prefix).encode(),
-        "json": lambda: to_json(comparison),
+    texts: dict[str, Callable[[Comparison], str]] = {
+        "md": render_markdown,
+        "csv": render_csv,
+        "html": render_html,
+        "tex": render_latex,
     }
-    files |= {f"comparison.{name}": texts[name]() for name in names if name in texts}
+    with printed_as(printing_of(names, **look)):
+        files = _figures(comparison, [name for name in names if name != "csv"])
+        files |= {
+            f"comparison.{name}": texts[name](comparison).encode()
+            for name in names
+            if name in texts
+        }
+    if "json" in names:
+        files["comparison.json"] = to_json(comparison)
     return write_files(files, folder)
 
 
@@ -177,7 +189,7 @@ _DROP = {"nominal": 15, "flop": 9, "coverage": 8, "roofline": 2, "busy": 14, "re
 
 
 def _method(row: ComparisonRow) -> str:
-    return row.method or (row.family and f"({row.family})") or numbers.UNKNOWN
+    return row.called or (row.family and f"({row.family})") or numbers.UNKNOWN
 
 
 def _decoder_only(row: ComparisonRow, size: int | None) -> int | None:
@@ -246,20 +258,15 @@ def render_markdown(comparison: Comparison) -> str:
     return "\n\n".join(["# Comparison", *table, *warnings, ""])
 
 
-def render_latex(comparison: Comparison, *, label_prefix: str = "") -> str:
-    """Return two booktabs tables: what was measured, and what became of the promise.
-
-    Args:
-        comparison: The comparison.
-        label_prefix: Stands before the labels of the tables.
-    """
+def render_latex(comparison: Comparison) -> str:
+    """Return two booktabs tables, what was measured and what became of the promise, and figures."""
     table = comparison_table(comparison)
     titles = [column.title for column in table.columns]
     kept = {
         "measured": [i for i, title in enumerate(titles) if title in (*_WHICH, *_MEASURED)],
         "explained": [i for i, title in enumerate(titles) if title not in _HIDDEN],
     }
-    prefix = check_prefix(label_prefix)
+    prefix = printing().label_prefix
     lines = [head(comparison.tool)]
     for (label, keep), note in zip(kept.items(), table.notes, strict=False):
         text = escape.latex(f"{_TITLE}: {label}. {note[0].upper()}{note[1:]}.")

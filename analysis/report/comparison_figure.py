@@ -128,7 +128,7 @@ def _setting(comparison: Comparison, rows: Sequence[ComparisonRow]) -> str:
 
 
 def _method(row: ComparisonRow) -> str:
-    return row.method or row.family or "?"
+    return row.called or row.family or "?"
 
 
 def _sparsity(row: ComparisonRow) -> float | None:

@@ -7,78 +7,67 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import msgspec
-
-from prunescope.analysis.report import sentences, titles
+from prunescope.analysis.report import titles
 from prunescope.analysis.report.escape import latex, latex_code
-from prunescope.analysis.report.latex_head import check_prefix, head
-from prunescope.analysis.report.phase_pictures import phase_pictures, told_statistic
+from prunescope.analysis.report.latex_head import head
+from prunescope.analysis.report.phase_pictures import phase_pictures
 from prunescope.analysis.report.phase_tables import Extent, phase_tables
-from prunescope.analysis.report.titles import facts_of, phase_slugs, short
+from prunescope.analysis.report.printing import printing
+from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.report.view import Cell, Column, Table
-from prunescope.analysis.schema.report import Phase, Report
-from prunescope.analysis.summary.headline import headline
+from prunescope.analysis.schema.report import Report
+from prunescope.analysis.summary.paper_words import caption_words, setting_caption
 from prunescope.taxonomy import numbers
+from prunescope.taxonomy.words import plural
 
 # What a paper has room for.
 _EXTENT = Extent(
     gemms=30, kernels=20, without=frozenset({"parts", "kind", "role", "shapes", "host"})
 )
 _LONGEST = 72  # characters of a kernel's name in a table for paper
-_LONGEST_FACT = 48  # of a caption: about a line, and no line can be broken in it
+_OF_RESULT = frozenset({"ladder", "ledger", "sides"})  # others are of the profiled steps
 _DROPPED = frozenset({"meaning", "largest part", "group"})  # too wide for paper
 
 
-def render_latex(report: Report, *, label_prefix: str = "") -> str:
+def render_latex(report: Report) -> str:
     """Return tables (ladder, ledger, GEMMs, kernels) and figures of every phase as one text."""
-    return head(report.tool) + "\n" + "\n".join(_snippets(report, label_prefix).values())
+    return head(report.tool) + "\n" + "\n".join(_snippets(report).values())
 
 
-def latex_files(report: Report, *, label_prefix: str = "") -> dict[str, str]:
+def latex_files(report: Report) -> dict[str, str]:
     """Return file name to text: report.tex, and a file for each table and figure of it.
 
-    Args:
-        report: The report.
-        label_prefix: A word that is put in front of every label, `tab:PREFIX-ladder-prefill`,
-            so that two reports fit into one paper.
-
-    Raises:
-        PrunescopeError: The prefix is no word of letters, digits and dashes.
+    Labels are `tab:PREFIX-ladder-prefill` with the prefix of `printing`, so that two reports fit
+    into one paper.
     """
-    parts = _snippets(report, label_prefix)
-    whole = {"report.tex": render_latex(report, label_prefix=label_prefix)}
-    return whole | {name: head(report.tool) + "\n" + text for name, text in parts.items()}
+    parts = {name: head(report.tool) + "\n" + text for name, text in _snippets(report).items()}
+    return {"report.tex": render_latex(report), **parts}
 
 
-def _snippets(report: Report, prefix: str) -> dict[str, str]:
+def _snippets(report: Report) -> dict[str, str]:
     """Return file name to the text of one table or figure, in the order of the whole."""
     texts: dict[str, str] = {}
-    prefix = check_prefix(prefix)
     for name, slug in phase_slugs(report).items():
-        phase, subject = report.phases[name], _subject(report, name)
+        phase, heading = report.phases[name], titles.heading(name, report.phases[name])
+        result = caption_words(heading, phase, report.subject, report.device)
+        setting = setting_caption(heading, phase, report.subject, report.device)
+        profiled = f"{setting} Means of n = {phase.steps} profiled step{plural(phase.steps)}."
         for table in phase_tables(phase, _EXTENT):
-            label = f"tab:{prefix}{table.id}-{slug}"
+            label = f"tab:{printing().label_prefix}{table.id}-{slug}"
+            text = result if table.id in _OF_RESULT else profiled
             texts[f"table-{table.id}-{slug}.tex"] = "\n".join(
-                _table(table, (subject, label), phase)
+                _table(table, f"{table.title}: {text}", label)
             )
     for picture in phase_pictures(report):
         texts[f"figure-{picture.stem}.tex"] = picture.snippet
     return texts
 
 
-def _subject(report: Report, name: str) -> str:
-    """Return model, method, phase and device, for a caption."""
-    device = titles.named(report.device.get("name")) or titles.named(report.subject.get("device"))
-    facts = (short(fact, _LONGEST_FACT) for fact in facts_of(report, name))
-    return ", ".join(filter(None, [*facts, device]))
-
-
-def _table(table: Table, named: tuple[str, str], phase: Phase) -> Iterator[str]:
-    subject, label = named
+def _table(table: Table, caption: str, label: str) -> Iterator[str]:
     keep = [i for i, c in enumerate(table.columns) if c.title not in _DROPPED]
     table_env = "table*" if len(keep) > 6 else "table"
     yield rf"\begin{{{table_env}}}\centering\footnotesize\setlength{{\tabcolsep}}{{3pt}}"
-    yield rf"\caption{{{_caption(table, subject, phase)}}}\label{{{label}}}\smallskip"
+    yield rf"\caption{{{latex(caption)}}}\label{{{label}}}\smallskip"
     yield from tabular(table, keep)
     yield from (rf"\par {latex(note)}" for note in table.notes)
     yield rf"\end{{{table_env}}}"
@@ -100,13 +89,6 @@ def tabular(table: Table, keep: list[int]) -> Iterator[str]:
         yield " & ".join(cells) + r" \\"
     yield r"\bottomrule"
     yield r"\end{tabular}}"
-
-
-def _caption(table: Table, subject: str, phase: Phase) -> str:
-    if table.id in ("ladder", "ledger"):
-        return latex(f"{table.title}, {subject}: {headline(phase)}. {told_statistic(phase)}")
-    profiled = msgspec.structs.replace(phase, unprofiled_ns=None)  # what these tables are made of
-    return latex(f"{table.title}, {subject}, n = {phase.steps}: {sentences.setup(profiled)}.")
 
 
 def _head(column: Column, cells: list[Cell]) -> str:

@@ -113,4 +113,4 @@ def table_blocks(table: Table, *, level: int = 3, title: bool = True) -> Iterato
 def _cell(cell: Cell) -> str:
     shown = markdown_code(cell.text) if cell.code and cell.text else text(cell.text)
     is_loss = cell.tone == "loss" and shown.startswith("+") and not shown.endswith("%")
-    return f"**{shown}**" if is_loss else shown
+    return f"**{shown}**" if is_loss or cell.tone == "best" else shown

@@ -21,20 +21,18 @@ from prunescope.analysis.report.anatomy_view import (
     visible_points,
 )
 from prunescope.analysis.report.picture import Picture
-from prunescope.analysis.report.sentences import statistic
-from prunescope.analysis.report.titles import facts_of, phase_slugs, short
+from prunescope.analysis.report.titles import heading, phase_slugs
 from prunescope.analysis.schema.report import Phase, Report, is_beyond_noise
 from prunescope.analysis.summary import evidence
-from prunescope.analysis.summary.headline import headline
 from prunescope.analysis.summary.labels import label_of
-from prunescope.analysis.summary.setting import setting_words
+from prunescope.analysis.summary.paper_words import caption_words, setting_caption
 from prunescope.taxonomy import numbers
 from prunescope.taxonomy.words import plural, when
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_LONGEST_FACT = 48  # of a caption: about a line, and no line can be broken in it
+_OF_RESULT = ("ladder", "ledger")  # figures of the result; others are of profiled steps
 _NAMED = 3  # rows of a ledger, or kinds of work, that a caption names
 _HOLLOW = "Hollow bars are not beyond noise"
 _FEWEST_LAYERS = 2  # with routers
@@ -53,10 +51,11 @@ def phase_pictures(report: Report) -> Iterator[Picture]:
     for name, slug in phase_slugs(report).items():
         for kind, tell in FIGURES.items():
             if (told := tell(report, report.phases[name])) is not None:
+                words = _of_result(report, name) if kind in _OF_RESULT else _of_steps(report, name)
                 yield Picture(
                     stem=f"{kind}-{slug}",
                     title=told.title,
-                    caption=f"{told.title}: {subject_words(report, name)}. {told.text}",
+                    caption=" ".join([f"{told.title}: {words}", told.text]),
                     alt=f"{told.title}. {told.alt}",
                     plot=_plotter(report, name, kind),
                 )
@@ -71,27 +70,6 @@ def _plotter(report: Report, name: str, kind: str) -> Callable[[], Figure | None
     return plot
 
 
-def subject_words(report: Report, name: str) -> str:
-    """Return model, method and setting of a phase, for a caption."""
-    *facts, heading = facts_of(report, name)
-    words = [*facts, *setting_words(report.phases[name], heading)]
-    if not report.phases[name].workload and (device := report.device.get("name")):
-        words.append(str(device))
-    return ", ".join(short(word, _LONGEST_FACT) for word in words)
-
-
-def told_statistic(phase: Phase) -> str:
-    """Return the statistic of the ratio, and how many samples or steps it is of."""
-    timed = phase.unprofiled_ns if phase.ladder is None or phase.sampled else None
-    ratio = statistic(phase)
-    num = f"n = {len(timed.samples) if timed else phase.steps}"
-    if timed and timed.placements:
-        num = f"n = {timed.samples_in_words} in {len(timed.placements)} placements"
-    elif not ratio:
-        num = f"n = {timed.samples_in_words}" if timed else f"{num} profiled steps"
-    return f"{ratio[0].upper()}{ratio[1:]}, {num}." if ratio else f"{num}."
-
-
 def _ladder(_: Report, phase: Phase) -> Told | None:
     rows = ledger_view.ladder_rows(phase)
     if not rows:
@@ -99,7 +77,7 @@ def _ladder(_: Report, phase: Phase) -> Told | None:
     bars = ", ".join(f"{row.label} {numbers.ratio(row.value)}" for row in rows)
     caveats = ", ".join(ledger_view.ladder_caveats(rows).values())
     hatched = when(bool(caveats), f" Hatched: {caveats}.")
-    text = f"{headline(phase)}.{hatched} {told_statistic(phase)}"
+    text = f"Bars from 0, whiskers: 95 % intervals.{hatched}"
     return Told("Speedup and its bounds", text, f"Bars: {bars}.")
 
 
@@ -127,26 +105,32 @@ def _ledger(_: Report, phase: Phase) -> Told | None:
     ]
     text = ". ".join(filter(None, words))
     alt = f"Waterfall, in {unit.unit}: {', '.join(of_all)}."
-    return Told("Where the time of a step went", f"{text}. {told_statistic(phase)}", alt)
+    return Told("Where the time of a step went", f"{text}.", alt)
 
 
 def _signed(ns: float, ci95: list[float] | None, unit: numbers.Scale) -> str:
     scaled = ci95 and [end / unit.per for end in ci95]
-    text = numbers.measured(ns / unit.per, scaled)
-    return f"{when(ns > 0, '+')}{text} {unit.unit}"
+    return f"{when(ns > 0, '+')}{numbers.estimate(ns / unit.per, scaled)} {unit.unit}"
 
 
 def _sides(phase: Phase) -> str:
     return when(len(phase.anatomies) > 1, "dense and pruned, ")
 
 
-def _steps(phase: Phase) -> str:
-    """Return the statistic of busy times."""
+def _of_result(report: Report, name: str) -> str:
+    """Return what was measured and how, the result and its statistic."""
+    phase = report.phases[name]
+    return caption_words(heading(name, phase), phase, report.subject, report.device)
+
+
+def _of_steps(report: Report, name: str) -> str:
+    """Return what was measured and how, and the statistic of busy times."""
+    phase = report.phases[name]
+    setting = setting_caption(heading(name, phase), phase, report.subject, report.device)
     counts = [phase.steps, *([phase.baseline.steps] if phase.baseline else [])]
     words = " and ".join(f"{count}" for count in dict.fromkeys(counts))
-    return (
-        f"Mean of n = {words} profiled step{plural(max(counts))}{when(len(counts) > 1, ' a side')}."
-    )
+    a_side = when(len(counts) > 1, " a side")
+    return f"{setting} Means of n = {words} profiled step{plural(max(counts))}{a_side}."
 
 
 def _kinds(_: Report, phase: Phase) -> Told | None:
@@ -154,7 +138,7 @@ def _kinds(_: Report, phase: Phase) -> Told | None:
         return None
     ranked = sorted(phase.busy_by_kind.items(), key=lambda item: -item[1])[:_NAMED]
     alt = ", ".join(f"{kind} {numbers.time(ns)}" for kind, ns in ranked)
-    return Told("Busy time by kind", f"Of {step_name(phase)}. {_steps(phase)}", f"Bars: {alt}.")
+    return Told("Busy time by kind", f"Of {step_name(phase)}.", f"Bars: {alt}.")
 
 
 def _roofline(report: Report, phase: Phase) -> Told | None:
@@ -165,7 +149,7 @@ def _roofline(report: Report, phase: Phase) -> Told | None:
     names = "; ".join(map(_peaks_of, shown))
     text = (
         f"Calls with FLOPs, {_sides(phase)}by role; colours are kinds of work, areas time, lines "
-        f"the ceilings ({names}). {_steps(phase)}"
+        f"the ceilings ({names})."
     )
     return Told("Roofline", text, f"{len(every)} points under {len(shown)} ceilings: {names}.")
 
@@ -187,7 +171,7 @@ def _bounds(_: Report, phase: Phase) -> Told | None:
         )
         for kind in kinds
     )
-    text = f"Of {step_name(phase)}, {_sides(phase)}by the bound of each call. {_steps(phase)}"
+    text = f"Of {step_name(phase)}, {_sides(phase)}by the bound of each call."
     return Told("Busy time by kind and bound", text, f"Bars: {alt}.")
 
 
@@ -202,7 +186,7 @@ def _layers(_: Report, phase: Phase) -> Told | None:
         for layer in side
         for role, ns in layer.roles.items()
     )
-    text = f"Of {step_name(phase)}, {_sides(phase)}on one scale. {_steps(phase)}"
+    text = f"Of {step_name(phase)}, {_sides(phase)}on one scale."
     alt = f"Map of {len(roles)} roles; the longest is {role} in layer {number}, {numbers.time(ns)}."
     return Told("Busy time of each layer by role", text, alt)
 

@@ -53,9 +53,12 @@ def curve_files(
     Args:
         values: The plain values of `predict --json`.
         formats: Of png, pdf and svg for the figure, csv for its numbers, tex for its caption.
+
+    Raises:
+        PrunescopeError: There are no curves.
     """
-    result = msgspec.convert(values, Prediction)
-    pictures = [_picture(result)] if result.curves else []
+    result = _with_curves(values)
+    pictures = [_picture(result)]
     files = files_of_pictures(pictures, formats, str(result.tool))
     return {**files, "curves.csv": curves_csv(result.curves)} if "csv" in formats else files
 
@@ -91,13 +94,19 @@ def curves_figure(values: dict[str, Any]) -> Figure:
         PrunescopeError: There are no curves: the values are of a ranking, of families from a run,
             or of a dense model alone.
     """
+    result = _with_curves(values)
+    with plotting():
+        return _curves(result)
+
+
+def _with_curves(values: dict[str, Any]) -> Prediction:
+    """Return a prediction that has curves, or raise PrunescopeError."""
     if not values.get("curves"):
         raise PrunescopeError(
             "there is no curve over sparsity to plot",
             hint="predict with method= one family or several, and sparsity= one value or several",
         )
-    with plotting():
-        return _curves(msgspec.convert(values, Prediction))
+    return msgspec.convert(values, Prediction)
 
 
 def _curves(result: Prediction) -> Figure:

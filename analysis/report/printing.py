@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
 
+from prunescope.analysis.report.latex_head import check_prefix
 from prunescope.taxonomy.arguments import number
 from prunescope.taxonomy.errors import PrunescopeError
 
@@ -27,17 +28,22 @@ class Printing:
 
     Attributes:
         width: Their width in mm.
-        spans: Whether they stand across both columns.
+        word: The word for it, "column" or "page"; None: it was given in mm, or not at all.
         font: Their typeface.
         titled: Whether a title stands in them; a caption takes its place.
-        label_prefix: What stands in front of their labels in LaTeX.
+        label_prefix: What stands in front of labels in LaTeX, with its dash.
     """
 
     width: float = WIDTHS["column"]
-    spans: bool = False
+    word: str | None = None
     font: Font = "sans"
     titled: bool = True
     label_prefix: str = ""
+
+    @property
+    def spans(self) -> bool:
+        """Whether they stand across both columns."""
+        return self.word == "page"
 
     @property
     def inches(self) -> float:
@@ -61,16 +67,17 @@ def printing_of(
         label_prefix: What stands in front of labels in LaTeX.
 
     Raises:
-        PrunescopeError: The width is none, or there is no such typeface.
+        PrunescopeError: The width is none, there is no such typeface, or the prefix is no word of
+            letters, digits, dots and dashes.
     """
     if font not in ("sans", "serif"):
         raise PrunescopeError(f"--font {font!r} is not known", hint="accepted: sans, serif")
     return Printing(
         width=read_width(width),
-        spans=width == "page",
+        word=width if isinstance(width, str) and width in WIDTHS else None,
         font="serif" if font == "serif" else "sans",
         titled="tex" not in formats,
-        label_prefix=label_prefix,
+        label_prefix=check_prefix(label_prefix),
     )
 
 

@@ -513,6 +513,10 @@ class PhaseAnswer(msgspec.Struct, kw_only=True):
     do: Annotated[
         str | None, meaning("what to change; at most 240 characters; null: nothing is to be done")
     ]
+    sentence: Annotated[
+        str | None,
+        meaning("the result as a paper prints it, with its setting; not in `summary`"),
+    ] = None
 
 
 class Phase(msgspec.Struct, kw_only=True):

@@ -31,6 +31,7 @@ class SideFacts(TypedDict, total=False):
     model: str | None
     architecture: Any
     method: str | None
+    display_name: NotRequired[str]  # of the method; absent: it has none
     sparsity: Any
     selection: Any
     dtype: str

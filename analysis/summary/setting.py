@@ -8,18 +8,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from prunescope.analysis.schema.report import Phase
+from prunescope.analysis.schema.workload import Workload
 from prunescope.taxonomy import numbers
-from prunescope.taxonomy.words import plural
+from prunescope.taxonomy.words import plural, shortened
+
+LONGEST = 48  # characters of a name: about a line, and no line can be broken in it
 
 
-def setting_words(phase: Phase, name: str) -> list[str]:
+def setting_words(phase: Phase, name: str, device: str | None = None) -> list[str]:
     """Return the words of a setting: `s = 0.5`, `prefill`, `batch 1`, `64 tokens`, `bf16`.
 
     Args:
         phase: The phase.
         name: Its name.
+        device: The device of the report, where the phase does not name it.
     """
-    return [*_sparsity(phase), name, *_inputs(phase)]
+    workload = phase.workload or None
+    words = [*_sparsity(phase), name]
+    words += [] if workload is None else _inputs(phase, workload)
+    machine = (workload.device if workload else None) or device
+    words += [shortened(machine, LONGEST)] if machine else []
+    if workload is not None and workload.on_host and workload.threads:
+        words.append(f"{workload.threads} thread{plural(workload.threads)}")
+    return words
 
 
 def _sparsity(phase: Phase) -> Iterator[str]:
@@ -31,25 +42,13 @@ def _sparsity(phase: Phase) -> Iterator[str]:
         yield f"{numbers.percent(flop)} of the FLOPs removed"
 
 
-def _inputs(phase: Phase) -> Iterator[str]:
-    """Yield batch, lengths, format and machine; nothing of a trace without run.json."""
-    workload = phase.workload
-    if not workload:
-        return
+def _inputs(phase: Phase, workload: Workload) -> Iterator[str]:
+    """Yield batch, lengths, format and mode."""
     yield f"batch {workload.batch:,}"
     if phase.items_per_s is None:
-        yield f"{workload.prompt_len:,} tokens"
-        if workload.context != workload.prompt_len:
-            yield f"{workload.context:,} keys"
+        yield f"{workload.prompt_len:,} token{plural(workload.prompt_len)}"
+        if workload.new_tokens and workload.new_tokens != workload.prompt_len:
+            yield f"{workload.new_tokens:,} new token{plural(workload.new_tokens)}"
     yield workload.dtype
     if workload.mode != "eager":
         yield workload.mode
-    if workload.device:
-        yield workload.device
-    if workload.threads and _is_cpu(phase):
-        yield f"{workload.threads} thread{plural(workload.threads)}"
-
-
-def _is_cpu(phase: Phase) -> bool:
-    """Return whether ops ran on the host: only a device leaves launches behind."""
-    return phase.anatomy is not None and phase.anatomy.dispatch_ns is None

@@ -24,6 +24,7 @@ from prunescope.tracer.sweep.request import SweepRequest
 
 COMMANDS = {
     "trace": {
+        "--name",
         "--model", "--method", "--sparsity", "--set", "--phase", "--batch", "--prompt-len",
         "--decode-steps", "--logits", "--attn", "--dtype", "--device", "--select", "--text",
         "--recover",
@@ -89,6 +90,7 @@ COMMANDS = {
         "--engine",
     },
     "reproduce": {"sweep", "--against", "--out", "--json"},
+    "cite": {"runs", "--method", "--json"},
     "bundle": {"runs", "--out", "-o", "--anonymous", "--overwrite"},
     "verify": {"path", "--allow-missing-figures", "--allow-undrawn", "--json"},
     "gemm": {

@@ -159,7 +159,7 @@ def test_every_caption_has_the_whole_name_the_method_the_kind_of_phase_and_n() -
     captions = re.findall(r"\\caption\{(.*)\}\\label", text)
     assert captions
     for caption in captions:
-        assert r"SmolLM2-135M-Instruct.Q4\_K\_M-and-more, static-nk-mlp" in caption
+        assert r"SmolLM2-135M-Instruct.Q4\_K\_M-and-more pruned by static-nk-mlp" in caption
         assert "(prefill)" in caption
         assert re.search(r"n~=~\d+", caption), caption
 
@@ -174,5 +174,5 @@ def test_a_caption_says_in_how_many_placements_the_samples_lie() -> None:
     assert phase.baseline is not None
     phase.unprofiled_ns = phase.baseline.unprofiled_ns = timed
     text = render_latex(report)
-    assert "n~=~8 unprofiled samples in 4 placements" in text
+    assert "over 4 placements of medians, n~=~8 unprofiled samples a side" in text
     assert "besides them" not in text
