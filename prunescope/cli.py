@@ -24,7 +24,7 @@ from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.command import from_options
 from prunescope.failure import exit_code
 from prunescope.model_trees import use_module_trees
-from prunescope.output_options import AnalyzeOutputs, CheckOptions
+from prunescope.output_options import AnalyzeOutputs, CheckOptions, FigureOptions, ParetoOutputs
 from prunescope.taxonomy.arguments import asks_json, bare_json, refuse_empty
 from prunescope.taxonomy.option import Option
 from prunescope.tracer.capture.request import TraceCall
@@ -166,6 +166,7 @@ def _analyze(request: CompareRequest, *, outputs: AnalyzeOutputs, json_target: J
 @from_options
 def _predict(
     request: PredictRequest,
+    look: FigureOptions,
     *,
     explain: Annotated[
         bool,
@@ -177,8 +178,8 @@ def _predict(
     out: Annotated[
         Path | None,
         Option(
-            help="Folder to write speedup curves to, as figures and CSV; without it, none are "
-            "written.",
+            help="Folder to write speedup curves to, as figures, CSV and a LaTeX caption; without "
+            "it, none are written.",
             metavar="FOLDER",
         ),
     ] = None,
@@ -205,10 +206,14 @@ def _predict(
             hint="give one --method and one --sparsity",
         )
     if out is not None:
+        from prunescope.analysis.report.picture import PICTURES
         from prunescope.analysis.report.predict_figure import curve_files
+        from prunescope.analysis.report.printing import printed_as, printing_of
         from prunescope.analysis.report.write import write_files
 
-        write_files(curve_files(result), out)
+        formats = (*PICTURES, "csv", "tex")
+        with printed_as(printing_of(formats, **look.look)):
+            write_files(curve_files(result, formats), out)
     deliver_result(result, json_target, prediction(result, explain=explain))
 
 
@@ -348,32 +353,11 @@ def _sweep(
 @app.command("pareto")
 @from_options
 def _pareto(
+    outputs: ParetoOutputs,
+    *,
     folder: Annotated[
         Path, Option(help="Folder that a sweep wrote.", metavar="FOLDER", argument=True)
     ],
-    *,
-    out: Annotated[
-        Path | None,
-        Option(
-            help="Folder to write tables and figures to; without it, FOLDER/pareto.",
-            metavar="FOLDER",
-        ),
-    ] = None,
-    figures: Annotated[
-        Literal["paper"] | None,
-        Option(
-            help="Also plot the kinds of figure of the taxonomy's paper, each with its CSV and "
-            "caption; without it, frontier, bounds and ledgers alone."
-        ),
-    ] = None,
-    gemm: Annotated[
-        Path | None,
-        Option(
-            help="File of replayed GEMMs (`prunescope gemm --json FILE`) for --figures paper; "
-            "without it, each gemms*.json in the sweep and the gemms.json of its runs.",
-            metavar="FILE",
-        ),
-    ] = None,
     json_target: Json = None,
 ) -> None:
     """Compare the prunings of a sweep: frontier of speed and loss, break-even, bounds.
@@ -382,18 +366,34 @@ def _pareto(
     prunescope pareto traces/sweep
     prunescope pareto traces/sweep --out figures --json pareto.json
     prunescope pareto traces/sweep --figures paper --out figures
+    prunescope pareto traces/sweep --format tex,pdf,csv --width column --label-prefix a --out paper
     """
-    from prunescope.analysis.pareto.write import paper_files, paper_set, write_pareto
+    from prunescope.analysis.pareto.write import (
+        FORMATS,
+        USUAL,
+        paper_files,
+        paper_set,
+        write_pareto,
+    )
     from prunescope.analysis.report.pareto_tables import pareto_summary
+    from prunescope.analysis.report.printing import printed_as, printing_of
+    from prunescope.analysis.report.write import check_formats
     from prunescope.results.pareto import Pareto
-    from prunescope.results.result import deliver_result
+    from prunescope.results.result import deliver_result, format_names
     from prunescope.taxonomy.errors import PrunescopeError
 
-    if gemm is not None and figures is None:
+    if outputs.gemm is not None and outputs.figures is None:
         raise PrunescopeError("--gemm is for --figures paper", hint="add --figures paper")
-    result, target = Pareto.compute(folder), out or folder / "pareto"
-    paper = paper_set(result, folder, gemm) if figures is not None else None
-    write_pareto(result, target, more=paper_files(paper) if paper is not None else None)
+    names = USUAL if outputs.formats is None else format_names(outputs.formats)
+    check_formats(names, FORMATS)
+    printing = printing_of(names, **outputs.look)
+    result, target = Pareto.compute(folder), outputs.out or folder / "pareto"
+    paper, more = None, None
+    if outputs.figures is not None:
+        with printed_as(printing):
+            paper = paper_set(result, folder, outputs.gemm)
+            more = paper_files(paper, names)
+    write_pareto(result, target, formats=names, more=more, **outputs.look)
     missing = [str(figure) for figure in paper.missing] if paper is not None else []
     deliver_result(result, json_target, pareto_summary(result, target, missing))
 

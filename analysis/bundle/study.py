@@ -139,5 +139,5 @@ def judged(study: Study, root: Path, report_of: ReportOf) -> Pareto:
 
 def study_files(name: str, pareto: Pareto) -> dict[str, bytes]:
     """Return the files that the article may print of a study, from path in the bundle to bytes."""
-    files = pareto_files(pareto, formats=FORMATS, label_prefix=name)
+    files = pareto_files(pareto, FORMATS, label_prefix=name)
     return {f"{STUDIES}{name}/{file}": data for file, data in files.items()}

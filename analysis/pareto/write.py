@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prunescope.analysis.paper.gemm_speedups import speedup_curves
 from prunescope.analysis.pipeline import TOOL
 from prunescope.analysis.report.pareto_tables import render_pareto
+from prunescope.analysis.report.picture import PICTURES, files_of_pictures
+from prunescope.analysis.report.printing import printed_as, printing_of
 from prunescope.analysis.report.results_latex import results_files
 from prunescope.analysis.report.results_table import result_tables
 from prunescope.analysis.report.write import check_formats, write_files
@@ -22,7 +24,6 @@ from prunescope.taxonomy.replays import REPLAYS, Replays, read_replays
 if TYPE_CHECKING:
     from prunescope.analysis.paper.paper_files import PaperSet
 
-PICTURES = ("png", "pdf", "svg")
 FORMATS = ("md", "json", "tex", "csv", *PICTURES)
 USUAL = ("md", "json", "png", "pdf")
 _MOST_REPLAYS = 16  # files of replayed GEMMs that are looked for in a sweep
@@ -34,8 +35,7 @@ def write_pareto(
     *,
     formats: Sequence[str] = USUAL,
     more: Mapping[str, bytes] | None = None,
-    label_prefix: str = "",
-    width: str | None = None,
+    **look: Any,
 ) -> list[Path]:
     """Write pareto.md, pareto.json, tables of results and figures into a folder, all or none.
 
@@ -44,8 +44,7 @@ def write_pareto(
         folder: The folder to write to.
         formats: Which files to write: md, json, tex, csv, and the formats of figures.
         more: Other files to write with them, by name.
-        label_prefix: What stands in front of the labels in LaTeX.
-        width: "column" or "page" of what is printed; None: as wide as it needs.
+        **look: How figures are printed, as `printing_of` takes it: width, font, label_prefix.
 
     Returns:
         The paths of the files.
@@ -53,17 +52,10 @@ def write_pareto(
     Raises:
         PrunescopeError: A format is unknown, or the folder cannot be written.
     """
-    files = pareto_files(pareto, formats=formats, label_prefix=label_prefix, width=width)
-    return write_files({**(more or {}), **files}, folder)
+    return write_files({**(more or {}), **pareto_files(pareto, formats, **look)}, folder)
 
 
-def pareto_files(
-    pareto: Pareto,
-    *,
-    formats: Sequence[str] = USUAL,
-    label_prefix: str = "",
-    width: str | None = None,
-) -> dict[str, bytes]:
+def pareto_files(pareto: Pareto, formats: Sequence[str] = USUAL, **look: Any) -> dict[str, bytes]:
     """Return the files that `write_pareto` writes, from file name to bytes.
 
     Raises:
@@ -71,17 +63,16 @@ def pareto_files(
     """
     check_formats(formats, FORMATS)
     files: dict[str, bytes] = {}
-    for name in dict.fromkeys(formats):
-        if name == "md":
+    with printed_as(printing_of(formats, **look)):
+        if "md" in formats:
             files["pareto.md"] = render_pareto(pareto, figures="png" in formats).encode()
-        elif name == "json":
+        if "json" in formats:
             files["pareto.json"] = to_json(pareto)
-    look = {"label_prefix": label_prefix, "width": width}
-    files |= results_files(result_tables(pareto), formats, TOOL, **look)
-    if pictures := [name for name in dict.fromkeys(formats) if name in PICTURES]:
-        from prunescope.analysis.report.pareto_figures import pareto_figures
+        files |= results_files(result_tables(pareto), formats, TOOL)
+        if {*PICTURES, "tex", "csv"} & set(formats):
+            from prunescope.analysis.report.pareto_figures import pareto_pictures
 
-        files |= pareto_figures(pareto, *pictures)
+            files |= files_of_pictures(pareto_pictures(pareto), formats, TOOL)
     return files
 
 

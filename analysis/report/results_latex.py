@@ -10,8 +10,9 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from prunescope.analysis.report.escape import latex
-from prunescope.analysis.report.latex import check_prefix, head
+from prunescope.analysis.report.latex_head import head
 from prunescope.analysis.report.markdown import table_blocks
+from prunescope.analysis.report.printing import printing
 from prunescope.analysis.report.results_table import (
     Quantity,
     ResultRow,
@@ -39,7 +40,7 @@ _BOLD = (
 
 
 def results_files(
-    tables: Sequence[ResultsTable], formats: Collection[str], tool: str, **look: str | None
+    tables: Sequence[ResultsTable], formats: Collection[str], tool: str
 ) -> dict[str, bytes]:
     """Return tables of results as files: table-ID.md, .csv and .tex, of the formats asked for.
 
@@ -47,9 +48,8 @@ def results_files(
         tables: The tables.
         formats: Some of md, csv and tex; others are ignored.
         tool: Name and version of this tool, for the first line of LaTeX files.
-        **look: What LaTeX takes: `label_prefix` of the labels, and `width` as `results_latex`.
     """
-    prefix = check_prefix(look.get("label_prefix") or "")
+    now = printing()
     files: dict[str, str] = {}
     for table in tables:
         name = f"table-{table.id}"
@@ -58,7 +58,7 @@ def results_files(
         if "csv" in formats:
             files[f"{name}.csv"] = results_csv(table)
         if "tex" in formats:
-            text = results_latex(table, f"tab:{prefix}{table.id}", look.get("width"))
+            text = results_latex(table, f"tab:{now.label_prefix}{table.id}", now.word)
             files[f"{name}.tex"] = f"{head(tool)}\n{text}"
     return {name: text.encode() for name, text in files.items()}
 
