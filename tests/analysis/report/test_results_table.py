@@ -44,7 +44,7 @@ def test_the_best_is_bold_beyond_noise_alone() -> None:
     assert line(text, "batch 1, 64 tokens", "static-nk & 0.25").count("bfseries") == 0
     for name in ("static-nk", "Ours"):
         row = line(text, "batch 4, 64 tokens", f"{name} & 0.25")
-        assert row.split(" & ")[2].endswith(r"\textsuperscript{a}")
+        assert row.split(" & ")[3].endswith(r"]\textsuperscript{a}")
     # 13 and 12 of perplexity are 3 % apart, their intervals 0.1: bold at either batch.
     assert r"\bfseries 12.00 & [11.90, 12.10]" in line(text, "batch 4", "Ours & 0.25")
     assert r"\bfseries 14.0" in line(text, "batch 1", "Ours & 0.5")
@@ -65,6 +65,14 @@ def test_a_time_that_is_no_evidence_stands_apart() -> None:
     assert "[1.274, 1.326]" in apart
     kept = text[text.index(r"\midrule") : text.index("timing not valid, no evidence")]
     assert kept.count("static-nk") == 2
+
+
+def test_no_loss_on_random_ids_is_the_best() -> None:
+    random = study()
+    random.subject.text = {"source": "random token ids"}
+    text = results_latex(table(recompute(random)), "l")
+    assert r"\bfseries 1.400" in text and r"\bfseries 12.00" not in text
+    assert "no loss means anything" in text
 
 
 def test_points_compete_at_equal_sparsity_or_else_in_the_cell() -> None:
