@@ -73,10 +73,13 @@ def _trace(request: TraceCall, *, json_target: Json = None) -> None:
     """Run a pruned model and its dense baseline in turns, and write times, traces and statistics.
 
     `prunescope families` lists the families of --method and the presets of --model. With --set
-    match=flop the sparsity is the share of the FLOPs that are removed.
+    match=flop the sparsity is the share of the FLOPs that are removed. A method of your own is
+    `def prune(model, sparsity)` in mine.py, which returns the pruned model; `prune.selects_by =
+    "norm"` says what it selects by.
 
     \b
     prunescope trace --model tiny-llama --method static-nk --sparsity 0.5
+    prunescope trace --model ./Qwen3-0.6B --method mine:prune --name Ours
     prunescope trace --model ./Llama-3.2-1B --method static-m --set layers=3,9 --batch 8
     prunescope trace --model tiny-llama --method static-m:0.25+static-nk-mlp:0.5
     prunescope trace --model tiny-llama --method static-nk --sparsity 0.4 --set match=flop
