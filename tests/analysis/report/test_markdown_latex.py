@@ -11,6 +11,7 @@ import pytest
 
 from prunescope.analysis.report.latex import render_latex
 from prunescope.analysis.report.markdown import render_markdown
+from prunescope.analysis.report.printing import printed_as, printing_of
 from prunescope.analysis.report.write import write_report
 from prunescope.analysis.schema.report import FamilyVerdict
 from prunescope.analysis.schema.sides import Unprofiled
@@ -133,7 +134,8 @@ def test_two_reports_in_one_paper_without_a_warning(tmp_path: Path) -> None:
 
 
 def test_captions_say_model_phase_device_and_n() -> None:
-    text = render_latex(example.two_phases(), label_prefix="a")
+    with printed_as(printing_of(["tex"], label_prefix="a")):
+        text = render_latex(example.two_phases())
     captions = re.findall(r"\\caption\{(.*)\}\\label", text)
     assert len(captions) >= 8
     for caption in (c for c in captions if c.startswith(("Ladder", "Ledger", "Speedup"))):

@@ -16,6 +16,7 @@ from prunescope.analysis.frontier.best import best_points
 from prunescope.analysis.pareto.cells import recompute
 from prunescope.analysis.pareto.write import write_pareto
 from prunescope.analysis.report.pareto_tables import render_pareto
+from prunescope.analysis.report.printing import printed_as, printing_of
 from prunescope.analysis.report.results_latex import results_files, results_latex
 from prunescope.analysis.report.results_table import ResultsTable, result_tables, results_csv
 from prunescope.analysis.schema.pareto import Pareto, SweepPoint
@@ -90,7 +91,8 @@ def test_no_evidence_is_no_rival() -> None:
 
 
 def test_markdown_csv_and_latex_hold_the_same_rows() -> None:
-    files = results_files([table()], ["md", "csv", "tex"], "t", label_prefix="a")
+    with printed_as(printing_of(["tex"], label_prefix="a")):
+        files = results_files([table()], ["md", "csv", "tex"], "t")
     assert set(files) == {"table-results.md", "table-results.csv", "table-results.tex"}
     rows = list(csv.DictReader(io.StringIO(files["table-results.csv"].decode())))
     assert len(rows) == 2 * (1 + 4)  # two batches: dense and two methods at two sparsities
@@ -193,8 +195,8 @@ def test_latex_compiles_without_a_warning(style: str, tmp_path: Path) -> None:
     tables = {"a": (None, study()), "b": ("column", study()), "c": ("page", study()),
               "d": ("column", long)}  # fmt: skip
     for prefix, (width, pareto) in tables.items():
-        files = results_files([table(recompute(pareto))], ["tex"], "t", label_prefix=prefix,
-                              width=width)  # fmt: skip
+        with printed_as(printing_of(["tex"], label_prefix=prefix, width=width)):
+            files = results_files([table(recompute(pareto))], ["tex"], "t")
         (tmp_path / f"{prefix}.tex").write_bytes(files["table-results.tex"])
     (tmp_path / "doc.tex").write_text(
         rf"\documentclass[{style}]{{article}}\usepackage{{booktabs,siunitx,graphicx,array}}"
