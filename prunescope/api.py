@@ -398,14 +398,19 @@ def bundle(
     runs: Sequence[Path | str] | Path | str,
     *,
     out: Path | str,
+    source: Sequence[Path | str] | Path | str = (),
+    wheel: Path | str | None = None,
     anonymous: bool = False,
     overwrite: bool = False,
 ) -> Path:
     """Put the evidence of runs into one zip.
 
     Args:
-        runs: Runs, or folders of runs.
+        runs: Runs, or folders of runs. Of a sweep it also holds the tables and figures of the
+            article.
         out: The zip file to write.
+        source: Files to add as they are, such as the source of your method.
+        wheel: The wheel of prunescope to add; None: the README names its repository.
         anonymous: Whether names of people, hosts and paths are removed, for double-blind review.
         overwrite: Whether a zip that exists is replaced.
 
@@ -423,7 +428,15 @@ def bundle(
 
     several = [runs] if isinstance(runs, str | Path) else runs
     paths = [needed_path(run) for run in several]
-    return write(paths, needed_path(out), anonymous=anonymous, overwrite=overwrite)
+    added = [source] if isinstance(source, str | Path) else source
+    return write(
+        paths,
+        needed_path(out),
+        sources=[needed_path(file) for file in added],
+        wheel=as_path(wheel),
+        anonymous=anonymous,
+        overwrite=overwrite,
+    )
 
 
 @helpful

@@ -572,6 +572,22 @@ def _bundle(
     ],
     *,
     out: Annotated[Path, Option(help="Zip file to write.", flag="--out -o", metavar="FILE.zip")],
+    source: Annotated[
+        list[Path] | None,
+        Option(
+            help="File to add as it is, such as the source of your method, repeatable; without it, "
+            "none.",
+            metavar="FILE",
+        ),
+    ] = None,
+    wheel: Annotated[
+        Path | None,
+        Option(
+            help="Wheel of prunescope to add, from which reviewers install it; without it, the "
+            "README names its repository.",
+            metavar="FILE.whl",
+        ),
+    ] = None,
     anonymous: Annotated[
         bool,
         Option(help="Remove names of people, hosts and paths, for double-blind review."),
@@ -582,11 +598,13 @@ def _bundle(
 ) -> None:
     """Pack the evidence of runs into one zip: traces, samples, reports, figures, checksums, README.
 
-    With --anonymous, names of people, hosts, paths, addresses and keys are removed; if one is left,
-    that is an error and no zip is written.
+    Of a sweep it also holds the tables and figures of the article, in their formats. With
+    --anonymous, names of people, hosts, paths, addresses and keys are removed; if one is left, that
+    is an error and no zip is written.
 
     \b
     prunescope bundle traces/first -o evidence.zip
+    prunescope bundle traces/sweep --source mine.py -o evidence.zip
     prunescope bundle traces/a traces/b -o review.zip --anonymous
     """
     from prunescope.analysis.bundle.anonymise import local_names
@@ -594,7 +612,9 @@ def _bundle(
     from prunescope.output import console_for
     from prunescope.taxonomy.numbers import size
 
-    written = bundle(runs, out, anonymous=anonymous, overwrite=overwrite)
+    written = bundle(
+        runs, out, sources=source or [], wheel=wheel, anonymous=anonymous, overwrite=overwrite
+    )
     line = f"Written to {written} ({size(written.stat().st_size)}); prunescope verify checks it"
     console = console_for(None)
     console.print(line, markup=False, soft_wrap=True)
@@ -656,7 +676,7 @@ def _verify(
     allow_missing_figures: Annotated[
         bool,
         Option(
-            help="Accept figures (SVG, PNG) that cannot be compared here, because another "
+            help="Accept figures (SVG, PNG, PDF) that cannot be compared here, because another "
             "matplotlib plotted them; without it, the result is partial and the exit code 3. It "
             "accepts nothing else. The old name, --allow-undrawn, still works.",
             flag="--allow-missing-figures --allow-undrawn",

@@ -101,7 +101,7 @@ class Estimate:
     def decimals(self) -> int:
         """The decimals of the value."""
         if not self.ci95:
-            return self._three_digits
+            return max(self._three_digits, 0)
         return max(self.end_decimals, min(self._three_digits, self.end_decimals + 1))
 
     @property

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from prunescope.analysis.paper.gemm_speedups import speedup_curves
 from prunescope.analysis.pipeline import TOOL
+from prunescope.analysis.report.appendix import checklist_latex
+from prunescope.analysis.report.checklist import sweep_checklist
+from prunescope.analysis.report.latex_head import head
 from prunescope.analysis.report.pareto_tables import render_pareto
 from prunescope.analysis.report.picture import PICTURES, files_of_pictures
-from prunescope.analysis.report.printing import printed_as, printing_of
+from prunescope.analysis.report.printing import printed_as, printing, printing_of
 from prunescope.analysis.report.results_latex import results_files
 from prunescope.analysis.report.results_table import result_tables
 from prunescope.analysis.report.write import check_formats, write_files
@@ -52,23 +55,30 @@ def write_pareto(
     Raises:
         PrunescopeError: A format is unknown, or the folder cannot be written.
     """
+    return write_files({**(more or {}), **pareto_files(pareto, formats, **look)}, folder)
+
+
+def pareto_files(pareto: Pareto, formats: Sequence[str] = USUAL, **look: Any) -> dict[str, bytes]:
+    """Return the files that `write_pareto` writes, from file name to bytes.
+
+    Raises:
+        PrunescopeError: A format is unknown.
+    """
     check_formats(formats, FORMATS)
-    with printed_as(printing_of(formats, **look)):
-        return write_files({**(more or {}), **_files(pareto, formats)}, folder)
-
-
-def _files(pareto: Pareto, formats: Sequence[str]) -> dict[str, bytes]:
-    """Return the files of each format, by name."""
     files: dict[str, bytes] = {}
-    if "md" in formats:
-        files["pareto.md"] = render_pareto(pareto, figures="png" in formats).encode()
-    if "json" in formats:
-        files["pareto.json"] = to_json(pareto)
-    files |= results_files(result_tables(pareto), formats, TOOL)
-    if {*PICTURES, "tex", "csv"} & set(formats):
-        from prunescope.analysis.report.pareto_figures import pareto_pictures
+    with printed_as(printing_of(formats, **look)):
+        if "md" in formats:
+            files["pareto.md"] = render_pareto(pareto, figures="png" in formats).encode()
+        if "json" in formats:
+            files["pareto.json"] = to_json(pareto)
+        files |= results_files(result_tables(pareto), formats, TOOL)
+        if "tex" in formats:
+            text = checklist_latex(sweep_checklist(pareto), printing().label_prefix)
+            files["checklist.tex"] = f"{head(TOOL)}\n{text}".encode()
+        if {*PICTURES, "tex", "csv"} & set(formats):
+            from prunescope.analysis.report.pareto_figures import pareto_pictures
 
-        files |= files_of_pictures(pareto_pictures(pareto), formats, TOOL)
+            files |= files_of_pictures(pareto_pictures(pareto), formats, TOOL)
     return files
 
 

@@ -149,6 +149,7 @@ def phase_view(name: str, slug: str, phase: Phase, late: Finding | None = None) 
         "name": titles.heading(name, phase),
         "slug": slug,
         "answer": answer_phase(phase, late),
+        "sentence": phase.answer.sentence if phase.answer else None,
         "detail": " ".join(outcome_and_reasons(phase, late)).strip(),
         "opening": sentences.opening(phase),
         "findings": [

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from prunescope.analysis.report import titles
+from prunescope.analysis.report.appendix import checklist_latex, phase_appendix, setting_table
+from prunescope.analysis.report.checklist import report_checklist
 from prunescope.analysis.report.escape import latex, latex_code
 from prunescope.analysis.report.latex_head import head
 from prunescope.analysis.report.phase_pictures import phase_pictures
@@ -16,13 +18,20 @@ from prunescope.analysis.report.printing import printing
 from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.report.view import Cell, Column, Table
 from prunescope.analysis.schema.report import Report
-from prunescope.analysis.summary.paper_words import caption_words, setting_caption
+from prunescope.analysis.summary.paper_words import (
+    caption_words,
+    setting_caption,
+    statistic_words,
+)
 from prunescope.taxonomy import numbers
 from prunescope.taxonomy.words import plural
 
 # What a paper has room for.
 _EXTENT = Extent(
-    gemms=30, kernels=20, without=frozenset({"parts", "kind", "role", "shapes", "host"})
+    gemms=30,
+    kernels=20,
+    rounded=True,
+    without=frozenset({"parts", "kind", "role", "shapes", "host"}),
 )
 _LONGEST = 72  # characters of a kernel's name in a table for paper
 _OF_RESULT = frozenset({"ladder", "ledger", "sides"})  # others are of the profiled steps
@@ -41,7 +50,12 @@ def latex_files(report: Report) -> dict[str, str]:
     into one paper.
     """
     parts = {name: head(report.tool) + "\n" + text for name, text in _snippets(report).items()}
-    return {"report.tex": render_latex(report), **parts}
+    spoken = {
+        f"sentence-{slug}.tex": f"{latex(answer.sentence)}%\n"
+        for name, slug in phase_slugs(report).items()
+        if (answer := report.phases[name].answer) is not None and answer.sentence
+    }
+    return {"report.tex": render_latex(report), **parts, **spoken}
 
 
 def _snippets(report: Report) -> dict[str, str]:
@@ -60,6 +74,16 @@ def _snippets(report: Report) -> dict[str, str]:
             )
     for picture in phase_pictures(report):
         texts[f"figure-{picture.stem}.tex"] = picture.snippet
+    for name, slug in phase_slugs(report).items():
+        phase, heading = report.phases[name], titles.heading(name, report.phases[name])
+        label = f"tab:{printing().label_prefix}measured-{slug}"
+        setting = setting_caption(heading, phase, report.subject, report.device)
+        caption = f"What was measured, and how: {setting} {statistic_words(phase)}."
+        texts[f"table-measured-{slug}.tex"] = phase_appendix(
+            setting_table(heading, phase, report), caption, label, phase
+        )
+    checklist = report_checklist(report)
+    texts["checklist.tex"] = checklist_latex(checklist, printing().label_prefix)
     return texts
 
 

@@ -73,6 +73,9 @@ def _phase(phase: Phase, late: Finding | None) -> Iterator[str]:
     yield "\n".join(findings or [text(sentences.NO_FINDING)])
     yield "### In detail"
     yield text(" ".join(outcome_and_reasons(phase, late)).strip())
+    if phase.answer is not None and phase.answer.sentence:
+        yield "### The sentence for the paper"
+        yield text(phase.answer.sentence)
     yield "### How it was measured"
     yield _listed(sentences.opening(phase))
     for table in tables.values():

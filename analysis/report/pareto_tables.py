@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from prunescope.analysis.report.checklist import sweep_checklist
 from prunescope.analysis.report.escape import markdown as text
 from prunescope.analysis.report.hatches import SIMULATED, ZEROS, marked
 from prunescope.analysis.report.markdown import table_blocks
@@ -109,6 +110,7 @@ def _report(pareto: Pareto, *, figures: bool) -> Iterator[str]:
     yield "## How it was measured"
     yield from _subject(pareto.subject)
     yield from (f"> {text(note)}" for note in pareto.notes)
+    yield from table_blocks(sweep_checklist(pareto), level=2)
 
 
 def _subject(subject: SweepSubject) -> Iterator[str]:

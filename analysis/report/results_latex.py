@@ -129,8 +129,8 @@ class _Form:
         after = max((len(n.partition(".")[2]) for n in plain), default=0)
         sign = when(any(n.startswith("-") for n in plain), "-")
         letters = [value.letter for value in self.values if value.letter]
-        room = f",table-space-text-post=\\textsuperscript{{{max(letters)}}}" if letters else ""
-        form = f"S[table-format={sign}{before}.{after}{room}]"
+        room = f",table-space-text-post={_raised(max(letters))}" if letters else ""
+        form = f"S[table-format={sign}{before}.{after}{'' if self.has_interval else room}]"
         return form + when(self.has_interval, r"@{\;}l")
 
     @property
@@ -172,8 +172,7 @@ def _table(results: ResultsTable, label: str, width: str) -> Iterator[str]:
 def _heads(results: ResultsTable, forms: Sequence[_Form]) -> Iterator[str]:
     """Yield the heads: quantities, and below them the phases if there are several."""
     names = [latex(head) for head in results.heads]
-    has_phases = any(form.quantity.phase for form in forms)
-    if not has_phases:
+    if len({form.quantity.phase for form in forms if form.quantity.phase}) < 2:
         heads = [_span(form.quantity.head, form.span) for form in forms]
         yield " & ".join([*names, *heads]) + r" \\"
         return
@@ -228,9 +227,14 @@ def _cells(form: _Form, value: Value, *, apart: bool) -> list[str]:
     shown = number or f"{{{_power(value.text)}}}"
     if value.best:
         shown = rf"\bfseries {number}" if number else rf"{{\bfseries {_power(value.text)}}}"
-    elif value.letter and number:
-        shown = rf"{number}\textsuperscript{{{value.letter}}}"
-    return [shown, latex(value.interval)][: form.span]
+    letter = _raised(value.letter) if value.letter else ""
+    if form.has_interval:
+        return [shown, f"{latex(value.interval)}{letter}"]
+    return [f"{shown}{letter}"]
+
+
+def _raised(letter: str) -> str:
+    return rf"\textsuperscript{{{letter}}}"
 
 
 def _number(value: Value) -> str:

@@ -15,12 +15,13 @@ import msgspec
 
 from prunescope.analysis.report.escape import csv_text
 from prunescope.analysis.report.hatches import MARKS, marked
+from prunescope.analysis.report.sweep_setting import setting_facts
 from prunescope.analysis.report.view import Cell, Column, Table
 from prunescope.analysis.schema.pareto import Loss, Pareto, SweepCell, SweepPoint
 from prunescope.taxonomy import numbers
 from prunescope.taxonomy.numbers import Estimate, estimate
 from prunescope.taxonomy.runs.run_setting import RunSetting
-from prunescope.taxonomy.words import plural, spread, when
+from prunescope.taxonomy.words import spread, when
 
 DENSE = "dense"
 _LETTERS = "abcdefghijklmnoprstuvwxyz"  # each has a superscript in Unicode
@@ -331,32 +332,12 @@ def _options(point: SweepPoint) -> dict[str, str]:
 
 def _caption(pareto: Pareto, rows: Sequence[ResultRow]) -> str:
     """Return how the results were measured, in sentences that stand alone."""
-    subject = pareto.subject
     points = [point for row in rows for point in row.points.values()]
-    batches = sorted({row.setting.batch for row in rows})
-    lengths = sorted({row.setting.prompt_len for row in rows})
-    modes = sorted({row.setting.mode for row in rows})
-    shares = sorted({p.sparsity for p in points if p.sparsity is not None})
-    facts = [
-        " and ".join(pareto.phases),
-        f"batch {_listed(batches)}",
-        f"prompts of {_listed(lengths)} tokens",
-        *([f"s = {_listed(shares)}"] if shares else []),
-        subject.dtype,
-        f"{_listed(modes)} mode",
-        subject.device,
-        f"{subject.threads} thread{plural(subject.threads)}" if subject.threads else None,
-    ]
-    steps = subject.config.get("decode_steps")
+    facts = setting_facts(pareto, list(pareto.phases), points)
+    steps = pareto.subject.config.get("decode_steps")
     if "decode" in pareto.phases and steps:
-        facts.insert(3, f"{steps} new tokens")
-    where = ", ".join(str(fact) for fact in facts if fact)
-    return f"{subject.model or 'the model'}; {where}. {_statistic(points)}"
-
-
-def _listed(values: Sequence[object]) -> str:
-    shown = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
-    return " and ".join(filter(None, [", ".join(shown[:-1]), *shown[-1:]]))
+        facts.append(f"{steps} new tokens")
+    return f"{', '.join(facts)}. {_statistic(points)}"
 
 
 def _statistic(points: Sequence[SweepPoint]) -> str:
@@ -403,7 +384,7 @@ def _notes(pareto: Pareto, rows: Sequence[ResultRow]) -> Iterator[str]:
 def _about_perplexity(pareto: Pareto, points: Sequence[SweepPoint]) -> str:
     source = (pareto.subject.text or {}).get("source") or "the sweep's text"
     tokens = {p.loss.scored_tokens for p in points if p.loss and p.loss.scored_tokens}
-    counted = f", {_listed([f'{n:,}' for n in sorted(tokens)])} tokens" if tokens else ""
+    counted = f", {spread(min(tokens), max(tokens))} tokens" if tokens else ""
     trained = when(any(p.recovery is not None for p in points), " after recovery training")
     random = when(
         pareto.subject.on_random_ids, "; random token ids, so that no loss means anything"

@@ -22,7 +22,13 @@ def setting_of_points(pareto: Pareto, phases: Sequence[str], points: Iterable[Sw
         phases: The names of the phases.
         points: The points.
     """
-    subject, points = pareto.subject, list(points)
+    points = list(points)
+    return f"{', '.join(setting_facts(pareto, phases, points))}; {count_words(pareto, points)}"
+
+
+def setting_facts(pareto: Pareto, phases: Sequence[str], points: Sequence[SweepPoint]) -> list[str]:
+    """Return what was measured and where: model, methods, sparsities, sizes, format, machine."""
+    subject = pareto.subject
     threads = f"{subject.threads} thread{plural(subject.threads)}" if subject.threads else None
     facts = setting_of(
         [subject.model],
@@ -32,8 +38,7 @@ def setting_of_points(pareto: Pareto, phases: Sequence[str], points: Iterable[Sw
         ([point.batch for point in points], [point.prompt_len for point in points]),
     )
     facts += shared_settings(point.where for point in points)
-    facts += [str(fact) for fact in (subject.dtype, subject.device, threads) if fact]
-    return f"{', '.join(facts)}; {count_words(pareto, points)}"
+    return facts + [str(fact) for fact in (subject.dtype, subject.device, threads) if fact]
 
 
 def setting_of(

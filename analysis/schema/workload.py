@@ -38,7 +38,9 @@ class Workload(msgspec.Struct, kw_only=True):
     clocks_hz: Annotated[
         dict[str, list[float | None]], meaning("by part, before and after; empty: not readable")
     ] = {}
-    disturbed: Annotated[int, meaning("samples that something disturbed, all the same kept")] = 0
+    disturbed: Annotated[
+        int | None, meaning("samples that something disturbed, all the same kept; null: not known")
+    ] = None
     placements: Annotated[int | None, meaning("of the weights in memory; null: not known")] = None
 
     @classmethod
@@ -66,6 +68,6 @@ class Workload(msgspec.Struct, kw_only=True):
             inputs=run.inputs.source if run.inputs else None,
             seed=run.seeds.get("inputs"),
             clocks_hz={name: [hz, after.get(name)] for name, hz in before.items()},
-            disturbed=sum(placement.disturbed for placement in phase.placements),
+            disturbed=sum(p.disturbed for p in phase.placements) if phase.placements else None,
             placements=len(phase.placements) or None,
         )

@@ -96,13 +96,13 @@ def paper_sentence(name: str, phase: Phase, subject: SideFacts, device: DeviceUs
         return f"A step of {what} takes {_step_time(phase)} ({where}; {statistic})."
     if why := why_no_speedup(phase):
         return f"No speedup of {what} is reported ({where}): {why}."
-    return f"{_capital(what)} is {result_words(phase)} ({where}; {statistic})."
+    return f"{what} is {result_words(phase)} ({where}; {statistic})."
 
 
 def setting_caption(name: str, phase: Phase, subject: SideFacts, device: DeviceUsed) -> str:
     """Return the sentence of a caption that says what was measured, and how it was run."""
     words = ", ".join(setting_words(phase, name, device.get("name")))
-    return f"{_capital(subject_words(subject, phase))}; {words}."
+    return f"{subject_words(subject, phase)}; {words}."
 
 
 def caption_words(name: str, phase: Phase, subject: SideFacts, device: DeviceUsed) -> str:

@@ -52,3 +52,26 @@ def _inputs(phase: Phase, workload: Workload) -> Iterator[str]:
     yield workload.dtype
     if workload.mode != "eager":
         yield workload.mode
+
+
+def run_words(phase: Phase) -> str:
+    """Return how the samples of a run were taken; empty for a trace without run.json."""
+    workload = phase.workload or None
+    if workload is None:
+        return ""
+    facts = [
+        f"order of samples: {workload.order}" if workload.order else "",
+        f"{workload.warmup} sample{plural(workload.warmup)} discarded as warm-up",
+        "last-level cache flushed before each sample" if workload.flushed else "",
+        clock_words(workload),
+    ]
+    return f"run: {'; '.join(filter(None, facts))}"
+
+
+def clock_words(workload: Workload) -> str:
+    """Return the clocks before and after a capture; empty if they cannot be read."""
+    clocks = []
+    for name, (before, after) in workload.clocks_hz.items():
+        ends = [f"{hz / 1e9:.2f} GHz" for hz in (before, after) if hz is not None]
+        clocks.append(f"{name.removesuffix('_hz')} {' before, '.join(ends)}")
+    return f"clocks: {', '.join(clocks)} after" if clocks else ""

@@ -93,7 +93,7 @@ COMMANDS = {
     },
     "reproduce": {"sweep", "--against", "--out", "--json"},
     "cite": {"runs", "--method", "--json"},
-    "bundle": {"runs", "--out", "-o", "--anonymous", "--overwrite"},
+    "bundle": {"runs", "--out", "-o", "--source", "--wheel", "--anonymous", "--overwrite"},
     "verify": {"path", "--allow-missing-figures", "--allow-undrawn", "--json"},
     "gemm": {
         "run", "--m", "--n", "--k", "--dtype", "--device", "--warmup", "--repeats",

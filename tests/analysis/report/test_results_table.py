@@ -16,7 +16,7 @@ from prunescope.analysis.frontier.best import best_points
 from prunescope.analysis.pareto.cells import recompute
 from prunescope.analysis.pareto.write import write_pareto
 from prunescope.analysis.report.pareto_tables import render_pareto
-from prunescope.analysis.report.printing import printed_as, printing_of
+from prunescope.analysis.report.printing import Printing, printed_as
 from prunescope.analysis.report.results_latex import results_files, results_latex
 from prunescope.analysis.report.results_table import ResultsTable, result_tables, results_csv
 from prunescope.analysis.schema.pareto import Pareto, SweepPoint
@@ -44,7 +44,7 @@ def test_the_best_is_bold_beyond_noise_alone() -> None:
     assert line(text, "batch 1, 64 tokens", "static-nk & 0.25").count("bfseries") == 0
     for name in ("static-nk", "Ours"):
         row = line(text, "batch 4, 64 tokens", f"{name} & 0.25")
-        assert row.split(" & ")[2].endswith(r"\textsuperscript{a}")
+        assert row.split(" & ")[3].endswith(r"]\textsuperscript{a}")
     # 13 and 12 of perplexity are 3 % apart, their intervals 0.1: bold at either batch.
     assert r"\bfseries 12.00 & [11.90, 12.10]" in line(text, "batch 4", "Ours & 0.25")
     assert r"\bfseries 14.0" in line(text, "batch 1", "Ours & 0.5")
@@ -65,6 +65,14 @@ def test_a_time_that_is_no_evidence_stands_apart() -> None:
     assert "[1.274, 1.326]" in apart
     kept = text[text.index(r"\midrule") : text.index("timing not valid, no evidence")]
     assert kept.count("static-nk") == 2
+
+
+def test_no_loss_on_random_ids_is_the_best() -> None:
+    random = study()
+    random.subject.text = {"source": "random token ids"}
+    text = results_latex(table(recompute(random)), "l")
+    assert r"\bfseries 1.400" in text and r"\bfseries 12.00" not in text
+    assert "no loss means anything" in text
 
 
 def test_points_compete_at_equal_sparsity_or_else_in_the_cell() -> None:
@@ -91,7 +99,7 @@ def test_no_evidence_is_no_rival() -> None:
 
 
 def test_markdown_csv_and_latex_hold_the_same_rows() -> None:
-    with printed_as(printing_of(["tex"], label_prefix="a")):
+    with printed_as(Printing(label_prefix="a-")):
         files = results_files([table()], ["md", "csv", "tex"], "t")
     assert set(files) == {"table-results.md", "table-results.csv", "table-results.tex"}
     rows = list(csv.DictReader(io.StringIO(files["table-results.csv"].decode())))
@@ -124,7 +132,7 @@ def test_a_caption_has_the_whole_setting() -> None:
         "s = 0.25 and",
     ):
         assert words in caption  # fmt: skip
-    assert text.count("beyond noise") == 1 and "a book, 4,096 tokens" in text
+    assert text.count("beyond noise") == 1 and "a book, 4096 tokens" in text
 
 
 def test_an_option_that_varies_has_a_table_of_its_own() -> None:
@@ -195,7 +203,7 @@ def test_latex_compiles_without_a_warning(style: str, tmp_path: Path) -> None:
     tables = {"a": (None, study()), "b": ("column", study()), "c": ("page", study()),
               "d": ("column", long)}  # fmt: skip
     for prefix, (width, pareto) in tables.items():
-        with printed_as(printing_of(["tex"], label_prefix=prefix, width=width)):
+        with printed_as(Printing(label_prefix=f"{prefix}-", word=width)):
             files = results_files([table(recompute(pareto))], ["tex"], "t")
         (tmp_path / f"{prefix}.tex").write_bytes(files["table-results.tex"])
     (tmp_path / "doc.tex").write_text(
