@@ -20,7 +20,9 @@ class FigureOptions:
             metavar="column|page|MM",
         ),
     ] = None
-    font: Annotated[Literal["sans", "serif"], Option(help="Typeface of figures.")] = "sans"
+    font: Annotated[Literal["sans", "serif"], Option(help="Typeface of letters in figures.")] = (
+        "sans"
+    )
     label_prefix: Annotated[
         str,
         Option(

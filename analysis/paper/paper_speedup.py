@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -52,7 +53,7 @@ from prunescope.analysis.summary import evidence
 from prunescope.taxonomy.keep import is_just
 from prunescope.taxonomy.runs.run_setting import RunSetting
 
-_STRIP = 1.9  # inches: the height of a strip
+_STRIP = 1.4  # inches: the height of a strip
 _GROUP = 0.84  # of the distance of two groups of bars
 _BAND = 0.94  # of a panel's height that the largest speedup takes
 _AXES = {"batch": "batch (sequences)", "prompt_len": "length (tokens)"}
@@ -91,26 +92,31 @@ def speedups(pareto: Pareto) -> Iterator[Picture | MissingFigure]:
         key = "give `families` and `sparsities`"
         yield MissingFigure("speedup", "no point has a nominal sparsity", key)
     for sparsity in sparsities:
-        yield _speedup(pareto, sparsity)
+        yield from _speedup(pareto, sparsity)
 
 
-def _speedup(pareto: Pareto, sparsity: float) -> Picture:
+def _speedup(pareto: Pareto, sparsity: float) -> Iterator[Picture]:
+    """Yield the figure of one sparsity, as several where its strips do not fit on one page."""
+
     def choose(points: list[SweepPoint]) -> list[SweepPoint]:
         return usually_aligned(p for p in points if sparsity in (p.sparsity, *p.sparsities))
 
     shown = panels(pareto, choose)
     title = f"Speedup at s = {sparsity:g}"
-    return Picture(
-        stem=f"paper-speedup-{sparsity:g}",
-        title=title,
-        alt=f"Bars of {len(points_of(shown))} results, in groups over batch or length.",
-        caption=f"{title} by family, batch and length: realised (bars), nominal 1/(1 − s) "
-        "(dotted) and roofline bound of each (line at its bar). Whiskers: 95 % intervals"
-        f"{_hull_words(points_of(shown))}, cut where they leave the panel."
-        f"{caption_end(pareto, shown, is_whole=True)}",
-        rows=[_row(panel, p, sparsity) for panel in shown for p in panel.points],
-        plot=lambda: _speedup_figure(_strips(shown), sparsity),
-    )
+    strips, most = _strips(shown), most_panels(_STRIP)
+    for i in range(0, len(strips), most):
+        rows = [_row(panel, p, sparsity) for panel in shown for p in panel.points]
+        yield Picture(
+            stem=f"paper-speedup-{sparsity:g}{f'-{i // most + 1}' if i else ''}",
+            title=title,
+            alt=f"Bars of {len(points_of(shown))} results, in groups over batch or length.",
+            caption=f"{title} by family, batch and length: realised (bars), nominal 1/(1 − s) "
+            "(dotted) and roofline bound of each (line at its bar). Whiskers: 95 % intervals"
+            f"{_hull_words(points_of(shown))}, cut where they leave the panel."
+            f"{caption_end(pareto, shown, is_whole=True)}",
+            rows=[] if i else rows,
+            plot=partial(_speedup_figure, strips[i : i + most], sparsity),
+        )
 
 
 def _hull_words(points: Sequence[SweepPoint]) -> str:
@@ -161,9 +167,8 @@ def _strips(shown: Sequence[Panel]) -> list[_Strip]:
 def _speedup_figure(strips: Sequence[_Strip], sparsity: float) -> Figure:
     points = [point for strip in strips for point in strip.points]
     looks = looks_of(points)
-    shown = strips[: most_panels(_STRIP)]
-    figure, every = panel_axes(len(shown), _STRIP)
-    for axes, strip in zip(every, shown, strict=True):
+    figure, every = panel_axes(len(strips), _STRIP)
+    for axes, strip in zip(every, strips, strict=True):
         _plot_strip(axes, strip, looks, sparsity)
     entries: list[Any] = [bar_entry(with_marks(n, points), look) for n, look in looks.items()]
     if any(point.bounds.get("roofline") for point in points):
@@ -199,7 +204,7 @@ def _plot_strip(axes: Axes, strip: _Strip, looks: dict[str, Look], sparsity: flo
     axes.set_xlim(-0.5, len(strip.values) - 0.5)
     axes.set_ylim(0, min(max(ends), MOST_WHISKER * max(highest)) / _BAND)
     axes.tick_params(axis="x", length=0)
-    axes.set(xlabel=_AXES[strip.axis], ylabel="speedup, dense ÷ pruned")
+    axes.set(xlabel=_AXES[strip.axis], ylabel="speedup")
     axes.set_title(strip.title, loc="left")
 
 

@@ -13,7 +13,7 @@ from prunescope.analysis.schema.report import Phase
 from prunescope.analysis.schema.sides import DeviceUsed
 from prunescope.taxonomy.dtypes import THREE_TF32, three_tf32_rate
 
-MOST_KINDS = 10
+MOST_KINDS = 8
 _MOST_ROLES, _FEWEST_LAYERS = 16, 2
 _VISIBLE = 0.001  # of the time of all points
 

@@ -48,7 +48,7 @@ from prunescope.taxonomy.words import plural
 _PANEL, _BAR = 2.1, 0.17  # inches: the height of a panel of curves, and of a bar
 _MOST_FAMILIES = 8  # lines of a panel
 _MOST_BARS = int((MOST_HEIGHT - 1.2) / _BAR)  # bars and headings of a figure
-_LABEL = 30  # letters left of the bars
+_LABEL = 26  # letters left of the bars
 Looks = dict[str, Look]
 
 
@@ -64,7 +64,8 @@ def comparison_pictures(comparison: Comparison) -> Iterator[Picture]:
     """Yield the figures of a comparison; none where no row has a ladder."""
     known = [row for row in comparison.rows if row.ladder is not None]
     looks = _looks(known)
-    every = _panels([row for row in known if _sparsity(row) is not None])
+    placed = [row for row in known if _sparsity(row) is not None]
+    every, unplaced = _panels(placed), len(known) - len(placed)
     most = most_panels(_PANEL)
     for i in range(0, len(every), most):
         panels = every[i : i + most]
@@ -73,6 +74,8 @@ def comparison_pictures(comparison: Comparison) -> Iterator[Picture]:
         words = (
             "95 % intervals as whiskers, open marks are no evidence, the dotted line is 1/(1 − s)"
         )
+        if unplaced and i == 0:
+            words += f"; {unplaced} of unknown sparsity without a point"
         told = (f"{_name(row)} {numbers.ratio(row.ladder.realised)}" for row in shown if row.ladder)
         yield Picture(
             stem=_stem("comparison", i, most),
@@ -108,7 +111,7 @@ def _setting(comparison: Comparison, rows: Sequence[ComparisonRow]) -> str:
         map(_method, rows),
         map(_sparsity, rows),
         dict.fromkeys(row.phase for row in rows),
-        ([row.batch for row in rows], [row.prompt_len for row in rows]),
+        ([row.batch for row in rows], [row.prompt_len for row in rows if row.items_per_s is None]),
     )
     phases = [
         comparison.reports[r.run].phases[r.phase] for r in rows if r.run in comparison.reports
@@ -202,7 +205,7 @@ def _curves_figure(panels: Sequence[_Panel], looks: Looks) -> Figure:
     line: dict[str, Any] = {"linewidth": 0.9, "markersize": 3}
     names = dict.fromkeys(map(_method, shown))
     entries: list[Any] = [
-        line_entry(short(name, 32), color=looks[name].colour, marker=looks[name].marker, **line)
+        line_entry(short(name, _LABEL), color=looks[name].colour, marker=looks[name].marker, **line)
         for name in names
     ]
     entries.append(line_entry("promised, 1/(1 − s)", **_PROMISE))
@@ -274,7 +277,7 @@ def _bars_figure(groups: Sequence[tuple[str, list[ComparisonRow]]]) -> Figure:
     """
     rows = [row for _, own in groups for row in own]
     labels, places = [], []
-    figure = blank_figure(1.0 + _BAR * (len(rows) + len(groups)))
+    figure = blank_figure(0.5 + _BAR * (len(rows) + len(groups)))
     axes = figure.add_subplot()
     hide_frame(axes, "left", axis="y", length=0)
     at = 0
@@ -294,8 +297,8 @@ def _bars_figure(groups: Sequence[tuple[str, list[ComparisonRow]]]) -> Figure:
     axes.axvline(100, **PARITY)
     axes.set_yticks(places, labels)
     axes.set_ylim(at - 0.4, -0.6)
-    axes.set_xlim(left=0)
-    axes.set_xlabel("% of the dense wall; | promised, ◆ pruned")
+    axes.set_xlim(left=min(0.0, *map(_lowest, rows)))
+    axes.set_xlabel("% of the dense wall")
     legend_below(figure, _bar_entries(rows))
     return figure
 
@@ -308,6 +311,8 @@ def _bar_entries(rows: Sequence[ComparisonRow]) -> list[Any]:
         for name, look in ROWS.items()
         if name != "promised" and any(_is_visible(row, name) for row in rows)
     ]
+    diamond: dict[str, Any] = {"marker": "D", "markersize": 2.5, "color": "black"}
+    entries.append(line_entry("pruned, measured", linestyle="none", **diamond))
     reasons = hatches.with_further_reasons(map(evidence.row_reasons, rows))
     return entries + [no_evidence([reason], words) for reason, words in reasons.items()]
 
@@ -316,6 +321,13 @@ def _is_visible(row: ComparisonRow, name: str) -> bool:
     """Return whether a row of the ledger is wide enough to be seen."""
     ledger = row.ledger or {}
     return is_visible([0.0, abs(ledger.get(name, 0.0) / ledger["dense"])], 1.0)
+
+
+def _lowest(row: ComparisonRow) -> float:
+    """Return where the gains of a row end, in per cent of its dense wall."""
+    ledger = row.ledger or {}
+    gains = sum(min(0.0, ledger.get(name, 0.0)) for name in ROWS if name != "promised")
+    return 100 * (ledger["promised"] + gains) / ledger["dense"]
 
 
 def _plot_bar(axes: Axes, at: int, row: ComparisonRow) -> None:

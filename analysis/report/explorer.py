@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 
 from prunescope.analysis.report.escape import clean
+from prunescope.analysis.report.looks import kind_look
 from prunescope.analysis.schema.report import Phase
 
 MOST = 20_000  # kernels of a side; the page says how many are left out
@@ -30,7 +31,8 @@ def timelines(phase: Phase, pruned: pl.DataFrame, dense: pl.DataFrame | None) ->
         dense: That of the dense side; None without a baseline.
 
     Returns:
-        JSON with `words` (texts by column), `sides` (rows of a kernel are start, duration, gap,
+        JSON with `words` (texts by column), `colours` (of each kind), `sides` (rows of a kernel
+        are start, duration, gap,
         layer and stream, then the index of each text) and `rows` (parts by ledger row).
     """
     words: dict[str, dict[str, int]] = {column: {} for column in _WORDS}
@@ -41,7 +43,8 @@ def timelines(phase: Phase, pruned: pl.DataFrame, dense: pl.DataFrame | None) ->
         for row in phase.ledger or []
     }
     texts = {column: [_short(text) for text in index] for column, index in words.items()}
-    data = {"words": texts, "sides": sides, "rows": rows}
+    colours = [kind_look(kind).colour for kind in words["kind"]]
+    data = {"words": texts, "colours": colours, "sides": sides, "rows": rows}
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
 
 

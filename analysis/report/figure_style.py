@@ -8,6 +8,7 @@ SMALL. Colours are those of looks.py; fonts are embedded as Type 42, as publishe
 from __future__ import annotations
 
 import io
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,9 +33,10 @@ from prunescope.taxonomy.runs.run_quality import RANDOM_IDS
 from prunescope.taxonomy.uninterrupted import uninterrupted
 
 SMALL, USUAL = 6.5, 7.0  # pt: of ticks, legends and numbers, and of labels and titles
-MOST_HEIGHT = 6.4  # inches: a page with its caption
+MOST_HEIGHT = 5.6  # inches of panels: a page with legend and caption
 _PANEL = 2.6  # inches: the least width of a panel beside others
 _LETTER = 0.055  # inches of a usual letter
+_LINE = 0.14  # inches: a row of a legend
 _DPI = 300
 _FONTS = {"sans": ["DejaVu Sans"], "serif": ["STIXGeneral", "DejaVu Serif"]}
 STYLE: dict[Any, Any] = {
@@ -55,6 +57,7 @@ THIN = 0.6
 # disturbed time may leave the panel there, where an arrow says that it goes on.
 MOST_WHISKER = 1.4
 INTERVAL, CLIPPED = "interval", "clipped"  # ids of artists
+_NOT_PLAIN, _LONGEST_ID = re.compile(r"[^A-Za-z0-9_.-]+"), 80
 EDGE: dict[str, Any] = {"edgecolor": "black", "linewidth": 0.4}  # of bars and their legend entries
 PARITY: dict[str, Any] = {"color": "black", "linewidth": 0.6, "linestyle": (0, (3, 2))}  # at 1×
 BOUND_LINE: dict[str, Any] = {"color": "black", "linewidth": 1.2}  # across the bar that it bounds
@@ -160,13 +163,15 @@ def _mark_clipped(axes: Axes) -> None:
 
 
 def _number_ids(figure: Figure) -> None:
-    """Make the ids of artists distinct: `row-shape`, `row-shape_2`."""
+    """Make the ids of artists distinct and plain: `row-shape`, `row-shape_2`.
+
+    Some hold the name of a method, which may be anything, and an SVG has them as they are.
+    """
     counts: Counter[str] = Counter()
     for artist in figure.findobj(lambda artist: artist.get_gid() is not None):
-        name = str(artist.get_gid())
+        name = _NOT_PLAIN.sub("-", str(artist.get_gid()))[:_LONGEST_ID]
         counts[name] += 1
-        if counts[name] > 1:
-            artist.set_gid(f"{name}_{counts[name]}")
+        artist.set_gid(name if counts[name] == 1 else f"{name}_{counts[name]}")
 
 
 def blank_figure(height: float, *, layout: Literal["constrained"] | None = "constrained") -> Figure:
@@ -185,7 +190,7 @@ def hide_frame(axes: Axes, *sides: str, **ticks: Any) -> None:
 
 def row_axes(num_rows: int) -> tuple[Figure, Axes]:
     """Return a figure, and its axes with room for `num_rows` horizontal bars."""
-    figure = blank_figure(0.98 + 0.19 * num_rows)
+    figure = blank_figure(0.75 + 0.19 * num_rows)
     axes = figure.add_subplot()
     hide_frame(axes, "left", axis="y", length=0)
     axes.tick_params(axis="x", length=2.5)
@@ -297,7 +302,7 @@ def mark_break(axes: Axes) -> None:
     """Mark that the horizontal axis does not begin at 0, by two strokes across its beginning."""
     look: dict[str, Any] = {"transform": axes.transAxes, "color": "black", "linewidth": 0.8}
     for i, shift in enumerate((0.02, 0.035)):
-        ends = [shift - 0.008, shift + 0.008], [-0.025, 0.025]
+        ends = [shift - 0.006, shift + 0.006], [-0.018, 0.018]
         axes.plot(*ends, clip_on=False, gid="broken-axis" if i == 0 else None, **look)
 
 
@@ -333,14 +338,14 @@ def dot(
     return axes.plot(x, y, marker=look.marker, markeredgewidth=0.8, **line)[0]
 
 
-def legend_below(figure: Figure, entries: Sequence[Artist], *, columns: int | None = None) -> int:
-    """Put one legend below all panels, and return its number of rows.
+def legend_below(figure: Figure, entries: Sequence[Artist], *, columns: int | None = None) -> None:
+    """Put one legend below all panels, for which the figure grows.
 
     It has as many columns as are no wider than the figure, and at most `columns`. Words that are
     wider than the figure are broken into lines.
     """
     if not entries:
-        return 0
+        return
     most = int(printing().inches / _LETTER) - 6
     for entry in entries:
         entry.set_label(textwrap.fill(str(entry.get_label()), most))
@@ -359,9 +364,15 @@ def legend_below(figure: Figure, entries: Sequence[Artist], *, columns: int | No
         )
         wide = legend.get_window_extent(renderer).width
         if count == 1 or wide <= figure.bbox.width:
-            return -(-len(entries) // count)
+            rows = max(-(-len(entries) // count), *(_lines(entry) for entry in entries))
+            figure.set_size_inches(printing().inches, figure.get_figheight() + _LINE * rows)
+            return
         legend.remove()
         count -= 1
+
+
+def _lines(entry: Artist) -> int:
+    return str(entry.get_label()).count("\n") + 1
 
 
 def bar_entry(label: str, look: Look) -> Patch:

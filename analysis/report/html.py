@@ -21,6 +21,7 @@ import polars as pl
 from prunescope.analysis.report import hatches, ledger_view, measured, sentences, titles
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.explorer import timelines
+from prunescope.analysis.report.looks import ROWS
 from prunescope.analysis.report.phase_tables import Extent, overview, phase_tables
 from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.report.view import Table
@@ -199,6 +200,11 @@ def _bars(rows: list[ledger_view.LadderRow]) -> tuple[list[dict[str, Any]], floa
     return bounds, full
 
 
+def fill_of(row: str, tone: str) -> str:
+    """Return the colour of a row of the ledger, as in every figure; none where it is unsure."""
+    return "none" if tone == "quiet" else ROWS.get(row, ROWS["not_explained"]).colour
+
+
 def _ledger(phase: Phase) -> dict[str, Any] | None:
     """Return the template variables of the ledger; None without one."""
     table: Table | None = ledger_view.ledger_table(phase)
@@ -207,8 +213,13 @@ def _ledger(phase: Phase) -> dict[str, Any] | None:
     bars, (low, high) = ledger_view.waterfall(phase.ledger)
     unit = ledger_view.ledger_scale(phase.ledger)
     spans = [
-        {"x": 100 * min(b.start, b.end), "width": 100 * abs(b.end - b.start), "tone": b.tone}
-        for b in bars
+        {
+            "x": 100 * min(bar.start, bar.end),
+            "width": 100 * abs(bar.end - bar.start),
+            "tone": bar.tone,
+            "fill": fill_of(row.row, bar.tone),
+        }
+        for row, bar in zip(phase.ledger, bars, strict=True)
     ]
     rows = [row.row for row in phase.ledger]
     meanings = [LEDGER.get(row.row, ("", ""))[1] for row in phase.ledger]
@@ -217,6 +228,6 @@ def _ledger(phase: Phase) -> dict[str, Any] | None:
         "rows": list(zip(table.rows, spans, meanings, rows, strict=True)),
         "caveats": ", ".join(caveats := evidence.ledger_reasons(phase)),
         "strokes": _strokes(caveats),
-        "tones": {bar.tone for bar in bars if bar.start != bar.end},
+        "unsure": any(bar.tone == "quiet" and bar.start != bar.end for bar in bars),
         "range": f"{unit.text(low)} to {unit.text(high)} {unit.unit}",
     }

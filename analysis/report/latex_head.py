@@ -30,7 +30,7 @@ _HEAD = r"""% Written by TOOL. Needs \usepackage{booktabs,siunitx,graphicx,array
 \providecommand{\prunescopeset}[4]{\begin{#1}\centering
   \ifcsname KV@Gin@alt\endcsname\setkeys{Gin}{alt={#3}}\fi
   \sbox0{\includegraphics{\prunescopehere #2}}%
-  \ifdim\wd0>1.09\linewidth\typeout{prunescope: #2 is drawn \the\wd0\space wide for a line of
+  \ifdim\wd0>1.09\linewidth\typeout{prunescope: #2 is drawn \the\wd0\space\space wide for a line of
     \the\linewidth, so that its type gets smaller than 6 pt; draw it again with --width MM}\fi
   \ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi
   \ifdefined\Description\Description{#3}\fi#4\end{#1}}

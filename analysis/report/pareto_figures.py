@@ -57,7 +57,7 @@ _FRONTIER, _CELL = 2.3, 2.5  # inches: the height of a panel
 _OTHERS = Look("#BBBBBB", "", "o")  # of points that a panel does not name
 
 
-class Panel(NamedTuple):
+class FamilyPanel(NamedTuple):
     """The points of a phase, batch and length, and which of them a panel names.
 
     Attributes:
@@ -82,7 +82,7 @@ def pareto_pictures(pareto: Pareto) -> Iterator[Picture]:
         yield from _paged(f"ledger-{name}", every, _CELL, partial(_ledger_picture, pareto))
 
 
-def _panels(pareto: Pareto, names: Iterable[str]) -> list[Panel]:
+def _panels(pareto: Pareto, names: Iterable[str]) -> list[FamilyPanel]:
     """Return the panels of phases, each with at most MOST_FAMILIES labels."""
     panels = []
     for name in names:
@@ -92,12 +92,15 @@ def _panels(pareto: Pareto, names: Iterable[str]) -> list[Panel]:
             labels = list(dict.fromkeys(point.label for point in points))
             chunks = [labels[i : i + MOST_FAMILIES] for i in range(0, len(labels), MOST_FAMILIES)]
             title = f"{clean(name)}, {clean(cell.where)}"
-            panels += [Panel(title, points, chunk) for chunk in chunks]
+            panels += [FamilyPanel(title, points, chunk) for chunk in chunks]
     return panels
 
 
 def _paged(
-    stem: str, panels: list[Panel], height: float, make: Callable[[str, list[Panel]], Picture]
+    stem: str,
+    panels: list[FamilyPanel],
+    height: float,
+    make: Callable[[str, list[FamilyPanel]], Picture],
 ) -> Iterator[Picture]:
     """Yield a picture for each page of panels."""
     most = most_panels(height)
@@ -110,12 +113,12 @@ def _all_looks(pareto: Pareto) -> Looks:
     return family_looks((point.label, point.family) for point in points)
 
 
-def _points_of(panels: Iterable[Panel]) -> list[SweepPoint]:
+def _points_of(panels: Iterable[FamilyPanel]) -> list[SweepPoint]:
     """Return the points that panels name."""
     return [p for panel in panels for p in panel.points if p.label in panel.shown]
 
 
-def _row(panel: Panel, point: SweepPoint) -> Row:
+def _row(panel: FamilyPanel, point: SweepPoint) -> Row:
     """Return the first numbers of a point: where it is, its family, sparsity and speedup."""
     low, high = point.realised_ci95 or (None, None)
     phase, _, setting = panel.title.partition(", ")
@@ -131,7 +134,7 @@ def _row(panel: Panel, point: SweepPoint) -> Row:
     }
 
 
-def _frontier_picture(pareto: Pareto, stem: str, panels: list[Panel]) -> Picture:
+def _frontier_picture(pareto: Pareto, stem: str, panels: list[FamilyPanel]) -> Picture:
     points = _points_of(panels)
     best = [p for p in points if p.on_frontier]
     named = "; ".join(f"{p.name} at {numbers.ratio(p.realised)}" for p in best)
@@ -164,7 +167,7 @@ def _loss_row(point: SweepPoint) -> Row:
     return dict(zip(("perplexity_ratio", "ratio_low", "ratio_high"), (ratio, *ends), strict=True))
 
 
-def _caption(title: str, words: Iterable[str], pareto: Pareto, panels: list[Panel]) -> str:
+def _caption(title: str, words: Iterable[str], pareto: Pareto, panels: list[FamilyPanel]) -> str:
     """Return a caption: what is shown, how to read it, the setting and the statistic."""
     points = _points_of(panels)
     phases = list(dict.fromkeys(panel.title.partition(", ")[0] for panel in panels))
@@ -176,7 +179,7 @@ def _caption(title: str, words: Iterable[str], pareto: Pareto, panels: list[Pane
     return f"{title}: {text}. {setting_of_points(pareto, phases, points)}"
 
 
-def _bound_picture(pareto: Pareto, stem: str, panels: list[Panel]) -> Picture:
+def _bound_picture(pareto: Pareto, stem: str, panels: list[FamilyPanel]) -> Picture:
     title = "Realised speedup against the roofline bound"
     points = [p for p in _points_of(panels) if p.bounds.get("roofline") is not None]
     words = ["points on the dashed line realise all of their bound, whiskers are 95 % intervals"]
@@ -195,7 +198,7 @@ def _bound_picture(pareto: Pareto, stem: str, panels: list[Panel]) -> Picture:
     )
 
 
-def _ledger_picture(pareto: Pareto, stem: str, panels: list[Panel]) -> Picture:
+def _ledger_picture(pareto: Pareto, stem: str, panels: list[FamilyPanel]) -> Picture:
     title = "Where the dense step's time went"
     words = [
         "each family at its largest sparsity; a bar begins with the promise, losses are stacked on "
@@ -221,14 +224,16 @@ def _share(point: SweepPoint, row: str) -> float:
     return point.ledger.get(row, 0.0) / point.ledger["dense"]
 
 
-def _bars_of(panel: Panel) -> list[SweepPoint]:
+def _bars_of(panel: FamilyPanel) -> list[SweepPoint]:
     """Return the point of each family at its largest sparsity, where it has a ledger."""
     points = (_largest(panel.points, label) for label in panel.shown)
     return [point for point in points if point is not None]
 
 
 def _cells_figure(
-    pareto: Pareto, panels: Sequence[Panel], plot_panel: Callable[[Axes, Panel, Looks], None]
+    pareto: Pareto,
+    panels: Sequence[FamilyPanel],
+    plot_panel: Callable[[Axes, FamilyPanel, Looks], None],
 ) -> Figure:
     """Plot panels, with one legend for all."""
     looks = _all_looks(pareto)
@@ -250,7 +255,7 @@ def _plot_others(axes: Axes, places: Iterable[tuple[float, float]]) -> None:
         axes.plot(*zip(*shown, strict=True), color=_OTHERS.colour, label="others", zorder=0, **grey)
 
 
-def _plot_bounds(axes: Axes, panel: Panel, looks: Looks) -> None:
+def _plot_bounds(axes: Axes, panel: FamilyPanel, looks: Looks) -> None:
     """Plot realised speedups over roofline bounds; a point on the diagonal reaches its bound."""
     bounded = [(p, bound) for p in panel.points if (bound := p.bounds.get("roofline")) is not None]
     _plot_others(axes, ((bound, p.realised) for p, bound in bounded if p.label not in panel.shown))
@@ -273,13 +278,13 @@ def _plot_bounds(axes: Axes, panel: Panel, looks: Looks) -> None:
     reached = [1.0, *(point.realised for point, _ in bounded)]
     least, most = min(1.0, *(b for _, b in bounded), *reached), max(1.0, *(b for _, b in bounded))
     top = max(most, end_axis(reached, [e for p, _ in bounded for e in p.realised_ci95 or ()]))
-    axes.plot([0.95 * least, 1.05 * most], [0.95 * least, 1.05 * most],
-              label="all of the bound realised", **PARITY)  # fmt: skip
+    ends = [0.95 * least, 1.05 * most]
+    axes.plot(ends, ends, label="all of the bound realised", **PARITY)
     axes.set(xlim=(0.95 * least, 1.05 * most), ylim=(0.95 * least, 1.05 * top))
     axes.set(xlabel="roofline bound (speedup)", ylabel="realised (speedup)")
 
 
-def _plot_ledgers(axes: Axes, panel: Panel, looks: Looks) -> None:
+def _plot_ledgers(axes: Axes, panel: FamilyPanel, looks: Looks) -> None:
     """Plot the ledger of each family at its largest sparsity, as shares of the dense step.
 
     A bar begins with the promise; losses are stacked above it, and gains below zero.
@@ -347,14 +352,14 @@ def _largest(points: list[SweepPoint], family: str) -> SweepPoint | None:
     return max(of_family, key=lambda p: p.sparsity or 0.0, default=None)
 
 
-def _is_judged(pareto: Pareto, panel: Panel) -> bool:
+def _is_judged(pareto: Pareto, panel: FamilyPanel) -> bool:
     """Return whether a point of a panel has both a time and a loss that are evidence."""
     if pareto.subject.on_random_ids:
         return False
     return any(point.is_judged and shown_loss(point)[0] is not None for point in panel.points)
 
 
-def _has_frontier(pareto: Pareto, panels: Iterable[Panel]) -> bool:
+def _has_frontier(pareto: Pareto, panels: Iterable[FamilyPanel]) -> bool:
     return any(_is_judged(pareto, panel) for panel in panels)
 
 
@@ -368,7 +373,9 @@ def frontier_figure(pareto: Pareto, *, most: float = MOST_RATIO) -> Figure:
     return _plot_frontiers(pareto, _panels(pareto, pareto.phases), most=most)
 
 
-def _plot_frontiers(pareto: Pareto, panels: Sequence[Panel], *, most: float = MOST_RATIO) -> Figure:
+def _plot_frontiers(
+    pareto: Pareto, panels: Sequence[FamilyPanel], *, most: float = MOST_RATIO
+) -> Figure:
     looks, on_random_ids = _all_looks(pareto), pareto.subject.on_random_ids
     with plotting():
         figure, every = panel_axes(len(panels), _FRONTIER)
@@ -386,8 +393,7 @@ def _plot_frontiers(pareto: Pareto, panels: Sequence[Panel], *, most: float = MO
             entries.append(point_entry("others", _OTHERS))
         if on_random_ids:
             entries.append(random_ids_entry())
-        lines = legend_below(figure, entries, columns=4)
-        figure.set_size_inches(figure.get_figwidth(), figure.get_figheight() + 0.14 * lines)
+        legend_below(figure, entries, columns=4)
         figure.draw_without_rendering()
         for axes, labels, obstacles in placed:
             place_labels(axes, labels, obstacles)
@@ -408,7 +414,7 @@ def shown_loss(point: SweepPoint) -> tuple[float | None, list[float] | None]:
 
 
 def _plot_frontier(
-    axes: Axes, panel: Panel, looks: Looks, most: float, *, is_judged: bool
+    axes: Axes, panel: FamilyPanel, looks: Looks, most: float, *, is_judged: bool
 ) -> tuple[list[Label], Obstacles]:
     """Plot the points of one panel, and their frontier if a point was judged.
 
@@ -418,8 +424,9 @@ def _plot_frontier(
     obstacles = Obstacles()
     beyond: list[float] = []
     points = [point for point in panel.points if point.label in panel.shown]
-    places = [(x, p.realised) for p in panel.points if (x := shown_loss(p)[0]) is not None]
-    _plot_others(axes, [(x, y) for x, y in places if x <= most] if points != panel.points else ())
+    others = [point for point in panel.points if point.label not in panel.shown]
+    places = [(x, p.realised) for p in others if (x := shown_loss(p)[0]) is not None and x <= most]
+    _plot_others(axes, places)
     for point in points:
         x, spread = shown_loss(point)
         if x is None:
@@ -448,8 +455,8 @@ def _plot_frontier(
     if speedups := [y for _, y in obstacles.marks]:
         ends = [y for line in obstacles.lines for _, y in line]
         least = min(1.0, *speedups, *(end for end in ends if end > min(speedups) / 2))
-        top = end_axis([1.0, *speedups], ends)
-        axes.set_ylim(max(0.0, least - 0.05 * (top - least)), top + 0.05 * (top - least))
+        top = end_axis([1.0, 1.03 * max(speedups)], ends)
+        axes.set_ylim(max(0.0, least - 0.05 * (top - least)), top)
     if is_judged:
         full_points = [p for p in panel.points if p.on_frontier]
         best = [(x, p.realised) for p in full_points if (x := shown_loss(p)[0]) and x <= most]

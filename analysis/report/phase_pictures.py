@@ -49,8 +49,12 @@ class Told(NamedTuple):
 def phase_pictures(report: Report) -> Iterator[Picture]:
     """Yield the figures of each phase, in the order in which they are read."""
     for name, slug in phase_slugs(report).items():
+        phase = report.phases[name]
+        is_alone = phase.ladder is None and phase.anatomy is None
         for kind, tell in FIGURES.items():
-            if (told := tell(report, report.phases[name])) is not None:
+            if kind == "kinds" and not is_alone:
+                continue
+            if (told := tell(report, phase)) is not None:
                 words = _of_result(report, name) if kind in _OF_RESULT else _of_steps(report, name)
                 yield Picture(
                     stem=f"{kind}-{slug}",
@@ -134,7 +138,7 @@ def _of_steps(report: Report, name: str) -> str:
 
 
 def _kinds(_: Report, phase: Phase) -> Told | None:
-    if phase.ladder is not None or phase.anatomy is not None or not phase.kinds:
+    if not phase.kinds:
         return None
     ranked = sorted(phase.busy_by_kind.items(), key=lambda item: -item[1])[:_NAMED]
     alt = ", ".join(f"{kind} {numbers.time(ns)}" for kind, ns in ranked)

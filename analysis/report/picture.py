@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from prunescope.analysis.report.escape import csv_text, latex
+from prunescope.analysis.report.escape import clean, csv_text, latex
 from prunescope.analysis.report.latex_head import head
 from prunescope.analysis.report.printing import printing
 
@@ -72,7 +72,8 @@ def files_of_pictures(
     files: dict[str, bytes] = {}
     endings = [ending for ending in PICTURES if ending in formats]
     for picture in pictures:
-        drawn = picture_files(f"{picture.stem}.{{}}".format, picture.plot, endings, picture.alt)
+        name = f"{picture.stem}.{{}}".format
+        drawn = picture_files(name, picture.plot, endings, clean(picture.alt))
         if not drawn and endings:
             continue
         files |= drawn

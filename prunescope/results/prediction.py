@@ -85,14 +85,15 @@ class Prediction(TabledResult, ByName):
         from prunescope.analysis.report.predict_records import render_prediction
 
         files: dict[str, bytes] = {}
-        if "md" in names:
-            files["prediction.md"] = render_prediction(self).encode()
-        if "json" in names:
-            files["prediction.json"] = msgspec.json.format(msgspec.json.encode(self)) + b"\n"
-        if "csv" in names:
-            files["prediction.csv"] = self.to_polars().write_csv().encode()
-        if drawn := [name for name in names if name in (*PICTURES, "tex")]:
-            files |= curve_files(self, drawn)
+        for name in names:
+            if name == "md":
+                files["prediction.md"] = render_prediction(self).encode()
+            elif name == "json":
+                files["prediction.json"] = msgspec.json.format(msgspec.json.encode(self)) + b"\n"
+            elif name == "csv":
+                files["prediction.csv"] = self.to_polars().write_csv().encode()
+            else:
+                files |= curve_files(self, [name])
         return files
 
     def __repr__(self) -> str:

@@ -22,6 +22,7 @@ from prunescope.tracer.gemm.request import GemmRequest
 from prunescope.tracer.sweep.plan import SweepConfig
 from prunescope.tracer.sweep.request import SweepRequest
 
+LOOK = ("--width", "--font", "--label-prefix")  # of figures
 COMMANDS = {
     "trace": {
         "--name",
@@ -36,7 +37,7 @@ COMMANDS = {
         "--save-model", "--allow-code", "--legal", "--legal-tp",
     },
     "analyze": {
-        "subjects", "--baseline", "--sparsity", "--device", "--out", "--format", "--label-prefix",
+        "subjects", "--baseline", "--sparsity", "--device", "--out", "--format", *LOOK,
         "--json", "--eager-trace", "--baseline-eager-trace", "--phase-pattern", "--peak",
         "--bandwidth", "--hta", "--model", "--baseline-model", "--batch", "--prompt-len",
         "--context", "--phase", "--gemm", "--jobs", "--engine", "--full",
@@ -48,6 +49,7 @@ COMMANDS = {
     },
     "history": {"file", "--out", "--openmetrics", "--json"},
     "predict": {
+        *LOOK,
         "--model", "--pruned-model", "--device", "--method", "--sparsity", "--set", "--phase",
         "--batch", "--prompt-len", "--context", "--logits", "--dtype", "--peak", "--bandwidth",
         "--launch",
@@ -80,7 +82,7 @@ COMMANDS = {
         "config", "--preset", "--out", "--engine", "--shard", "--budget", "--dry-run",
         "--example", "--print-preset", "--json",
     },
-    "pareto": {"folder", "--out", "--figures", "--gemm", "--json"},
+    "pareto": {"folder", "--out", "--figures", "--gemm", "--json", "--format", *LOOK},
     "check": {
         "subject", "--require", "-r", "--baseline", "--allow-undecided", "--junit", "--json",
         "--summary",
