@@ -23,7 +23,6 @@ from prunescope.analysis.rank_jobs import plain_options
 from prunescope.analysis.schema.comparison import Comparison, ComparisonRow, FailedCandidate
 from prunescope.analysis.schema.report import Report, is_beyond_noise
 from prunescope.taxonomy.errors import PrunescopeError, errors_about
-from prunescope.taxonomy.runs.run import PhaseRun
 from prunescope.taxonomy.scrubbed import scrubbed
 
 _PHASES = ("prefill", "decode", BARE)
@@ -76,13 +75,13 @@ def compare(
         if on_done is not None:
             on_done(number, len(runs))
         try:
-            analysed = next(analyses)()
+            report = next(analyses)()
         except PrunescopeError as problem:
             error = problem
             failed.append(FailedCandidate(run=run.name, why=problem.problem))
             continue
-        reports[run.name] = analysed.report
-        rows += [_row(run.name, analysed, phase) for phase in analysed.report.phases]
+        reports[run.name] = report
+        rows += [_row(run.name, report, phase) for phase in report.phases]
     if error is not None and not rows:
         with errors_about(failed[-1].run) if len(runs) > 1 else nullcontext():
             raise error
@@ -120,7 +119,7 @@ def _file_bytes(path: Path) -> int:
 
 def _analyses(
     runs: Sequence[NamedRun], baseline: Path | None, options: Options, jobs: int, engine: str
-) -> Iterator[Callable[[], AnalysedRun]]:
+) -> Iterator[Callable[[], Report]]:
     """Yield a call for each run, in order, that gives its report or raises its error."""
     if len(runs) < 2 or (jobs < 2 and engine == "local"):
         for run in runs:
@@ -129,38 +128,16 @@ def _analyses(
     dense = None if baseline is None else str(baseline)
     plain = plain_options(options)
     tasks = [RunTask(str(run.path), dense, plain) for run in runs]
-    for result in run_tasks(run_task, tasks, AnalysedRun, jobs=jobs, engine=engine):
+    for result in run_tasks(run_task, tasks, Report, jobs=jobs, engine=engine):
         yield partial(_result_or_raise, result)
 
 
-class _Workload(msgspec.Struct):
-    """The inputs of a phase, as its manifest has them."""
-
-    batch: int
-    prompt_len: int
-    context: int
-
-
-class AnalysedRun(msgspec.Struct):
-    """A report, and the workload of each phase of a run with a manifest."""
-
-    report: Report
-    workloads: dict[str, _Workload]
-
-
-def _analyse(path: Path, baseline: Path | None, options: Options) -> AnalysedRun:
+def _analyse(path: Path, baseline: Path | None, options: Options) -> Report:
     """Analyse one run in this process."""
-    analysis = analyze(path, baseline=baseline, options=options)
-    run = analysis.side.run if analysis.side is not None else None
-    phases: dict[str, PhaseRun] = {} if run is None else run.phases
-    workloads = {
-        name: _Workload(phase.batch, phase.prompt_len, phase.context)
-        for name, phase in phases.items()
-    }
-    return AnalysedRun(analysis.report, workloads)
+    return analyze(path, baseline=baseline, options=options).report
 
 
-def _result_or_raise(result: AnalysedRun | PrunescopeError) -> AnalysedRun:
+def _result_or_raise(result: Report | PrunescopeError) -> Report:
     """Return the result of a task, or raise its error."""
     if isinstance(result, PrunescopeError):
         raise result
@@ -175,20 +152,20 @@ class RunTask(msgspec.Struct):
     options: dict[str, Any]
 
 
-def run_task(task: RunTask) -> AnalysedRun:
+def run_task(task: RunTask) -> Report:
     """Analyse a run in another process."""
     baseline = None if task.baseline is None else Path(task.baseline)
     return _analyse(Path(task.path), baseline, Options(**task.options))
 
 
-def _row(name: str, analysed: AnalysedRun, phase_name: str) -> ComparisonRow:
+def _row(name: str, report: Report, phase_name: str) -> ComparisonRow:
     """Return the row of one phase of a run.
 
     Dense and pruned are shown in the same time base: unprofiled where both sides have samples, else
     profiled.
     """
-    report, workload = analysed.report, analysed.workloads.get(phase_name)
     phase = report.phases[phase_name]
+    workload = phase.workload or None
     dense = phase.baseline
     wall, interval, timed = phase.wall_ns, None, "profiled"
     wall_dense = dense.wall_ns if dense else None
@@ -200,6 +177,7 @@ def _row(name: str, analysed: AnalysedRun, phase_name: str) -> ComparisonRow:
         run=name,
         model=_text_or_none(report.subject.get("model")),
         method=_text_or_none(report.subject.get("method")),
+        display_name=_text_or_none(report.subject.get("display_name")),
         family=phase.family.id if phase.family else None,
         phase=phase_name,
         batch=workload.batch if workload else None,

@@ -21,7 +21,7 @@ from prunescope.analysis.findings.checks import find
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.notes import notes
 from prunescope.analysis.inputs.side import SidePhase
-from prunescope.analysis.kernels.anatomy import anatomy
+from prunescope.analysis.kernels.anatomy import anatomy, side_anatomy
 from prunescope.analysis.ledger.attribution import AttributionInputs, attribution_inputs
 from prunescope.analysis.ledger.categories import categories
 from prunescope.analysis.ledger.dynamic_overhead import overhead
@@ -57,6 +57,7 @@ from prunescope.analysis.schema.report import (
     SecondOpinion,
 )
 from prunescope.analysis.schema.sides import LayerSum, PredictedRun, TimeScale, Totals
+from prunescope.analysis.schema.workload import PhaseWorkload
 from prunescope.analysis.totals import (
     is_known,
     kernel_rows,
@@ -244,7 +245,9 @@ def _compared(
         profiler_overhead_share=profiler_overhead_share(units, time_base),
         time_scale=scales[1],
         ledger=rows,
-        baseline=msgspec.structs.replace(of_dense, time_scale=scales[0]),
+        baseline=msgspec.structs.replace(
+            of_dense, time_scale=scales[0], anatomy=side_anatomy(dense.kernels)
+        ),
         sparsity=sparsity,
         predicted=_predicted(dense, pruned, inputs, family, bounds, rows),
         overhead=overhead(inputs, dense.kernels, pruned.kernels, family),
@@ -445,6 +448,9 @@ def _phase(
         token_ids=_token_ids(own.side.run, decides=compared.overhead is not None),
         categories=compared.categories,
         moved=compared.moved,
+        workload=PhaseWorkload.of(own.side.run, own.run)
+        if own.side.run and own.run
+        else msgspec.UNSET,
     )
 
 

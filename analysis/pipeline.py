@@ -42,6 +42,7 @@ from prunescope.analysis.replayed import with_replays
 from prunescope.analysis.schema.notice import Notice, warning
 from prunescope.analysis.schema.report import Phase, Report
 from prunescope.analysis.summary.answer import answer_phase, summary_of
+from prunescope.analysis.summary.paper_words import paper_sentence
 from prunescope.analysis.summary.paragraph import waits_for
 from prunescope.analysis.wording.sentence import sentence
 from prunescope.taxonomy.errors import PrunescopeError
@@ -159,8 +160,7 @@ def analyze(
     collected = _analyze_phases(opened, jobs, engine, on_done)
     _add_final_diagnostics(collected)
     _add_stragglers(collected)
-    collected.phases = _answered(collected.phases)
-    report = scrubbed(_with_replays(_report(collected), opened))
+    report = scrubbed(_with_replays(_answered(_report(collected)), opened))
     names = dict(zip(report.phases, collected.phases, strict=True))
     collected.frames.rename(names)
     return Analysis(report, collected.frames, opened.pruned, opened.dense, names)
@@ -177,8 +177,7 @@ def with_commands(done: Analysis) -> Analysis:
     path = os.path.relpath(done.dense.path)
     if path.startswith(os.pardir) and done.dense.path.is_absolute():
         return done
-    phases = _answered(done.report.phases, dense=PurePath(path).as_posix())
-    return replace(done, report=replace_fields(done.report, phases=phases))
+    return replace(done, report=_answered(done.report, dense=PurePath(path).as_posix()))
 
 
 def _open(candidate: Path, baseline: Path | None, options: Options) -> Sides:
@@ -260,21 +259,25 @@ def _add_stragglers(collected: _Collected) -> None:
         collected.pruned += Diagnostics(tuple(warnings))
 
 
-def _answered(phases: dict[str, Phase], *, dense: str | None = None) -> dict[str, Phase]:
-    """Return the phases with their answers, which tell the rank that each waits for.
+def _answered(report: Report, *, dense: str | None = None) -> Report:
+    """Return a report with the answer of each phase, which tells the rank that it waits for.
 
     Args:
-        phases: The phases.
+        report: The report.
         dense: The path of the dense run, for commands; None: no answer has one.
     """
     answers = {
-        name: answer_phase(phase, waits_for(phase, phases), dense=dense)
-        for name, phase in phases.items()
+        name: replace_fields(
+            answer_phase(phase, waits_for(phase, report.phases), dense=dense),
+            sentence=paper_sentence(name, phase, report.subject, report.device),
+        )
+        for name, phase in report.phases.items()
     }
-    return {
+    phases = {
         name: replace_fields(phase, answer=answers[name], summary=summary_of(answers[name]))
-        for name, phase in phases.items()
+        for name, phase in report.phases.items()
     }
+    return replace_fields(report, phases=phases)
 
 
 def _report(collected: _Collected) -> Report:

@@ -22,6 +22,7 @@ from prunescope.api import (
     bundle,
     capture_engine,
     check,
+    cite,
     claim,
     compare,
     devices,
@@ -40,6 +41,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 
 if TYPE_CHECKING:
     from prunescope.results.allocation_plan import AllocationPlan
+    from prunescope.results.citations import Citations
     from prunescope.results.claim import Claim
     from prunescope.results.comparison import Comparison
     from prunescope.results.fixed import Fixed
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
 __version__ = "0.3.0"
 __all__ = [
     "AllocationPlan",
+    "Citations",
     "Claim",
     "Comparison",
     "Fixed",
@@ -72,6 +75,7 @@ __all__ = [
     "capture",
     "capture_engine",
     "check",
+    "cite",
     "claim",
     "compare",
     "devices",
@@ -88,6 +92,7 @@ __all__ = [
 ]
 _LAZY = {
     "AllocationPlan": "prunescope.results.allocation_plan",
+    "Citations": "prunescope.results.citations",
     "Claim": "prunescope.results.claim",
     "Comparison": "prunescope.results.comparison",
     "Fixed": "prunescope.results.fixed",

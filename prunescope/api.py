@@ -31,6 +31,7 @@ from prunescope.tracer.sweep.request import SweepRequest
 if TYPE_CHECKING:
     from prunescope.analysis.device.hardware import Device
     from prunescope.results.allocation_plan import AllocationPlan
+    from prunescope.results.citations import Citations
     from prunescope.results.claim import Claim
     from prunescope.results.comparison import Comparison
     from prunescope.results.fixed import Fixed
@@ -441,14 +442,19 @@ def bundle(
     runs: Sequence[Path | str] | Path | str,
     *,
     out: Path | str,
+    source: Sequence[Path | str] | Path | str = (),
+    wheel: Path | str | None = None,
     anonymous: bool = False,
     overwrite: bool = False,
 ) -> Path:
     """Put the evidence of runs into one zip.
 
     Args:
-        runs: Runs, or folders of runs.
+        runs: Runs, or folders of runs. Of a sweep it also holds the tables and figures of the
+            article.
         out: The zip file to write.
+        source: Files to add as they are, such as the source of your method.
+        wheel: The wheel of prunescope to add; None: the README names its repository.
         anonymous: Whether names of people, hosts and paths are removed, for double-blind review.
         overwrite: Whether a zip that exists is replaced.
 
@@ -466,7 +472,41 @@ def bundle(
 
     several = [runs] if isinstance(runs, str | Path) else runs
     paths = [needed_path(run) for run in several]
-    return write(paths, needed_path(out), anonymous=anonymous, overwrite=overwrite)
+    added = [source] if isinstance(source, str | Path) else source
+    return write(
+        paths,
+        needed_path(out),
+        sources=[needed_path(file) for file in added],
+        wheel=as_path(wheel),
+        anonymous=anonymous,
+        overwrite=overwrite,
+    )
+
+
+@helpful
+def cite(
+    runs: Sequence[Path | str] | Path | str = (), *, methods: Sequence[str] | str = ()
+) -> Citations:
+    """Return what a paper cites: this tool, the taxonomy's paper, and the methods that were run.
+
+    Args:
+        runs: Runs, or folders of runs such as sweeps.
+        methods: Published methods to cite besides those that were run.
+
+    Returns:
+        The citations; `bibtex` is their text.
+
+    Raises:
+        PrunescopeError: A path is not a run, or no published method has a name.
+
+    Examples:
+        >>> print(prunescope.cite("traces/sweep", methods=["Wanda"]).bibtex)
+    """
+    from prunescope.results.citations import Citations
+
+    several = [runs] if isinstance(runs, str | Path) else runs
+    names = [methods] if isinstance(methods, str) else list(methods)
+    return Citations.compute([needed_path(run) for run in several], names)
 
 
 @helpful

@@ -24,7 +24,7 @@ from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.command import from_options
 from prunescope.failure import exit_code
 from prunescope.model_trees import use_module_trees
-from prunescope.output_options import AnalyzeOutputs, CheckOptions
+from prunescope.output_options import AnalyzeOutputs, CheckOptions, FigureOptions, ParetoOutputs
 from prunescope.taxonomy.arguments import asks_json, bare_json, refuse_empty
 from prunescope.taxonomy.option import Option
 from prunescope.tracer.capture.request import TraceCall
@@ -74,10 +74,13 @@ def _trace(request: TraceCall, *, json_target: Json = None) -> None:
     """Run a pruned model and its dense baseline in turns, and write times, traces and statistics.
 
     `prunescope families` lists the families of --method and the presets of --model. With --set
-    match=flop the sparsity is the share of the FLOPs that are removed.
+    match=flop the sparsity is the share of the FLOPs that are removed. A method of your own is
+    `def prune(model, sparsity)` in mine.py, which returns the pruned model; `prune.selects_by =
+    "norm"` says what it selects by.
 
     \b
     prunescope trace --model tiny-llama --method static-nk --sparsity 0.5
+    prunescope trace --model ./Qwen3-0.6B --method mine:prune --name Ours
     prunescope trace --model ./Llama-3.2-1B --method static-m --set layers=3,9 --batch 8
     prunescope trace --model tiny-llama --method static-m:0.25+static-nk-mlp:0.5
     prunescope trace --model tiny-llama --method static-nk --sparsity 0.4 --set match=flop
@@ -196,6 +199,7 @@ def _fix(request: FixRequest, *, json_target: Json = None) -> None:
 @from_options
 def _predict(
     request: PredictRequest,
+    look: FigureOptions,
     *,
     explain: Annotated[
         bool,
@@ -207,8 +211,8 @@ def _predict(
     out: Annotated[
         Path | None,
         Option(
-            help="Folder to write speedup curves to, as figures and CSV; without it, none are "
-            "written.",
+            help="Folder to write speedup curves to, as figures, CSV and a LaTeX caption; without "
+            "it, none are written.",
             metavar="FOLDER",
         ),
     ] = None,
@@ -235,10 +239,14 @@ def _predict(
             hint="give one --method and one --sparsity",
         )
     if out is not None:
+        from prunescope.analysis.report.picture import PICTURES
         from prunescope.analysis.report.predict_figure import curve_files
+        from prunescope.analysis.report.printing import printed_as, printing_of
         from prunescope.analysis.report.write import write_files
 
-        write_files(curve_files(result), out)
+        formats = (*PICTURES, "csv", "tex")
+        with printed_as(printing_of(formats, **look.look)):
+            write_files(curve_files(result, formats), out)
     deliver_result(result, json_target, prediction(result, explain=explain))
 
 
@@ -378,33 +386,12 @@ def _sweep(
 @app.command("pareto")
 @from_options
 def _pareto(
+    outputs: ParetoOutputs,
+    chosen: SavePoints,
+    *,
     folder: Annotated[
         Path, Option(help="Folder that a sweep wrote.", metavar="FOLDER", argument=True)
     ],
-    chosen: SavePoints,
-    *,
-    out: Annotated[
-        Path | None,
-        Option(
-            help="Folder to write tables and figures to; without it, FOLDER/pareto.",
-            metavar="FOLDER",
-        ),
-    ] = None,
-    figures: Annotated[
-        Literal["paper"] | None,
-        Option(
-            help="Also plot the kinds of figure of the taxonomy's paper, each with its CSV and "
-            "caption; without it, frontier, bounds and ledgers alone."
-        ),
-    ] = None,
-    gemm: Annotated[
-        Path | None,
-        Option(
-            help="File of replayed GEMMs (`prunescope gemm --json FILE`) for --figures paper; "
-            "without it, each gemms*.json in the sweep and the gemms.json of its runs.",
-            metavar="FILE",
-        ),
-    ] = None,
     json_target: Json = None,
 ) -> None:
     """Compare the prunings of a sweep: frontier of speed and loss, break-even, bounds.
@@ -417,20 +404,36 @@ def _pareto(
     prunescope pareto traces/sweep --out figures --json pareto.json
     prunescope pareto traces/sweep --figures paper --out figures
     prunescope pareto traces/sweep --save-model static-m-0.25-prefill-b1-p64 --model ./SmolLM2
+    prunescope pareto traces/sweep --format tex,pdf,csv --width column --label-prefix a --out paper
     """
-    from prunescope.analysis.pareto.write import paper_files, paper_set, write_pareto
+    from prunescope.analysis.pareto.write import (
+        FORMATS,
+        USUAL,
+        paper_files,
+        paper_set,
+        write_pareto,
+    )
     from prunescope.analysis.report.pareto_tables import pareto_summary
+    from prunescope.analysis.report.printing import printed_as, printing_of
+    from prunescope.analysis.report.write import check_formats
     from prunescope.output import console_for
     from prunescope.results.pareto import Pareto
-    from prunescope.results.result import deliver_result
+    from prunescope.results.result import deliver_result, format_names
     from prunescope.taxonomy.errors import PrunescopeError
 
-    if gemm is not None and figures is None:
+    if outputs.gemm is not None and outputs.figures is None:
         raise PrunescopeError("--gemm is for --figures paper", hint="add --figures paper")
     targets = chosen.targets(folder)
-    result, target = Pareto.compute(folder), out or folder / "pareto"
-    paper = paper_set(result, folder, gemm) if figures is not None else None
-    write_pareto(result, target, more=paper_files(paper) if paper is not None else None)
+    names = USUAL if outputs.formats is None else format_names(outputs.formats)
+    check_formats(names, FORMATS)
+    printing = printing_of(names, **outputs.look)
+    result, target = Pareto.compute(folder), outputs.out or folder / "pareto"
+    paper, more = None, None
+    if outputs.figures is not None:
+        with printed_as(printing):
+            paper = paper_set(result, folder, outputs.gemm)
+            more = paper_files(paper, names)
+    write_pareto(result, target, formats=names, more=more, **outputs.look)
     missing = [str(figure) for figure in paper.missing] if paper is not None else []
     for name, path in targets.items():
         model = result.pruned_model(name, chosen.model, text=chosen.text)
@@ -614,6 +617,22 @@ def _bundle(
     ],
     *,
     out: Annotated[Path, Option(help="Zip file to write.", flag="--out -o", metavar="FILE.zip")],
+    source: Annotated[
+        list[Path] | None,
+        Option(
+            help="File to add as it is, such as the source of your method, repeatable; without it, "
+            "none.",
+            metavar="FILE",
+        ),
+    ] = None,
+    wheel: Annotated[
+        Path | None,
+        Option(
+            help="Wheel of prunescope to add, from which reviewers install it; without it, the "
+            "README names its repository.",
+            metavar="FILE.whl",
+        ),
+    ] = None,
     anonymous: Annotated[
         bool,
         Option(help="Remove names of people, hosts and paths, for double-blind review."),
@@ -624,11 +643,13 @@ def _bundle(
 ) -> None:
     """Pack the evidence of runs into one zip: traces, samples, reports, figures, checksums, README.
 
-    With --anonymous, names of people, hosts, paths, addresses and keys are removed; if one is left,
-    that is an error and no zip is written.
+    Of a sweep it also holds the tables and figures of the article, in their formats. With
+    --anonymous, names of people, hosts, paths, addresses and keys are removed; if one is left, that
+    is an error and no zip is written.
 
     \b
     prunescope bundle traces/first -o evidence.zip
+    prunescope bundle traces/sweep --source mine.py -o evidence.zip
     prunescope bundle traces/a traces/b -o review.zip --anonymous
     """
     from prunescope.analysis.bundle.anonymise import local_names
@@ -636,7 +657,9 @@ def _bundle(
     from prunescope.output import console_for
     from prunescope.taxonomy.numbers import size
 
-    written = bundle(runs, out, anonymous=anonymous, overwrite=overwrite)
+    written = bundle(
+        runs, out, sources=source or [], wheel=wheel, anonymous=anonymous, overwrite=overwrite
+    )
     line = f"Written to {written} ({size(written.stat().st_size)}); prunescope verify checks it"
     console = console_for(None)
     console.print(line, markup=False, soft_wrap=True)
@@ -644,6 +667,48 @@ def _bundle(
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         text = f"kept {kind}: {shown}; rename them in your code if they identify you"
         console.print(text, markup=False, soft_wrap=True)
+
+
+@app.command("cite")
+@from_options
+def _cite(
+    runs: Annotated[
+        list[Path] | None,
+        Option(
+            help="Runs, or folders of runs such as sweeps, whose methods are cited; without them, "
+            "tool and taxonomy alone.",
+            metavar="RUN",
+            argument=True,
+        ),
+    ] = None,
+    *,
+    methods: Annotated[
+        list[str] | None,
+        Option(
+            help="Published method to cite as well, repeatable; `prunescope families` lists them.",
+            flag="--method",
+            metavar="METHOD",
+        ),
+    ] = None,
+    json_target: Json = None,
+) -> None:
+    """Print BibTeX of this tool, of the taxonomy's paper, and of the methods that were run.
+
+    A method was run where family, options and selection are those of its paper. Authors of methods
+    are not known here: their entries name the page that prints them.
+
+    \b
+    prunescope cite
+    prunescope cite traces/sweep > prunescope.bib
+    prunescope cite traces/sweep --method Wanda --method ShortGPT
+    """
+    from prunescope.output import write_json
+    from prunescope.results.citations import Citations
+
+    result = Citations.compute(runs or [], methods or [])
+    write_json(result.to_json(), json_target)
+    if json_target != "-":
+        sys.stdout.write(result.bibtex)  # unfolded, for a .bib file
 
 
 @app.command("verify")
@@ -656,7 +721,7 @@ def _verify(
     allow_missing_figures: Annotated[
         bool,
         Option(
-            help="Accept figures (SVG, PNG) that cannot be compared here, because another "
+            help="Accept figures (SVG, PNG, PDF) that cannot be compared here, because another "
             "matplotlib plotted them; without it, the result is partial and the exit code 3. It "
             "accepts nothing else. The old name, --allow-undrawn, still works.",
             flag="--allow-missing-figures --allow-undrawn",

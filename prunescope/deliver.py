@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from rich.console import RenderableType
@@ -19,6 +19,7 @@ from prunescope.analysis.inputs.options import CompareRequest
 from prunescope.analysis.named_runs import describe_left_out, find_runs
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.formats import FORMATS
+from prunescope.analysis.report.printing import printing_of
 from prunescope.analysis.report.terminal import TerminalReport
 from prunescope.analysis.report.titles import page_link
 from prunescope.analysis.report.write import DEFAULT_FORMATS, check_formats
@@ -42,7 +43,7 @@ class Delivery:
         folder: The folder of the files; None: the default one of what is analysed.
         formats: The formats, separated by commas; None: the default ones.
         json: A file for the JSON, or "-" for standard output; None: no JSON.
-        label_prefix: What every label in LaTeX begins with.
+        look: How figures are printed, and what every label in LaTeX begins with.
         full: Whether every table is printed.
         history: The file that a line of each phase is added to; None: none.
         commit: What was measured; None: the commit that CI or git names.
@@ -51,7 +52,7 @@ class Delivery:
     folder: Path | None = None
     formats: str | None = None
     json: str | None = None
-    label_prefix: str = ""
+    look: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
     full: bool = False
     history: Path | None = None
     commit: str | None = None
@@ -63,7 +64,7 @@ class Delivery:
             folder=outputs.out,
             formats=outputs.formats,
             json=json,
-            label_prefix=outputs.label_prefix,
+            look=outputs.look,
             full=outputs.full,
             history=outputs.history,
             commit=outputs.commit,
@@ -97,6 +98,7 @@ class Delivery:
             check_history(self.history)
         names = format_names(self.formats)
         check_formats(names, known)
+        printing_of(names, **self.look)
         folder = self.folder or default()
         if self.formats and folder is None:
             raise PrunescopeError(
@@ -114,7 +116,7 @@ class Delivery:
     ) -> None:
         """Write a result as files and as JSON, and print it."""
         if folder is not None:
-            result.save(folder, names, label_prefix=self.label_prefix)
+            result.save(folder, names, **self.look)
         if self.json is not None:
             write_json(result.to_json(), self.json)
         page = _page(result) if "html" in names else ""

@@ -20,6 +20,7 @@ from msgspec import Meta
 
 from prunescope.taxonomy.contradictions import contradictions
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.words import MOST_NAME
 
 T = TypeVar("T")
 B = TypeVar("B", bound="Block")
@@ -31,6 +32,7 @@ MAX_LAYERS = 10_000
 MAX_DEPTH = 64
 Name = Annotated[str, Meta(max_length=256)]
 Names = Annotated[list[Name], Meta(max_length=64)]
+DisplayName = Annotated[str, Meta(min_length=1, max_length=MOST_NAME)]  # of a method, in tables
 # The name of a file in the same folder, not a path that leads out of it.
 FileName = Annotated[
     str,

@@ -9,6 +9,8 @@ import re
 from pathlib import Path
 
 from prunescope.taxonomy.arguments import number
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.words import MOST_NAME
 
 
 def is_function(method: str) -> bool:
@@ -35,6 +37,21 @@ def method_parts(method: str) -> list[tuple[str, str | None]]:
         return []
     words = (word.partition(":") for word in method.split("+"))
     return [(name.strip(), own.strip() if colon else None) for name, colon, own in words]
+
+
+def check_display_name(name: str) -> str:
+    """Return the display name of a method as tables, figures and captions show it.
+
+    Raises:
+        PrunescopeError: It is empty, too long, or no text of one line.
+    """
+    plain = " ".join(name.split())
+    if not 0 < len(plain) <= MOST_NAME or not plain.isprintable():
+        raise PrunescopeError(
+            f"{name[:60]!r} is no display name of a method",
+            hint=f"one line of 1 to {MOST_NAME} characters, such as Ours",
+        )
+    return plain
 
 
 def run_name(model: str, method: str | None = None, sparsity: float | None = None) -> str:

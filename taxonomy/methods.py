@@ -28,7 +28,8 @@ class PublishedMethod:
     `executes`: what its inference runs; `runs`: what ours runs instead, None if it is the same
     GEMMs; `source`: {"title", "url"} of what was read of it, None if nothing was; then `not_read`
     says why; `by_extension`: whether the placement is ours and not of arXiv 2606.09080; `select`:
-    the `--select` that chooses parts as the paper does, None if none does.
+    the `--select` that chooses parts as the paper does, None if none does; `year` and `arxiv`: of
+    the first version, None if it is not known.
     """
 
     name: str
@@ -40,6 +41,8 @@ class PublishedMethod:
     source: Mapping[str, str] | None
     not_read: str | None
     by_extension: bool
+    year: int | None = None
+    arxiv: str | None = None
     select: str | None = None
 
     @property

@@ -10,6 +10,7 @@ from prunescope.taxonomy.words import factor
 
 UNKNOWN = "–"
 MINUS = "−"
+_TWO_DIGITS = 3.54  # of half an interval: from 3.55 on one digit of it is enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +72,81 @@ def ratios(ci95: list[float] | None) -> str:
     return interval(ci95, ratio)
 
 
+@dataclass(frozen=True, slots=True)
+class RoundedEstimate:
+    """A value and its 95 % interval, with the digits that the interval leaves meaning to.
+
+    The ends are rounded as the Particle Data Group rounds an error, here half of the interval: to
+    one significant digit, or to two where they are at most 35. The value has three, at most one
+    decimal more than the ends and no less than they have: `95.4 [88, 109]`.
+    """
+
+    value: float
+    ci95: Sequence[float] | None = None
+
+    @property
+    def end_decimals(self) -> int:
+        """The decimals of the ends; below zero they are rounded to tens or hundreds."""
+        half = abs(self.ci95[1] - self.ci95[0]) / 2 if self.ci95 else 0.0
+        if not half:
+            return self._three_digits
+        digits, _, power = f"{half:.2e}".partition("e")
+        return (1 if float(digits) <= _TWO_DIGITS else 0) - int(power)
+
+    @property
+    def _three_digits(self) -> int:
+        return 2 - int(f"{self.value:.2e}".partition("e")[2]) if self.value else 0
+
+    @property
+    def decimals(self) -> int:
+        """The decimals of the value."""
+        if not self.ci95:
+            return max(self._three_digits, 0)
+        return max(self.end_decimals, min(self._three_digits, self.end_decimals + 1))
+
+    @property
+    def text(self) -> str:
+        """The value alone: `95.4`."""
+        return _rounded(self.value, self.decimals)
+
+    @property
+    def interval(self) -> str:
+        """The interval alone: `[88, 109]`; empty without one, or where both ends are the value."""
+        if not self.ci95 or self.ci95[0] == self.ci95[1]:
+            return ""
+        low, high = (_rounded(end, self.end_decimals) for end in self.ci95)
+        return f"[{low}, {high}]"
+
+    def __str__(self) -> str:
+        """Return the value with its interval."""
+        return f"{self.text} {self.interval}".strip()
+
+
+def estimate(value: float | None, ci95: Sequence[float] | None = None) -> RoundedEstimate | None:
+    """Return an estimate; None for a value that is unknown or not finite.
+
+    An interval with an end that is not finite counts as none.
+    """
+    if value is None or not math.isfinite(value):
+        return None
+    is_known = ci95 is not None and all(map(math.isfinite, ci95))
+    return RoundedEstimate(value, ci95 if is_known else None)
+
+
+def _rounded(value: float, decimals: int) -> str:
+    text = f"{round(value, decimals):.{max(decimals, 0)}f}"
+    return text.replace("-", MINUS) if float(text) else text.lstrip("-")  # no "-0.00"
+
+
 def interval(ci95: Sequence[float] | None, form: Callable[[float], str]) -> str:
     """Return `[low, high]`, each end in that form."""
     return f"[{form(ci95[0])}, {form(ci95[1])}]" if ci95 else UNKNOWN
+
+
+def measured(value: float, ci95: Sequence[float] | None, unit: str = "") -> str:
+    """Return a number and its unit with its interval, as `RoundedEstimate` rounds them."""
+    shown = RoundedEstimate(value, ci95)
+    return f"{shown.text}{unit} {shown.interval}".strip()
 
 
 def percent(share: float | None, *, decimals: int = 1, signed: bool = False) -> str:

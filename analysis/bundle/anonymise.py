@@ -25,12 +25,13 @@ from prunescope.analysis.trace.unpack import unpacked
 from prunescope.taxonomy.arguments import number
 from prunescope.taxonomy.configs.architecture_table import BY_ID
 from prunescope.taxonomy.families import families
-from prunescope.taxonomy.formats import plain, read
+from prunescope.taxonomy.formats import changed, plain, read
 from prunescope.taxonomy.method_names import method_parts
 from prunescope.taxonomy.presets import preset_names
 from prunescope.taxonomy.roles import locate
 from prunescope.taxonomy.runs.run import PhaseRun, Placement, Run
 from prunescope.taxonomy.runs.run_blocks import DeviceEntry, ModelEntry, Pruning
+from prunescope.taxonomy.runs.run_quality import RANDOM_IDS, Quality, TextSource
 
 T = TypeVar("T")
 _BLOCK, _OVERLAP = 4 << 20, 4096
@@ -180,14 +181,14 @@ class Scrubber(Words):
             phases=phases,
             model=read(ModelEntry, self._model(plain(run.model))),
             device=read(DeviceEntry, self._device(plain(run.device))),
-            inputs=self._block("inputs", run.inputs),
-            timing=self._block("timing", run.timing),
+            inputs=self.block("inputs", run.inputs),
+            timing=self.block("timing", run.timing),
             versions=self._versions(run.versions),
             argv=[word if self._is_option(word) else "<removed>" for word in run.argv],
             pruning=self._pruning(run.pruning),
-            census=self._block("census", run.census),
+            census=self.block("census", run.census),
             tool=self.text(run.tool),
-            quality=self._block("quality", run.quality),
+            quality=self._quality(run.quality),
             routing={name: counts for name, counts in run.routing.items() if name in phases},
             distinct_experts={
                 n: counts for n, counts in run.distinct_experts.items() if n in phases
@@ -282,10 +283,23 @@ class Scrubber(Words):
             return None
         kept = self.value("pruning", plain(pruning))
         method = pruning.method if names_only_families(pruning.method) else "custom"
-        return read(Pruning, {"method": method, **kept})
+        shown = pruning.display_name
+        named = {"display_name": shown} if self.may_show(shown) else {}
+        return read(Pruning, {"method": method, **kept, **named})
 
-    def _block(self, key: str, block: T | None) -> T | None:
+    def block(self, key: str, block: T) -> T:
+        """Return a block of a manifest with the fields of the allow-list; None for None."""
         return block and read(type(block), self.value(key, plain(block)))
+
+    def _quality(self, quality: Quality | None) -> Quality | None:
+        """Return the losses of a run, with that they were read on random token ids, if so."""
+        kept = self.block("quality", quality)
+        is_random = quality is not None and quality.text and quality.text.source == RANDOM_IDS
+        return changed(kept, text=TextSource(source=RANDOM_IDS)) if kept and is_random else kept
+
+    def may_show(self, name: str | None) -> bool:
+        """Return whether a display name, which its authors gave for print, names nobody."""
+        return bool(name) and bool(_PLAIN.fullmatch(name or "")) and self.text(name or "") == name
 
     def _is_option(self, word: str) -> bool:
         option, _, value = word.partition("=") if word.startswith("--") else ("", "", word)

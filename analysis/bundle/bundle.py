@@ -12,7 +12,7 @@ import importlib.metadata
 import json
 import re
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +22,15 @@ from prunescope.analysis.bundle.anonymise import Scrubber, names_of, trace_strin
 from prunescope.analysis.bundle.archive import zip_bytes
 from prunescope.analysis.bundle.frontier import frontier_csv
 from prunescope.analysis.bundle.secrets import suspicious
-from prunescope.analysis.bundle.text import Runs, citation, environment_json, readme, samples_csv
+from prunescope.analysis.bundle.study import (
+    STUDIES,
+    STUDY,
+    Study,
+    judged,
+    read_studies,
+    study_files,
+)
+from prunescope.analysis.bundle.text import Origin, Runs, environment_json, readme, samples_csv
 from prunescope.analysis.bundle.trim import trim
 from prunescope.analysis.inputs.open import locate, recorded_baseline
 from prunescope.analysis.inputs.options import Options
@@ -33,6 +41,7 @@ from prunescope.analysis.report.formats import PhaseFrames
 from prunescope.analysis.report.write import write_report
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.atomic_write import scratch_folder, write_file
+from prunescope.taxonomy.citations import citation_cff, tool_citation
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import changed, plain
 from prunescope.taxonomy.own_files import refuse_own_file
@@ -42,20 +51,27 @@ from prunescope.taxonomy.scrub import scrub
 from prunescope.taxonomy.words import when
 
 SUMS, INDEX, FRONTIER = "SHA256SUMS", "bundle.json", "frontier.csv"
-# Text formats can be rebuilt and compared. A PDF cannot be scanned, and svg holds the same.
-FORMATS = ("md", "json", "tex", "csv", "svg", "png")
+# What the authors add, as it is: the source of their method, and the wheel of this tool.
+SOURCE, INSTALL = "source/", "install/"
+OTHERS = (SOURCE, INSTALL)
+_INPUTS = ("runs/", *OTHERS)
+_MOST_BYTES = 64 << 20  # of a file that is added
+# All formats can be rebuilt and compared. A PDF cannot be scanned, and svg holds the same texts.
+FORMATS = ("md", "json", "tex", "csv", "svg", "png", "pdf")
 # They need the kernels frames, which would make the tables of csv too large.
 FRAMED = ("html", "perfetto")
 _MOST_CARD = 1 << 20
+# The paper that the evidence belongs to cites itself.
+_CITE = "If you use this evidence, please cite its paper, and the tool."
 _TEXT = (".md", ".html", ".json", ".tex", ".csv", ".svg", ".cff", "SUMS")
 
 
 class BundleIndex(msgspec.Struct, kw_only=True):
     """The file bundle.json, which tells what a bundle holds.
 
-    `runs` names the phases of each run. `inputs` has the SHA-256 of each run.json and trace, from
-    which all else is rebuilt, and `outputs` that of all else but this file and SHA256SUMS; bundles
-    of older versions have none of one or both.
+    `runs` names the phases of each run. `inputs` has the SHA-256 of each run.json, trace and
+    study.json, from which all else is rebuilt, and of what the authors added; `outputs` that of all
+    else but this file and SHA256SUMS. Bundles of older versions have none of one or both.
     """
 
     schema: Literal[1] = 1
@@ -69,13 +85,22 @@ class BundleIndex(msgspec.Struct, kw_only=True):
 
 
 def bundle(
-    runs: Sequence[Path], out: Path, *, anonymous: bool = False, overwrite: bool = False
+    runs: Sequence[Path],
+    out: Path,
+    *,
+    sources: Sequence[Path] = (),
+    wheel: Path | None = None,
+    anonymous: bool = False,
+    overwrite: bool = False,
 ) -> Path:
     """Write the evidence of runs into one zip, whole or not at all.
 
     Args:
-        runs: Run folders, or folders of them.
+        runs: Run folders, or folders of them. Of a sweep the tables and figures of the article are
+            bundled, too.
         out: The zip to write.
+        sources: Files to add, such as the source of a method.
+        wheel: The wheel of this tool, for reviewers to install; None for its address alone.
         anonymous: Whether to remove what names people, hosts, paths and accounts.
         overwrite: Whether to replace an existing zip.
 
@@ -83,22 +108,25 @@ def bundle(
         The path of the zip.
 
     Raises:
-        PrunescopeError: A subject is no run or is damaged, the zip cannot be written or exists, or,
-            with `anonymous`, something suspicious is left.
+        PrunescopeError: A subject is no run or is damaged, a file to add cannot be read, the zip
+            cannot be written or exists, or, with `anonymous`, something suspicious is left.
     """
     _check_target(out, overwrite=overwrite)
     named = find_runs(runs)
     if not named:
         raise PrunescopeError("no run to bundle", hint="name the folder that `trace --out` wrote")
-    sources = {_slug(i, run, anonymous=anonymous): _variants(run) for i, run in enumerate(named, 1)}
-    if len(sources) < len(named):
+    folders = {_slug(i, run, anonymous=anonymous): _variants(run) for i, run in enumerate(named, 1)}
+    if len(folders) < len(named):
         raise PrunescopeError(
             "two runs would have one name in the bundle", hint="rename one of their folders"
         )
-    files = [p for v in sources.values() for folder in v.values() for p in _files(folder)]
+    files = [p for v in folders.values() for folder in v.values() for p in _files(folder)]
     scrubber = Scrubber(names_of(files)) if anonymous else None
+    others = _others(sources, wheel)
+    pruned = {v["pruned"].resolve(): name for name, v in folders.items() if "pruned" in v}
+    studies = read_studies(runs, pruned, scrubber)
     with scratch_folder() as stage:
-        content = _build(sources, stage.resolve(), scrubber)
+        content = _build(folders, studies, stage.resolve(), scrubber, others)
     if scrubber is not None:
         _refuse_suspicious(content, scrubber)
     _write_zip(out, zip_bytes(content))
@@ -133,14 +161,19 @@ def index_text(
         formats=[*FORMATS, *FRAMED],
         drawn_with=plotted,
         runs={name: list(report.phases) for name, report in reports.items()},
-        inputs={name: digest for name, digest in sums.items() if name.startswith("runs/")},
+        inputs={name: digest for name, digest in sums.items() if _is_input(name)},
         outputs={
             name: digest
             for name, digest in sums.items()
-            if not name.startswith("runs/") and name not in (INDEX, SUMS)
+            if not _is_input(name) and name not in (INDEX, SUMS)
         },
     )
     return (json.dumps(plain(index), indent=1) + "\n").encode()
+
+
+def _is_input(name: str) -> bool:
+    """Return whether a file is one that others are rebuilt from, or that the authors added."""
+    return name.startswith(_INPUTS) or (name.startswith(STUDIES) and name.endswith(f"/{STUDY}"))
 
 
 def tool_version() -> str:
@@ -170,6 +203,38 @@ def _check_target(target: Path, *, overwrite: bool) -> None:
         raise PrunescopeError(
             f"{target.name} exists", hint="give another -o FILE.zip, or replace it with --overwrite"
         )
+
+
+def _others(sources: Sequence[Path], wheel: Path | None) -> dict[str, bytes]:
+    """Return the files that the authors add, from path in the bundle to bytes.
+
+    Raises:
+        PrunescopeError: One cannot be read, is too large or no wheel, or two have one name.
+    """
+    files: dict[str, bytes] = {}
+    wanted = [(SOURCE, path) for path in sources]
+    wanted += [] if wheel is None else [(INSTALL, wheel)]
+    for folder, path in wanted:
+        name = f"{folder}{re.sub(r'[^A-Za-z0-9._+-]+', '-', scrub(path.name)).lstrip('.-+')}"
+        try:
+            is_small = path.is_file() and path.stat().st_size <= _MOST_BYTES
+            data = path.read_bytes() if is_small else None
+        except OSError:
+            data = None
+        if data is None or name in files or name == folder:
+            why = "two files have that name" if name in files else "no file of at most 64 MiB"
+            raise PrunescopeError(
+                f"cannot add {path.name}: {why}", hint="name each file to add once"
+            )
+        files[name] = data
+    if wheel is not None and (
+        not wheel.name.startswith("prunescope-") or not zipfile.is_zipfile(wheel)
+    ):
+        raise PrunescopeError(
+            f"{wheel.name} is no wheel of prunescope",
+            hint="build one with `pip wheel --no-deps`, or leave --wheel out",
+        )
+    return files
 
 
 def _slug(i: int, named: NamedRun, *, anonymous: bool) -> str:
@@ -217,7 +282,11 @@ def _trace_file(folder: Path, name: str) -> Path:
 
 
 def _build(
-    sources: Mapping[str, Mapping[str, Path]], stage: Path, scrubber: Scrubber | None
+    sources: Mapping[str, Mapping[str, Path]],
+    studies: Mapping[str, Study],
+    stage: Path,
+    scrubber: Scrubber | None,
+    others: Mapping[str, bytes],
 ) -> dict[str, bytes]:
     runs: dict[str, dict[str, Run]] = {}
     reports: dict[str, Report] = {}
@@ -230,11 +299,15 @@ def _build(
             )
         reports[name] = done.report
         write_formats(done, stage / "reports" / name, label_prefixes(sources)[name])
-    files: dict[str, bytes] = {}
+    files: dict[str, bytes] = dict(others)
     for path in sorted(p for p in stage.rglob("*") if p.is_file()):
         files[path.relative_to(stage).as_posix()] = path.read_bytes()
+    for name, study in studies.items():
+        files[f"{STUDIES}{name}/{STUDY}"] = study.to_json()
+        pareto = judged(study, stage, lambda path: reports[path.parent.name])
+        files |= study_files(name, pareto)
     anonymous = scrubber is not None
-    files |= texts(reports, runs, anonymous=anonymous, plotted=plotted_with())
+    files |= texts(reports, runs, anonymous=anonymous, plotted=plotted_with(), others=list(others))
     files[INDEX] = index_text(files, reports, anonymous=anonymous, plotted=plotted_with())
     files[SUMS] = sums_text(files).encode()
     return files
@@ -281,6 +354,7 @@ def texts(
     *,
     anonymous: bool,
     plotted: str,
+    others: Collection[str] = (),
 ) -> dict[str, bytes]:
     """Return README, citation, samples and other files that follow from the runs and reports.
 
@@ -289,12 +363,16 @@ def texts(
         runs: The manifests by run and variant.
         anonymous: Whether the bundle is anonymous.
         plotted: The versions that the figures were plotted with.
+        others: The files that the authors added.
     """
     version = tool_version()
     written_by = f"prunescope {version}; figures plotted with {plotted}"
+    wheel = next((name for name in others if name.startswith(INSTALL)), None)
+    install = wheel or f"'prunescope @ git+{tool_citation(version).url}'"
+    origin = Origin(written_by=written_by, install=install, anonymous=anonymous)
     files = {
-        "README.md": readme(reports, runs, written_by=written_by, anonymous=anonymous),
-        "CITATION.cff": citation(version),
+        "README.md": readme(reports, runs, origin),
+        "CITATION.cff": citation_cff(version, _CITE),
         "samples.csv": samples_csv(runs),
         "environment.json": environment_json(runs),
     }
@@ -378,7 +456,8 @@ def _refuse_suspicious(files: Mapping[str, bytes], scrubber: Scrubber) -> None:
 def _readable(name: str, data: bytes) -> str | None:
     if name.endswith(".gz"):
         return "\n".join(sorted(trace_strings(data)))
-    return data.decode("utf-8", "replace") if name.endswith(_TEXT) else None
+    is_text = name.endswith(_TEXT) or name.startswith(SOURCE)
+    return data.decode("utf-8", "replace") if is_text else None
 
 
 def _write_zip(target: Path, data: bytes) -> None:

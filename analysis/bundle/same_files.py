@@ -23,6 +23,12 @@ _GZIP_HEAD = b"\x1f\x8b\x08\0\0\0\0\0"  # no name, no comment, no time
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PIXELS, _END = b"IDAT", b"IEND"
 _SHADE = 0.04  # of full brightness
+_STREAM = re.compile(rb"\nstream\r?\n(.*?)\r?\nendstream\n", re.DOTALL)
+# Places in the table of objects, and the objects that hold the sizes of packed streams.
+_PACKING = re.compile(
+    rb"(?m)^\d{10} \d{5} [nf] ?$|(?<=\nstartxref\n)\d+|(?<= obj\n)\d+(?=\nendobj)"
+)
+_PDF_ACTION = re.compile(rb"/(?:JavaScript|JS|Launch|OpenAction|AA|EmbeddedFile|URI|GoToR)\b")
 _LABEL = re.compile(rb"<text\b[^<>]*>([^<]*)</text>")
 
 
@@ -141,6 +147,47 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
             break
     if at == len(data) and chunks and chunks[-1] == (_END, b""):
         yield from chunks
+
+
+def same_pdf(old: bytes, new: bytes) -> bool:
+    """Return whether two PDF files hold the same; how their streams are packed may differ.
+
+    Streams are compared unpacked, as texts whose numbers may differ by a rounding error, and all
+    that is around them as it is, without the places and sizes that follow from the packing.
+    """
+    if old == new:
+        return True
+    was, now = _pdf_parts(old), _pdf_parts(new)
+    return len(was) == len(now) and all(map(same_text, was, now))
+
+
+def _pdf_parts(data: bytes) -> list[bytes]:
+    """Return what is around the streams of a PDF, and the content of each stream, in turns."""
+    parts = _STREAM.split(data)
+    around = [_PACKING.sub(b"#", part) for part in parts[::2]]
+    inside = [_unpacked(part) for part in parts[1::2]]
+    return [*around, *inside]
+
+
+def _unpacked(stream: bytes) -> bytes:
+    """Return the content of a stream; as it is, if it is not packed, damaged or far too large."""
+    packed = zlib.decompressobj()
+    try:
+        content = packed.decompress(stream, _BLOCK)
+    except zlib.error:
+        return stream
+    is_whole = packed.eof and not packed.unused_data and not packed.unconsumed_tail
+    return content if is_whole else stream
+
+
+def is_whole_pdf(data: bytes) -> bool:
+    """Return whether a file begins and ends as a PDF of matplotlib, and nothing in it runs."""
+    return data.startswith(b"%PDF-1.4") and data.endswith(b"%%EOF\n") and not runs_code(data)
+
+
+def runs_code(data: bytes) -> bool:
+    """Return whether a PDF holds a script, an action or a file."""
+    return any(_PDF_ACTION.search(part) for part in _pdf_parts(data))
 
 
 def same_labels(old: bytes, new: bytes) -> bool:

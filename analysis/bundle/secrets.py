@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from prunescope.analysis.device.hardware import DEVICES
 from prunescope.analysis.ops.kernel_kinds import KINDS
+from prunescope.taxonomy.citations import tool_citation
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.presets import preset_names, preset_source
 from prunescope.taxonomy.roles import ROLES
@@ -111,7 +112,9 @@ def _public_addresses() -> re.Pattern[str]:
     fixed = {"www.w3.org", "arxiv.org", "matplotlib.org", "json-schema.org", "purl.org",
              "creativecommons.org", "ui.perfetto.dev", "doi.org"}  # fmt: skip
     every = "|".join(re.escape(str(host)) for host in sorted({*hosts, *fixed}, key=str))
-    return re.compile(rf"https?://(?:{every})(?=[/\s\"'<>),;.]|$)[^\s\"'<>)]*")
+    tool = re.escape(str(tool_citation("").url))  # the tool, and no other repository of its host
+    end = r"(?=[/\s\"'<>),;.]|$)"
+    return re.compile(rf"https?://(?:{every}){end}[^\s\"'<>)]*|(?:git\+)?{tool}(?:@v[\d.]+)?{end}")
 
 
 def cleared(text: str, names: Iterable[str] = ()) -> str:

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from prunescope.analysis.bundle.anonymise import names_only_families
 from prunescope.analysis.report import measured, sentences
@@ -18,16 +19,26 @@ from prunescope.analysis.report.titles import page_link, phase_slugs
 from prunescope.analysis.schema.report import MUCH_SLOWED, Phase, Report
 from prunescope.analysis.summary.headline import headline
 from prunescope.taxonomy.formats import plain
+from prunescope.taxonomy.method_names import is_plan
 from prunescope.taxonomy.runs.run import Run
-from prunescope.taxonomy.words import plural
+from prunescope.taxonomy.words import plural, when
 
 Runs = Mapping[str, Mapping[str, Run]]  # name of the bundled run -> variant -> manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What a bundle was written by, what to install to check it, and whether it is anonymous."""
+
+    written_by: str
+    install: str
+    anonymous: bool
 
 
 _CHECK = f"""\
 ## Check it (seconds, no GPU, no model)
 
-    pip install prunescope
+    pip install INSTALL
     prunescope verify FILE.zip
 
 `verify` compares every file with SHA256SUMS, rebuilds each report, figure and annotated
@@ -45,6 +56,8 @@ _CONTENTS = """\
 |:--|:--|
 | runs/NAME/{dense,pruned}/ | run.json (workload, device, peaks, clocks, versions, seeds, weight statistics, raw samples), model-card.md of a model that the run saved, whose weights are here by their SHA-256 alone, and one trimmed Chrome trace a phase, to be opened in https://ui.perfetto.dev |
 | reports/NAME/ | the report as Markdown, HTML, LaTeX and JSON; figures, each with its data in a CSV; trace-PHASE.perfetto.json.gz, the kernels with tracks of kind, role, bound and ledger row; data-dictionary.csv explains every column |
+| studies/NAME/ | of a sweep: study.json (what was planned, and what came of it), pareto.json and pareto.md, and what the article prints, each with its numbers: table-results.tex, .md and .csv, figures as PDF, SVG and PNG |
+| source/, install/ | what the authors added: the source of their method, the wheel of this tool |
 | samples.csv | every unprofiled sample, ns |
 | environment.json | device, clocks before and after, versions |
 | SHA256SUMS | of every other file; `sha256sum -c SHA256SUMS` |
@@ -54,22 +67,20 @@ unprofiled samples, with 95 % bootstrap intervals over placements, dense and pru
 measured in turns; the profiled steps serve the split of the time only."""  # noqa: E501
 
 
-def readme(reports: Mapping[str, Report], runs: Runs, *, written_by: str, anonymous: bool) -> str:
-    """Return the README.md of the bundle; `written_by` names versions."""
-    blocks = _readme(reports, runs, written_by=written_by, anonymous=anonymous)
-    return "\n\n".join([*blocks, ""])
+def readme(reports: Mapping[str, Report], runs: Runs, origin: Origin) -> str:
+    """Return the README.md of the bundle."""
+    return "\n\n".join([*_readme(reports, runs, origin), ""])
 
 
-def _readme(
-    reports: Mapping[str, Report], runs: Runs, *, written_by: str, anonymous: bool
-) -> Iterator[str]:
+def _readme(reports: Mapping[str, Report], runs: Runs, origin: Origin) -> Iterator[str]:
     yield "# Trace evidence of a pruning speedup"
-    yield f"Written by {written_by}. " + (
+    yield _validity(reports)
+    yield f"Written by {origin.written_by}. " + (
         "Names of people, hosts, paths and accounts were removed; numbers were not changed."
-        if anonymous
+        if origin.anonymous
         else "Traces are trimmed to what the analysis reads; numbers were not changed."
     )
-    yield _CHECK
+    yield _CHECK.replace("INSTALL", origin.install)
     yield "## Claims, and what rebuilds each"
     claims = ["| claim | where | rebuilt by |", "|:--|:--|:--|"]
     for name, report in reports.items():
@@ -83,9 +94,30 @@ def _readme(
     yield _CONTENTS
     yield f"{len(reports)} run{plural(len(reports))}: " + ", ".join(map(markdown, reports))
     yield "## Limitations"
-    yield "\n".join(
-        f"- {'; '.join(_limits(runs[name], name, report))}" for name, report in reports.items()
-    )
+    yield "\n".join(_limitations(reports, runs))
+
+
+def _validity(reports: Mapping[str, Report]) -> str:
+    """Return how many of the results are valid, and which are not."""
+    valid = {
+        f"{name}, {phase_name}": phase.is_speedup and not phase.invalid_times
+        for name, report in reports.items()
+        for phase_name, phase in report.phases.items()
+    }
+    text = f"**{sum(valid.values())} of {len(valid)} results have valid times.**"
+    wrong = [markdown(name) for name, holds in valid.items() if not holds]
+    return text + when(bool(wrong), f" No evidence of speed: {'; '.join(wrong)}.")
+
+
+def _limitations(reports: Mapping[str, Report], runs: Runs) -> Iterator[str]:
+    """Yield each limitation once, with the runs that it is one of."""
+    names: dict[str, list[str]] = {}
+    for name, report in reports.items():
+        for limit in _limits(runs[name], report):
+            names.setdefault(limit, []).append(markdown(name))
+    for limit, of_runs in names.items():
+        which = "all runs" if len(of_runs) == len(reports) > 1 else ", ".join(of_runs)
+        yield f"- {which}: {limit}"
 
 
 def _claims(
@@ -103,32 +135,19 @@ def _claims(
     yield f"{label}: {result}", (f"{place}/report.md", "md")
 
 
-def _limits(variants: Mapping[str, Run], name: str, report: Report) -> Iterator[str]:
-    """Yield the limits of one run that a reader should know."""
+def _limits(variants: Mapping[str, Run], report: Report) -> Iterator[str]:
+    """Yield the limits of one run that a reader should know, in Markdown."""
     pruned = variants.get("pruned")
     how = pruned.pruning.selection if pruned and pruned.pruning else None
-    yield f"{markdown(name)}: one device ({markdown(report.device.get('name') or 'unknown')})"
-    if how and pruned and pruned.pruning and not names_only_families(pruned.pruning.method):
+    yield f"one device ({markdown(report.device.get('name') or 'unknown')})"
+    method = pruned.pruning.method if pruned and pruned.pruning else None
+    if method and not is_plan(method) and not names_only_families(method):
         yield "a function of the authors' own chose what to prune"
     elif how == "random":
         yield "parts to prune were chosen at random: speed, not quality"
     if any(g.simulated for phase in report.phases.values() for g in phase.gemms):
         yield "some kernels are stand-ins (marked simulated)"
     yield from map(markdown, report.warnings)
-
-
-def citation(version: str) -> str:
-    """Return the CITATION.cff of the tool that measured; the paper cites itself."""
-    return (
-        "cff-version: 1.2.0\n"
-        "message: If you use this evidence, please cite its paper, and the tool.\n"
-        "title: prunescope\n"
-        "type: software\n"
-        f"version: {version}\n"
-        "license: Apache-2.0\n"
-        "authors:\n"
-        "  - name: The prunescope authors\n"
-    )
 
 
 def samples_csv(runs: Runs) -> str:

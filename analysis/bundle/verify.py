@@ -21,6 +21,7 @@ from typing import Any
 from prunescope.analysis.bundle.archive import read_zip
 from prunescope.analysis.bundle.bundle import (
     INDEX,
+    OTHERS,
     SUMS,
     BundleIndex,
     index_text,
@@ -35,13 +36,17 @@ from prunescope.analysis.bundle.differences import difference, same_text
 from prunescope.analysis.bundle.edited import with_edited
 from prunescope.analysis.bundle.same_files import (
     content_digest,
+    is_whole_pdf,
     is_whole_png,
     read_json,
+    runs_code,
     same_labels,
     same_packed,
+    same_pdf,
     same_pixels,
 )
 from prunescope.analysis.bundle.samples import on_trust
+from prunescope.analysis.bundle.study import STUDIES, STUDY, judged, read_study, study_files
 from prunescope.analysis.bundle.trim import trimmed_json
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.figures import plotted_with
@@ -52,10 +57,11 @@ from prunescope.taxonomy.formats import UnknownVersion, decode
 from prunescope.taxonomy.own_files import refuse_own_file
 from prunescope.taxonomy.runs.run import CARD, MANIFEST, Run, read_run
 
-FIGURES = (".svg", ".png")
+FIGURES = (".svg", ".png", ".pdf")
 _FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}")
 _ACTIVE = re.compile(rb"<script|javascript:|\son[a-z]+\s*=", re.IGNORECASE)
-_SAME = {".gz": same_packed, ".png": same_pixels}  # every other file is a text
+# Every other file is a text.
+_SAME = {".gz": same_packed, ".png": same_pixels, ".pdf": same_pdf}
 
 
 def verify(path: Path) -> dict[str, Any]:
@@ -205,6 +211,7 @@ def _wrong_index(files: Mapping[str, bytes], index: BundleIndex) -> dict[str, st
         if wrong := (files.keys() ^ listed) - {INDEX, SUMS}:
             return {name: why[name] for name in sorted(wrong)}
     active = [n for n, data in files.items() if n.endswith(".svg") and _ACTIVE.search(data)]
+    active += [n for n, data in files.items() if n.endswith(".pdf") and runs_code(data)]
     return dict.fromkeys(active, "refused: a figure that runs a script")
 
 
@@ -222,6 +229,7 @@ class _Rebuild:
         self.content: dict[str, str] = {}  # SHA-256 of unpacked traces
         self.reports: dict[str, Report] = {}
         self.runs: dict[str, dict[str, Run]] = {}
+        self.studies: set[str] = set()  # the files that say what sweeps planned
         self.done: set[str] = set()
         self.apart: dict[str, str] = {}
         self.failed: dict[str, str] = {}
@@ -266,16 +274,42 @@ class _Rebuild:
         """Rebuild and compare the files that follow from all runs."""
         if self.failed:
             return
-        wanted = texts(self.reports, self.runs, anonymous=anonymous, plotted=self.plotted)
+        wanted = self._studies()
+        if self.failed:
+            return
+        wanted |= texts(
+            self.reports,
+            self.runs,
+            anonymous=anonymous,
+            plotted=self.plotted,
+            others=[name for name in self.files if name.startswith(OTHERS)],
+        )
         wanted[INDEX] = index_text(
             self.files, self.reports, anonymous=anonymous, plotted=self.plotted
         )
         for name, text in wanted.items():
             self._compare(name, text, "not what the bundled runs give")
 
+    def _studies(self) -> dict[str, bytes]:
+        """Return the files of the studies, rebuilt from the bundled runs."""
+        rebuilt: dict[str, bytes] = {}
+        for name in sorted(self.files):
+            if not (name.startswith(STUDIES) and name.endswith(f"/{STUDY}")):
+                continue
+            try:
+                study = read_study(self.files[name], name)
+                pareto = judged(study, self.stage, lambda path: self.reports[path.parent.name])
+            except (PrunescopeError, KeyError) as error:
+                self.failed[name] = f"cannot be judged: {str(error)[:80]}"
+                continue
+            self.studies.add(name)
+            rebuilt |= study_files(name.split("/")[1], pareto)
+        return rebuilt
+
     def check_unknown(self) -> None:
         """Refuse each file that this version neither writes nor rebuilds from."""
-        sources = {SUMS, *self._inputs()}
+        others = {name for name in self.files if name.startswith(OTHERS)}
+        sources = {SUMS, *self._inputs(), *self.studies, *others}
         for name in sorted(self.files.keys() - sources - self.done - self.apart.keys()):
             self.failed[name] = "no part of a bundle"
 
@@ -333,8 +367,12 @@ class _Rebuild:
             self.done.add(name)
         elif self.same_tool and ending in FIGURES and self.plotted != plotted_with():
             self.apart[name] = f"plotted with {self.plotted}, here is {plotted_with()}"
-            is_right = same_labels(data, wanted) if ending == ".svg" else is_whole_png(data)
-            if not is_right:
+            is_right = {
+                ".svg": lambda: same_labels(data, wanted),
+                ".png": lambda: is_whole_png(data),
+                ".pdf": lambda: is_whole_pdf(data),
+            }
+            if not is_right[ending]():
                 self.failed[name] = why
         else:
             self.done.add(name)

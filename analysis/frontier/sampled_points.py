@@ -118,8 +118,8 @@ def sampled(points: Sequence[SweepPoint]) -> SampledPoints:
     speeds, losses = [], []
     for point in points:
         random = random_of(point)
-        speeds.append(_sample_normal(random, point.realised, point.realised_ci95, 0.0))
-        losses.append(_sample_normal(random, loss_of(point) or 0.0, loss_ci95(point), 1.0))
+        speeds.append(sample_normal(random, point.realised, point.realised_ci95, 0.0))
+        losses.append(sample_normal(random, loss_of(point) or 0.0, loss_ci95(point), 1.0))
     return SampledPoints(
         labels=tuple(p.label for p in points),
         families=tuple(p.family for p in points),
@@ -147,11 +147,11 @@ def _equal_pairs(
     for (i, first), (j, second) in combinations(known, 2):
         if on_frontier.isdisjoint((first.id, second.id)):
             continue
-        if not any(_differ(v[:, i], v[:, j]) for v in (samples.speeds, samples.losses)):
+        if not any(differ(v[:, i], v[:, j]) for v in (samples.speeds, samples.losses)):
             yield first, second
 
 
-def _differ(first: Array, second: Array) -> bool:
+def differ(first: Array, second: Array) -> bool:
     """Return whether the order of two values is beyond noise. Equal values have no order."""
     share = float((first > second).mean() + (first == second).mean() / 2)
     return not NOISE < share < 1 - NOISE
@@ -182,7 +182,7 @@ def interval(values: Array) -> tuple[float, list[float]]:
     return middle, [low, high]
 
 
-def _sample_normal(
+def sample_normal(
     random: np.random.Generator, middle: float, ci95: Sequence[float] | None, plus: float
 ) -> Array:
     """Return normal samples of log(plus + x). All are equal without an interval."""

@@ -22,7 +22,7 @@ def facts_of(side: Side, diagnostics: Diagnostics) -> SideFacts:
             bare["ranks"] = [rank for rank in side.ranks if rank not in diagnostics.left_out]
         return bare
     run, pruning = side.run, side.run.pruning or Pruning()
-    return SideFacts(
+    facts = SideFacts(
         name=f"{side.path.parent.name}/{side.path.name}",
         variant=run.variant,
         model=run.model.id,
@@ -37,6 +37,9 @@ def facts_of(side: Side, diagnostics: Diagnostics) -> SideFacts:
         parameters=run.parameters,
         weight_bytes=run.weight_bytes,
     )
+    if pruning.display_name is not None:
+        facts["display_name"] = pruning.display_name
+    return facts
 
 
 def device_of(side: Side, phases: Iterable[Phase]) -> DeviceUsed:

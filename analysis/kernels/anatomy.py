@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Any
 
 import polars as pl
 
@@ -24,6 +25,7 @@ from prunescope.analysis.schema.anatomy import (
     Idle,
     LayerTime,
     RooflinePoint,
+    SideAnatomy,
 )
 from prunescope.analysis.schema.report import GemmRow, clock
 from prunescope.analysis.timeline.intervals import cover
@@ -48,9 +50,7 @@ def anatomy(kernels: Kernels, gemms: list[GemmRow]) -> Anatomy:
     has_causes = _knows_causes(kernels)
     gaps = {_JSON.get(cause, cause): ns / steps for cause, ns in sums.items()}
     return Anatomy(
-        kind_bounds=_kind_bounds(frame, steps),
-        layers=_layers(frame, steps),
-        points=_points(frame, steps),
+        **_shared_parts(kernels),
         tiles=_tiles(frame, steps) if kernels.on_device else {},
         gaps={**gaps, "tail": kernels.trailing_idle / steps},
         graph_speedup=_speedup(kernels, kernels.wall - dispatch) if has_causes else None,
@@ -64,6 +64,20 @@ def anatomy(kernels: Kernels, gemms: list[GemmRow]) -> Anatomy:
         idle=_idle(frame, steps) if kernels.on_device else [],
         communication=_communication(kernels),
     )
+
+
+def side_anatomy(kernels: Kernels) -> SideAnatomy:
+    """Sum the kernels of the dense side of a phase in the ways that figures compare."""
+    return SideAnatomy(**_shared_parts(kernels))
+
+
+def _shared_parts(kernels: Kernels) -> dict[str, Any]:
+    frame, steps = kernels.frame, kernels.num_steps
+    return {
+        "kind_bounds": _kind_bounds(frame, steps),
+        "layers": _layers(frame, steps),
+        "points": _points(frame, steps),
+    }
 
 
 def _kind_bounds(frame: pl.DataFrame, steps: int) -> dict[str, dict[str, float]]:

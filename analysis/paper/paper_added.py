@@ -15,14 +15,12 @@ from matplotlib.figure import Figure
 from prunescope.analysis.paper.paper_figure import (
     MissingFigure,
     Panel,
-    PaperFigure,
-    Row,
     caption_end,
-    families_of,
     family_label,
     fields,
     fit_page,
     interval_ends,
+    looks_of,
     named,
     panel_grid,
     panels,
@@ -35,10 +33,11 @@ from prunescope.analysis.paper.paper_figure import (
 from prunescope.analysis.report.figure_style import (
     MOST_WHISKER,
     PARITY,
+    SMALL,
     bar_entry,
     dot,
     draw_interval,
-    family_looks,
+    draw_interval_across,
     legend_below,
     line_entry,
     point_entry,
@@ -47,29 +46,23 @@ from prunescope.analysis.report.figure_style import (
     say_random_ids,
     shade,
 )
+from prunescope.analysis.report.label_places import Label, Obstacles, place_labels
 from prunescope.analysis.report.ledger_view import is_visible
-from prunescope.analysis.report.pareto_figures import (
-    Label,
-    Obstacles,
-    draw_frontier,
-    place_labels,
-)
+from prunescope.analysis.report.looks import PARTS, Look
+from prunescope.analysis.report.pareto_figures import draw_frontier
+from prunescope.analysis.report.picture import Picture, Row
 from prunescope.analysis.report.titles import short
 from prunescope.analysis.schema.pareto import Added, Pareto, RecoveryLoss, SweepPoint
 from prunescope.analysis.summary import evidence
 from prunescope.taxonomy.numbers import percent
 
-_COLOURS = (
-    ("#D55E00", ""), ("#56B4E9", ""), ("#009E73", ""), ("#E69F00", ""), ("#CC79A7", ""),
-    ("#0072B2", "////"), ("#F0E442", "...."),
-)  # fmt: skip
 _REST = "other parts"
 # How points and frontiers look before and after training.
 _AFTER: dict[str, Any] = {"color": "black", "marker": "o", "markersize": 5, "linewidth": 0.8}
 _BEFORE: dict[str, Any] = {**_AFTER, "markerfacecolor": "white", "linestyle": (0, (3, 2))}
 
 
-def overhead(pareto: Pareto) -> PaperFigure | MissingFigure:
+def overhead(pareto: Pareto) -> Picture | MissingFigure:
     """Return the figure of added work by part, as a share of the dense step."""
     shown = panels(pareto, lambda points: [p for p in usually_aligned(points) if _adds(p)])
     name, title = "overhead", "Work that a family adds"
@@ -79,9 +72,10 @@ def overhead(pareto: Pareto) -> PaperFigure | MissingFigure:
             "no family of the sweep adds work to the step",
             "add one that decides at run time to `families` (see `prunescope families`)",
         )
-    return PaperFigure(
-        name=name,
+    return Picture(
+        stem=f"paper-{name}",
         title=title,
+        alt=f"Stacked bars of {len(points_of(shown))} results.",
         caption=f"{title}, as a share of the dense step, by part; above each bar, the same time as "
         "a share of what the family saves before it. Whiskers: the 95 % interval of the sum, cut "
         f"where it leaves the panel.{caption_end(pareto, shown)}",
@@ -128,12 +122,12 @@ def _overhead_figure(shown: Sequence[Panel]) -> Figure:
             shade(axes, i, point)
         slant_names(axes, [named(p) for p in panel.points])
         axes.set(ylim=(0, MOST_WHISKER * max(tops)), ylabel="added, % of the dense step")
-    entries = [bar_entry(short(name, 32), *look) for name, look in looks.items()]
-    legend_below(figure, entries + reason_patches(points), columns=4)
+    entries = [bar_entry(short(name, 32), look) for name, look in looks.items()]
+    legend_below(figure, entries + reason_patches(points))
     return figure
 
 
-def _looks(points: Sequence[SweepPoint]) -> dict[str, tuple[str, str]]:
+def _looks(points: Sequence[SweepPoint]) -> dict[str, Look]:
     """Return the look of each part that takes time, the largest first.
 
     If there are more parts than looks, the smallest share one look as other parts.
@@ -145,12 +139,12 @@ def _looks(points: Sequence[SweepPoint]) -> dict[str, tuple[str, str]]:
     most = max(sums.values(), default=0.0)
     seen = (n for n, share in sums.items() if is_visible([0.0, share], most))
     names = sorted(seen, key=lambda n: -sums[n])
-    if len(names) > len(_COLOURS):
-        names = [*names[: len(_COLOURS) - 1], _REST]
-    return dict(zip(names, _COLOURS, strict=False))
+    if len(names) > len(PARTS):
+        names = [*names[: len(PARTS) - 1], _REST]
+    return dict(zip(names, PARTS, strict=False))
 
 
-def _plot_added(axes: Axes, at: int, point: SweepPoint, looks: dict[str, tuple[str, str]]) -> float:
+def _plot_added(axes: Axes, at: int, point: SweepPoint, looks: dict[str, Look]) -> float:
     """Plot the added work as a stacked bar, and return its height in % of the dense step."""
     added, dense = _added(point), point.ledger["dense"]
     parts = dict.fromkeys(looks, 0.0)
@@ -164,11 +158,11 @@ def _plot_added(axes: Axes, at: int, point: SweepPoint, looks: dict[str, tuple[s
     draw_interval(axes, at + 0.25, ends, linewidth=0.8)
     share = added.share_of_saved
     text = "nothing saved" if share is None else f"{percent(share, decimals=0)} of saved"
-    axes.text(at, top, text, ha="center", va="bottom", fontsize=5)
+    axes.text(at, top, text, ha="center", va="bottom", fontsize=SMALL)
     return top
 
 
-def recovery(pareto: Pareto) -> PaperFigure | MissingFigure:
+def recovery(pareto: Pareto) -> Picture | MissingFigure:
     """Return the figure of speed against loss before and after recovery training."""
     shown = panels(pareto, lambda points: [p for p in usually_aligned(points) if p.recovery])
     name, title = "recovery", "Frontier before and after recovery"
@@ -177,9 +171,10 @@ def recovery(pareto: Pareto) -> PaperFigure | MissingFigure:
         return MissingFigure(name, "no pruned model was trained", key)
     points = points_of(shown)
     tokens = max(_trained(point).tokens or 0 for point in points)
-    return PaperFigure(
-        name=name,
+    return Picture(
+        stem=f"paper-{name}",
         title=title,
+        alt=f"Scatter of {len(points)} results, each with an arrow from before to after training.",
         caption=f"{title} training: perplexity on {tokens:,} held-out tokens over that of the dense"
         " model, trained alike where the pruned one is, against the realised speedup. "
         f"{_interval_words(points)}"
@@ -259,7 +254,7 @@ def _recovery_rows(panel: Panel) -> list[Row]:
 def _recovery_figure(shown: Sequence[Panel], *, on_random_ids: bool) -> Figure:
     figure, every = panel_grid(shown, 2.3)
     points = points_of(shown)
-    looks = family_looks(families_of(points))
+    looks = looks_of(points)
     placed = []
     for axes, panel in every:
         obstacles, labels = Obstacles(), list[Label]()
@@ -292,12 +287,10 @@ def _recovery_figure(shown: Sequence[Panel], *, on_random_ids: bool) -> Figure:
     return figure
 
 
-def _plot_training(
-    axes: Axes, point: SweepPoint, look: tuple[str, str], obstacles: Obstacles
-) -> None:
+def _plot_training(axes: Axes, point: SweepPoint, look: Look, obstacles: Obstacles) -> None:
     """Plot a point before and after training, with an arrow between; add both to the obstacles."""
     before, after, y = _before(point), _after(point), point.realised
-    colour, up = look[0], point.realised_ci95
+    colour, up = look.colour, point.realised_ci95
     arrow = {"arrowstyle": "->", "color": colour, "linewidth": 0.6}
     axes.annotate("", (after, y), (before, y), arrowprops=arrow)
     obstacles.lines.append(((before, y), (after, y)))
@@ -305,9 +298,11 @@ def _plot_training(
     spreads = _spreads(point)
     for x, across, full in zip((before, after), spreads, (False, True), strict=True):
         if across is not None:  # with ends, as the arrow lies on it
-            axes.plot(across, [y, y], color=colour, linewidth=0.7, marker="|", markersize=4)
+            draw_interval_across(axes, y, across, color=colour, marker="|", markersize=4)
         own_up = up if full else None
-        dot(axes, (x, y), (None, own_up), look, full=full, reasons=reasons if full else ())
+        own_reasons = reasons if full else ()
+        mark = dot(axes, (x, y), (None, own_up), look, full=full, reasons=own_reasons)
+        mark.set_gid(f"family-{point.family}")
         obstacles.add((x, y), across, own_up)
 
 

@@ -13,8 +13,6 @@ from prunescope.analysis.paper.paper_figure import (
     LAYER,
     MissingFigure,
     Panel,
-    PaperFigure,
-    Row,
     caption_end,
     family_label,
     fit_page,
@@ -34,7 +32,7 @@ from prunescope.analysis.report.figure_style import (
     BOUND_LINE,
     EDGE,
     MOST_WHISKER,
-    PAGE,
+    SMALL,
     bar_entry,
     draw_interval,
     draw_level,
@@ -42,35 +40,30 @@ from prunescope.analysis.report.figure_style import (
     legend_below,
     line_entry,
     no_evidence,
-    panel_page,
+    panel_axes,
     reason_patches,
     shade,
 )
 from prunescope.analysis.report.ledger_view import is_visible
+from prunescope.analysis.report.looks import CATEGORIES as LOOKS
+from prunescope.analysis.report.looks import ink
+from prunescope.analysis.report.picture import Picture, Row
 from prunescope.analysis.schema.categories import CATEGORIES, GEMMS
 from prunescope.analysis.schema.pareto import Pareto, SweepPoint
 from prunescope.analysis.summary import evidence
 from prunescope.taxonomy.numbers import Scale, scale, time
 from prunescope.taxonomy.words import when
 
-_LOOKS = {
-    "mlp": ("#0072B2", ""), "qkvo": ("#56B4E9", ""), "other_gemm": ("#56B4E9", "////"),
-    "lm_head": ("#CC79A7", ""), "attention": ("#E69F00", ""), "cache_update": ("#F0E442", ""),
-    "extra": ("#D55E00", ""), "preprocess": ("#D55E00", "////"), "elementwise": ("#009E73", ""),
-    "other": ("#FFFFFF", "...."), "idle": ("#BBBBBB", ""),
-}  # fmt: skip
-_DARK = ("mlp", "elementwise", "extra")  # with white numbers in them
 _LEAST_SHOWN = 0.06  # of a step: a share that has room for its number
 _GEMM = "gemm"
-_LAYER_LOOKS = {_GEMM: ("#0072B2", ""), **_LOOKS}
 _LAYER_NAMES = {_GEMM: "GEMM, GEMV", **CATEGORIES}
 _ORDER = (_GEMM, *(name for name in CATEGORIES if name not in GEMMS))
 _HERE = " Here: the share that this layer left out of what it decides on, where it is not s."
-_ROW = 0.21  # inches
+_ROW = 0.3  # inches: two lines
 Spread = tuple[float, float, float]  # of the median result, lowest, highest
 
 
-def shares(pareto: Pareto) -> PaperFigure | MissingFigure:
+def shares(pareto: Pareto) -> Picture | MissingFigure:
     """Return the figure of the shares of the dense step, a bar for each phase and setting."""
     known = [panel for panel in panels(pareto) if _timed_dense(panel)]
     shown = [panel for panel in map(_with_shares, known) if panel.points]
@@ -89,13 +82,14 @@ def shares(pareto: Pareto) -> PaperFigure | MissingFigure:
     words = f" Withheld: {withheld} results with a category outside of 0 to 100 % of the step; "
     words += "intervals are cut there."
     apart = max(high - low for _, spreads in every for _, low, high in spreads.values())
-    return PaperFigure(
-        name=name,
+    return Picture(
+        stem=f"paper-{name}",
         title=title,
+        alt=f"Bars of 100 %, one for each of {len(every)} settings.",
         caption=f"{title} in the categories of arXiv 2606.09080, of the result whose dense step "
         f"takes the median time; results of one setting differ by up to {100 * apart:.1f} points"
         f"{_widest_words(shown)}.{when(withheld > 0, words)} "
-        f"{setup_words(pareto, points_of(shown))}",
+        f"{setup_words(pareto, shown)}",
         rows=[
             {
                 "phase": panel.phase,
@@ -191,25 +185,24 @@ def _wall(panel: Panel) -> float:
 
 
 def _shares_figure(every: Sequence[tuple[Panel, dict[str, Spread]]]) -> Figure:
-    figure, grid = panel_page(1, 1, (PAGE, 0.85 + _ROW * len(every)))
-    axes = grid[0][0]
+    figure, (axes,) = panel_axes(1, 0.85 + _ROW * len(every))
     for i, (panel, spreads) in enumerate(every):
         _plot_shares(axes, i, {name: share for name, (share, *_) in spreads.items()})
-        axes.text(1.01, i, time(_wall(panel)), va="center")
         if reasons := _reasons(panel):
             axes.axhspan(i - 0.5, i + 0.5, zorder=-1, **ground(reasons))
-    axes.set_xlim(0, 1.1)
+    axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
-    axes.set_yticks(range(len(every)), [panel.title for panel, _ in every])
+    names = [f"{panel.title}\n{time(_wall(panel))}" for panel, _ in every]
+    axes.set_yticks(range(len(every)), names)
     axes.set_ylim(len(every) - 0.45, -0.55)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel("share of the dense step; at the right, its time")
+    axes.set_xlabel("share of the dense step")
     present = [n for n in CATEGORIES if any(n in spreads for _, spreads in every)]
-    entries = [bar_entry(CATEGORIES[n], *_LOOKS[n]) for n in present]
+    entries = [bar_entry(CATEGORIES[n], LOOKS[n]) for n in present]
     of_all = hatches.first_reasons(_reasons(panel) for panel, _ in every)
     entries += [no_evidence([reason], reason) for reason in of_all]
-    legend_below(figure, entries, columns=len(entries))
+    legend_below(figure, entries)
     return figure
 
 
@@ -217,16 +210,20 @@ def _plot_shares(axes: Axes, at: int, parts: dict[str, float]) -> None:
     """Plot the shares of one step as a horizontal bar, with the numbers that it has room for."""
     left = 0.0
     for name, share in parts.items():
-        colour, hatch = _LOOKS[name]
-        axes.barh(at, share, 0.72, left=left, color=colour, hatch=hatch, **EDGE)
+        look = LOOKS[name]
+        bar: dict[str, Any] = {"color": look.colour, "hatch": look.hatch, **EDGE}
+        axes.barh(at, share, 0.72, left=left, gid=f"category-{name}", **bar)
         if share >= _LEAST_SHOWN:
-            look: dict[str, Any] = {"color": "white" if name in _DARK else "black", "fontsize": 6}
+            letters: dict[str, Any] = {"color": ink(look.colour), "fontsize": SMALL}
+            # Hatches would run through the number.
+            box = {"facecolor": look.colour, "edgecolor": "none", "pad": 0.5}
+            letters |= {"bbox": box} if look.hatch else {}
             text = f"{100 * share:.0f}"
-            axes.text(left + share / 2, at, text, ha="center", va="center", **look)
+            axes.text(left + share / 2, at, text, ha="center", va="center", **letters)
         left += share
 
 
-def layer(pareto: Pareto) -> PaperFigure | MissingFigure:
+def layer(pareto: Pareto) -> Picture | MissingFigure:
     """Return the figure of one layer alone: dense next to each family, by category (Fig. 6)."""
     shown = panels(pareto, _largest, only=LAYER)
     name, title = "layer", "One layer alone"
@@ -235,9 +232,10 @@ def layer(pareto: Pareto) -> PaperFigure | MissingFigure:
         return MissingFigure(name, "no result is of one layer alone", key)
     points = points_of(shown)
     own = when(any(map(_own_share, points)), _HERE)
-    return PaperFigure(
-        name=name,
+    return Picture(
+        stem=f"paper-{name}",
         title=title,
+        alt=f"Stacked bars: the dense layer beside {len(points)} pruned ones.",
         caption=f"{title}, dense and of each family at its largest sparsity, in the categories of "
         "arXiv 2606.09080. Each result measures a dense layer of its own, at the line across its "
         "bar; the dense bar is the one of the median time, its whisker from the lowest to the "
@@ -352,10 +350,10 @@ def _layer_figure(shown: Sequence[Panel]) -> Figure:
         slant_names(axes, ["dense", *(f"{named(p)}{_own_share(p)}" for p in panel.points)])
         axes.set_ylabel(f"time of a layer ({unit.unit})")
     seen = [name for name in _ORDER if name in present]
-    entries: list[Any] = [bar_entry(_LAYER_NAMES[n], *_LAYER_LOOKS[n]) for n in seen]
+    entries: list[Any] = [bar_entry(_LAYER_NAMES[n], LOOKS[n]) for n in seen]
     entries.append(line_entry("dense, of the same result", **BOUND_LINE))
     entries += reason_patches(points_of(shown))
-    legend_below(figure, entries, columns=len(entries))
+    legend_below(figure, entries)
     return figure
 
 
@@ -368,8 +366,8 @@ def _plot_layer(
     bar, so that it does not read as that of the line.
     """
     scaled, top = {name: ns / unit.per for name, ns in parts.items()}, sum(parts.values())
-    stacked(axes, at, scaled, _LAYER_LOOKS, 0.7)
-    look: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 6}
+    stacked(axes, at, scaled, LOOKS, 0.7)
+    look: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": SMALL}
     if is_below:
         box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
         look |= {"va": "top", "bbox": box}

@@ -1,6 +1,6 @@
-"""One of the paper's kinds of figure as a value: picture, numbers, caption; or why there is none.
+"""Why a sweep lacks one of the paper's kinds of figure, and what these figures share.
 
-Also what these figures share: which points they show, bars with intervals and validity, panels.
+That is: which points they show, bars with intervals and validity, panels.
 """
 
 from __future__ import annotations
@@ -12,44 +12,25 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from prunescope.analysis.report.figure_style import EDGE, plotting, two_columns
+from prunescope.analysis.report.figure_style import EDGE, most_panels, panel_axes
 from prunescope.analysis.report.hatches import MARKS, marked, marks_of_point
+from prunescope.analysis.report.looks import Look, family_looks
+from prunescope.analysis.report.picture import Row
+from prunescope.analysis.report.sweep_setting import (
+    setting_of_points,
+    shared_settings,
+    split_setting,
+)
 from prunescope.analysis.report.titles import short
 from prunescope.analysis.schema.pareto import Pareto, SweepCell, SweepPoint
 from prunescope.taxonomy.keep import ALIGNMENTS, alignment_size, is_just
 
-Row = dict[str, str | int | float | bool | None]
 MODEL, LAYER = "model", "layer"  # what ran
 ALIGN = "align="
 _USUAL_ALIGNMENT = ("paper", "16")  # what families round to without the knob
 _LONGEST_TITLE = 64  # characters of the title of a panel
 _LONGEST_NAME = 32  # characters of a family: more leave no room for its panel
-_MOST_PANELS = 8  # four rows of two: a page
-
-
-@dataclass(frozen=True, kw_only=True)
-class PaperFigure:
-    """A figure of a sweep that was not plotted yet.
-
-    `caption` says what it shows, of what, n and which interval. `rows` has the numbers that it
-    shows by their names, for a CSV. Call `plot` within `plotting()`.
-    """
-
-    name: str
-    title: str
-    caption: str
-    rows: Sequence[Row]
-    plot: Callable[[], Figure]
-
-    @property
-    def columns(self) -> list[str]:
-        """The names of the numbers."""
-        return list(self.rows[0]) if self.rows else []
-
-    def plotted(self) -> Figure:
-        """Plot the figure in our style."""
-        with plotting():
-            return self.plot()
+_HEIGHT = 2.5  # inches: a panel, at most
 
 
 @dataclass(frozen=True)
@@ -80,7 +61,7 @@ class Panel:
     @property
     def title(self) -> str:
         """A title, as `prefill, batch 1, 64 tokens`."""
-        size, settings = _split_setting(self.cell.where)
+        size, settings = split_setting(self.cell.where)
         own = [word for word in settings if word not in self.shared]
         return short(", ".join([self.phase, *size, *own]), _LONGEST_TITLE)
 
@@ -99,18 +80,6 @@ def interval_ends(ci95: Sequence[float] | None, prefix: str = "") -> Row:
     """Return the ends of an interval as two numbers of a row; None where there is no interval."""
     low, high = ci95 or (None, None)
     return {f"{prefix}low": low, f"{prefix}high": high}
-
-
-def _split_setting(where: str) -> tuple[list[str], list[str]]:
-    """Split the words of a setting into batch and length, and what is not as usual."""
-    words = where.split(", ")
-    return words[:2], words[2:]
-
-
-def _shared_settings(settings: Iterable[str]) -> list[str]:
-    """Return the settings other than batch and length that all have, in the order of the first."""
-    every = [_split_setting(where)[1] for where in settings]
-    return [word for word in (every[0] if every else []) if all(word in each for each in every)]
 
 
 def panels(
@@ -133,7 +102,7 @@ def panels(
         if cell.only == only
     )
     shown = [panel for panel in every if panel.points]
-    shared = frozenset(_shared_settings(panel.cell.where for panel in shown))
+    shared = frozenset(shared_settings(panel.cell.where for panel in shown))
     return [replace(panel, shared=shared) for panel in shown]
 
 
@@ -183,6 +152,11 @@ def size_of(align: str) -> int:
     return alignment_size(align) if align in ALIGNMENTS else 0
 
 
+def looks_of(points: Iterable[SweepPoint]) -> dict[str, Look]:
+    """Return the look of each family without its alignment, in the order of the sweep."""
+    return family_looks((family_label(point), point.family) for point in points)
+
+
 def families_of(points: Iterable[SweepPoint]) -> list[str]:
     """Return the labels of the families without the alignment, in the order of the sweep."""
     return list(dict.fromkeys(map(family_label, points)))
@@ -192,7 +166,7 @@ def family_label(point: SweepPoint) -> str:
     """Return the label of a point without its alignment."""
     words = [point.select] if point.select else []
     words += [knob for knob in point.set if not knob.startswith(ALIGN)]
-    return f"{point.family} ({', '.join(words)})" if words else point.family
+    return f"{point.method} ({', '.join(words)})" if words else point.method
 
 
 def points_of(shown: Iterable[Panel]) -> list[SweepPoint]:
@@ -203,7 +177,7 @@ def points_of(shown: Iterable[Panel]) -> list[SweepPoint]:
 def fit_page(shown: Sequence[Panel]) -> list[Panel]:
     """Return the panels that fit on a page, the same number for each phase."""
     phases = list(dict.fromkeys(panel.phase for panel in shown))
-    each = max(1, _MOST_PANELS // len(phases))
+    each = max(1, most_panels(_HEIGHT) // len(phases))
     return [p for phase in phases for p in [q for q in shown if q.phase == phase][:each]]
 
 
@@ -211,7 +185,7 @@ def stacked(
     axes: Axes,
     at: float,
     parts: Mapping[str, float],
-    looks: Mapping[str, tuple[str, str]],
+    looks: Mapping[str, Look],
     width: float,
 ) -> None:
     """Draw a bar of parts, one on the other.
@@ -220,13 +194,13 @@ def stacked(
         axes: The axes.
         at: The place of the bar.
         parts: The height of each part, the lowest first.
-        looks: Colour and hatch of each part.
+        looks: The look of each part.
         width: The width of the bar.
     """
     top = 0.0
     for name, height in parts.items():
-        colour, hatch = looks[name]
-        axes.bar(at, height, width, bottom=top, color=colour, hatch=hatch, **EDGE)
+        look: dict[str, Any] = {"color": looks[name].colour, "hatch": looks[name].hatch, **EDGE}
+        axes.bar(at, height, width, bottom=top, gid=f"part-{name}", **look)
         top += height
 
 
@@ -245,15 +219,15 @@ def named(point: SweepPoint) -> str:
 def slant_names(axes: Axes, names: Sequence[str]) -> None:
     """Write slanted names below bars."""
     axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
-    axes.tick_params(axis="x", labelsize=6, length=0)
+    axes.tick_params(axis="x", length=0)
     axes.set_xlim(-0.6, len(names) - 0.4)
 
 
 def panel_grid(shown: Sequence[Panel], height: float) -> tuple[Figure, list[tuple[Axes, Panel]]]:
     """Return a figure, and axes with a title for each of its panels, `height` inches each."""
-    figure, every = two_columns(len(shown), height)
+    figure, every = panel_axes(len(shown), height)
     for axes, panel in zip(every, shown, strict=True):
-        axes.set_title(panel.title, loc="left", fontsize=7)
+        axes.set_title(panel.title, loc="left")
     return figure, list(zip(every, shown, strict=True))
 
 
@@ -271,20 +245,10 @@ def caption_end(pareto: Pareto, shown: Sequence[Panel], *, is_whole: bool = Fals
     left = len(shown) - len(fit_page(shown))
     if left and not is_whole:
         text += f" {left} more settings are in the CSV."
-    return f"{text} {setup_words(pareto, points)}"
+    return f"{text} {setup_words(pareto, shown)}"
 
 
-def setup_words(pareto: Pareto, points: Iterable[SweepPoint]) -> str:
-    """Return model, device, the shared settings, and how often each result was measured."""
-    subject, config, points = pareto.subject, pareto.subject.config, list(points)
-    settings = _shared_settings(point.where for point in points)
-    facts = [subject.model, subject.device, subject.dtype, *settings]
-    count = sum(max(1, len(point.draws)) for point in points)
-    measured = f"n = {count} results"
-    if repeats := config.get("repeats"):
-        measured += f" of {repeats} unprofiled samples"
-        placements = config.get("placements", config.get("seatings"))
-        measured += f" in {placements} placements" if placements else ""
-    if steps := config.get("steps"):
-        measured += f" and at most {steps} profiled steps"
-    return f"{', '.join(str(fact) for fact in facts if fact)}; {measured}."
+def setup_words(pareto: Pareto, shown: Sequence[Panel]) -> str:
+    """Return the last sentences of a caption: what was measured, where, how often."""
+    phases = list(dict.fromkeys(panel.phase for panel in shown))
+    return setting_of_points(pareto, phases, points_of(shown))

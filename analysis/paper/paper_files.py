@@ -9,29 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from prunescope.analysis.paper.paper_added import overhead, recovery
 from prunescope.analysis.paper.paper_categories import layer, shares
-from prunescope.analysis.paper.paper_figure import MissingFigure, PaperFigure
+from prunescope.analysis.paper.paper_figure import MissingFigure
 from prunescope.analysis.paper.paper_gemms import gemm_steps
 from prunescope.analysis.paper.paper_speedup import alignments, speedups
-from prunescope.analysis.report.escape import csv_text
 from prunescope.analysis.report.escape import markdown as text
-from prunescope.analysis.report.figure_style import picture_files
-from prunescope.analysis.report.latex import figure_snippet, head
-from prunescope.analysis.report.titles import figure_name
+from prunescope.analysis.report.latex_head import head
+from prunescope.analysis.report.picture import Picture, files_of_pictures
 from prunescope.analysis.schema.pareto import Pareto
 from prunescope.analysis.schema.replay import SpeedupCurve
-
-_KIND = "paper"
 
 
 @dataclass(frozen=True)
 class PaperSet:
     """The figures of a sweep, and those that it has no data for."""
 
-    figures: list[PaperFigure]
+    figures: list[Picture]
     missing: list[MissingFigure]
 
 
@@ -45,7 +40,7 @@ def paper_set(pareto: Pareto, curves: Sequence[SpeedupCurve] = ()) -> PaperSet:
     every = [shares(pareto), *speedups(pareto), layer(pareto), alignments(pareto)]
     every += [gemm_steps(curves), recovery(pareto), overhead(pareto)]
     return PaperSet(
-        [figure for figure in every if isinstance(figure, PaperFigure)],
+        [figure for figure in every if isinstance(figure, Picture)],
         [figure for figure in every if isinstance(figure, MissingFigure)],
     )
 
@@ -58,17 +53,8 @@ def paper_files(figures: PaperSet, tool: str, endings: Sequence[str]) -> dict[st
         tool: Name and version of this tool, for the first line of LaTeX files.
         endings: The formats of the pictures, of png, pdf and svg.
     """
-    files: dict[str, bytes] = {}
-    snippets = []
-    for figure in figures.figures:
-        name = partial(figure_name, _KIND, figure.name)
-        files |= picture_files(name, figure.plot, endings)
-        rows = (row.values() for row in figure.rows)
-        files[name("csv")] = csv_text(figure.columns, rows).encode()
-        stem = name("tex").removesuffix(".tex")
-        snippet = "\n".join(figure_snippet(stem, figure.caption, f"fig:{stem}"))
-        files[f"figure-{stem}.tex"] = f"{head(tool)}\n{snippet}".encode()
-        snippets.append(snippet)
+    files = files_of_pictures(figures.figures, [*endings, "csv", "tex"], tool)
+    snippets = (figure.snippet for figure in figures.figures)
     files["paper.tex"] = "\n".join([head(tool), *snippets]).encode()
     files["paper.md"] = ("\n\n".join(_page(figures)) + "\n").encode()
     return files
@@ -78,9 +64,9 @@ def _page(figures: PaperSet) -> Iterator[str]:
     """Yield the paragraphs of paper.md."""
     yield "# The paper's kinds of figure"
     for figure in figures.figures:
-        png, table = (figure_name(_KIND, figure.name, ending) for ending in ("png", "csv"))
+        png, table = (f"{figure.stem}.{ending}" for ending in ("png", "csv"))
         yield f"## {text(figure.title)}"
-        yield f"![{text(figure.title)}]({png})"
+        yield f"![{text(figure.alt)}]({png})"
         yield f"{text(figure.caption)} Numbers: [{table}]({table})."
     if figures.missing:
         yield "## Not plotted"

@@ -14,8 +14,6 @@ from matplotlib.figure import Figure
 
 from prunescope.analysis.paper.paper_figure import (
     MissingFigure,
-    PaperFigure,
-    Row,
     fields,
     interval_ends,
 )
@@ -26,21 +24,26 @@ from prunescope.analysis.report.figure_style import (
     ground,
     legend_below,
     line_entry,
+    most_panels,
     no_evidence,
-    two_columns,
+    panel_axes,
 )
+from prunescope.analysis.report.looks import SERIES
+from prunescope.analysis.report.picture import Picture, Row
 from prunescope.analysis.report.replay_figure import steps_ns
 from prunescope.analysis.schema.replay import SpeedupCurve
 from prunescope.analysis.summary import evidence
 
-_MOST = 6  # curves: three rows of two
-_MEASURED: dict[str, Any] = {"color": "#0072B2", "marker": "o", "markersize": 3, "linewidth": 0.6}
+_MOST, _HEIGHT = 6, 2.1  # curves; inches of a panel
+_MEASURED: dict[str, Any] = {
+    "color": SERIES[0].colour, "marker": "o", "markersize": 3, "linewidth": 0.6,
+}  # fmt: skip
 _ROOFLINE: dict[str, Any] = {"color": "black", "linewidth": 0.8, "linestyle": (0, (4, 2))}
-_STEPS: dict[str, Any] = {"color": "#D55E00", "linewidth": 0.9}
+_STEPS: dict[str, Any] = {"color": SERIES[1].colour, "linewidth": 0.9}
 _SIZES = {"N": "output features", "K": "input features"}
 
 
-def gemm_steps(curves: Sequence[SpeedupCurve]) -> PaperFigure | MissingFigure:
+def gemm_steps(curves: Sequence[SpeedupCurve]) -> Picture | MissingFigure:
     """Return the figure of GEMMs that were replayed alone over N or K."""
     name, title = "gemms", "GEMM steps"
     if not curves:
@@ -56,9 +59,10 @@ def gemm_steps(curves: Sequence[SpeedupCurve]) -> PaperFigure | MissingFigure:
     )
     disturbed, count = _disturbed(curves), sum(not curve.timing_valid for curve in curves)
     hatched = f" Hatched: {count} of {len(curves)} curves, {disturbed}: no evidence."
-    return PaperFigure(
-        name=name,
+    return Picture(
+        stem=f"paper-{name}",
         title=title,
+        alt=f"Curves of {len(curves)} GEMMs over the removed share of one dimension.",
         caption=f"{title}: speedup of one GEMM [M, K] × [K, N] alone, warm operands, over the share"
         " of N or K that is removed (points), in proportion to the size (dotted) and by roofline "
         f"(dashed); steps of tiles and waves where they describe it better than a line. "
@@ -66,7 +70,7 @@ def gemm_steps(curves: Sequence[SpeedupCurve]) -> PaperFigure | MissingFigure:
         "placements of medians; whiskers: its 95 % interval, with the noise of both times, cut "
         f"where it leaves the panel.{hatched if disturbed else ''}",
         rows=[row for curve in curves for row in _rows(curve)],
-        plot=lambda: _figure(curves[:_MOST]),
+        plot=lambda: _figure(curves[: min(_MOST, most_panels(_HEIGHT))]),
     )
 
 
@@ -103,7 +107,7 @@ def _has_roofline(speedup: SpeedupCurve) -> bool:
 
 
 def _figure(curves: Sequence[SpeedupCurve]) -> Figure:
-    figure, every = two_columns(len(curves), 2.1)
+    figure, every = panel_axes(len(curves), _HEIGHT)
     for axes, speedup in zip(every, curves, strict=True):
         _plot_gemm(axes, speedup)
     entries: list[Any] = [
@@ -116,7 +120,7 @@ def _figure(curves: Sequence[SpeedupCurve]) -> Figure:
         entries.append(line_entry("steps", **_STEPS))
     if words := _disturbed(curves):
         entries.append(no_evidence([evidence.NOT_VALID_TIMING], clean(words)))
-    legend_below(figure, entries, columns=4)
+    legend_below(figure, entries)
     return figure
 
 
@@ -129,7 +133,7 @@ def _plot_gemm(axes: Axes, speedup: SpeedupCurve) -> None:
     measured = [point.speedup for point in points]
     axes.plot(removed, measured, **_MEASURED)
     for point in points:
-        draw_interval(axes, point.gone, point.speedup_ci95, color="#0072B2", linewidth=0.6)
+        draw_interval(axes, point.gone, point.speedup_ci95, color=SERIES[0].colour, linewidth=0.6)
     proportional = [dense.size / point.size for point in points]
     axes.plot(removed, proportional, **DOTTED)
     if _has_roofline(speedup):
@@ -141,6 +145,6 @@ def _plot_gemm(axes: Axes, speedup: SpeedupCurve) -> None:
     fixed = f"K = {curve.k:,}" if curve.axis == "N" else f"N = {curve.n:,}"
     names = ", ".join([curve.role or "GEMM", *([curve.phase] if curve.phase else [])])
     title = clean(f"{names}: M = {curve.m:,}, {fixed}, {curve.dtype}")
-    axes.set_title(title, loc="left", fontsize=7)
+    axes.set_title(title, loc="left")
     axes.set_xlabel(f"share of {curve.axis} = {dense.size:,} {_SIZES[curve.axis]} that is removed")
     axes.set_ylabel("speedup over the largest size")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -13,14 +14,12 @@ from matplotlib.figure import Figure
 from prunescope.analysis.paper.paper_figure import (
     MissingFigure,
     Panel,
-    PaperFigure,
-    Row,
     alignment,
     caption_end,
-    families_of,
     family_label,
     fit_page,
     interval_ends,
+    looks_of,
     panel_grid,
     panels,
     points_of,
@@ -34,24 +33,27 @@ from prunescope.analysis.report.figure_style import (
     DOTTED,
     EDGE,
     MOST_WHISKER,
-    PAGE,
     PARITY,
+    USUAL,
     bar_entry,
     dot,
     draw_interval,
     draw_level,
-    family_looks,
     hatch_of,
     legend_below,
     line_entry,
+    most_panels,
+    panel_axes,
     reason_patches,
-    two_columns,
 )
+from prunescope.analysis.report.looks import Look
+from prunescope.analysis.report.picture import Picture, Row
 from prunescope.analysis.schema.pareto import Pareto, SweepPoint
 from prunescope.analysis.summary import evidence
 from prunescope.taxonomy.keep import is_just
 from prunescope.taxonomy.runs.run_setting import RunSetting
 
+_STRIP = 1.4  # inches: the height of a strip
 _GROUP = 0.84  # of the distance of two groups of bars
 _BAND = 0.94  # of a panel's height that the largest speedup takes
 _AXES = {"batch": "batch (sequences)", "prompt_len": "length (tokens)"}
@@ -82,7 +84,7 @@ class _Strip:
         return clean(", ".join([self.phase, fixed, *how]))
 
 
-def speedups(pareto: Pareto) -> Iterator[PaperFigure | MissingFigure]:
+def speedups(pareto: Pareto) -> Iterator[Picture | MissingFigure]:
     """Yield a figure for each sparsity: families over length and over batch, with their bounds."""
     every = points_of(panels(pareto))
     sparsities = sorted({p.sparsity for p in every if p.sparsity is not None})
@@ -90,25 +92,31 @@ def speedups(pareto: Pareto) -> Iterator[PaperFigure | MissingFigure]:
         key = "give `families` and `sparsities`"
         yield MissingFigure("speedup", "no point has a nominal sparsity", key)
     for sparsity in sparsities:
-        yield _speedup(pareto, sparsity)
+        yield from _speedup(pareto, sparsity)
 
 
-def _speedup(pareto: Pareto, sparsity: float) -> PaperFigure:
+def _speedup(pareto: Pareto, sparsity: float) -> Iterator[Picture]:
+    """Yield the figure of one sparsity, as several where its strips do not fit on one page."""
+
     def choose(points: list[SweepPoint]) -> list[SweepPoint]:
         return usually_aligned(p for p in points if sparsity in (p.sparsity, *p.sparsities))
 
     shown = panels(pareto, choose)
     title = f"Speedup at s = {sparsity:g}"
-    return PaperFigure(
-        name=f"speedup-{sparsity:g}",
-        title=title,
-        caption=f"{title} by family, batch and length: realised (bars), nominal 1/(1 − s) "
-        "(dotted) and roofline bound of each (line at its bar). Whiskers: 95 % intervals"
-        f"{_hull_words(points_of(shown))}, cut where they leave the panel."
-        f"{caption_end(pareto, shown, is_whole=True)}",
-        rows=[_row(panel, p, sparsity) for panel in shown for p in panel.points],
-        plot=lambda: _speedup_figure(_strips(shown), sparsity),
-    )
+    strips, most = _strips(shown), most_panels(_STRIP)
+    for i in range(0, len(strips), most):
+        rows = [_row(panel, p, sparsity) for panel in shown for p in panel.points]
+        yield Picture(
+            stem=f"paper-speedup-{sparsity:g}{f'-{i // most + 1}' if i else ''}",
+            title=title,
+            alt=f"Bars of {len(points_of(shown))} results, in groups over batch or length.",
+            caption=f"{title} by family, batch and length: realised (bars), nominal 1/(1 − s) "
+            "(dotted) and roofline bound of each (line at its bar). Whiskers: 95 % intervals"
+            f"{_hull_words(points_of(shown))}, cut where they leave the panel."
+            f"{caption_end(pareto, shown, is_whole=True)}",
+            rows=[] if i else rows,
+            plot=partial(_speedup_figure, strips[i : i + most], sparsity),
+        )
 
 
 def _hull_words(points: Sequence[SweepPoint]) -> str:
@@ -158,32 +166,32 @@ def _strips(shown: Sequence[Panel]) -> list[_Strip]:
 
 def _speedup_figure(strips: Sequence[_Strip], sparsity: float) -> Figure:
     points = [point for strip in strips for point in strip.points]
-    families = families_of(points)
-    colours = {name: colour for name, (colour, _) in family_looks(families).items()}
-    figure, every = two_columns(len(strips), 1.9, (PAGE / 2, 0.75 * PAGE))
+    looks = looks_of(points)
+    figure, every = panel_axes(len(strips), _STRIP)
     for axes, strip in zip(every, strips, strict=True):
-        _plot_strip(axes, strip, colours, sparsity)
-    entries: list[Any] = [bar_entry(with_marks(n, points), colours[n]) for n in families]
+        _plot_strip(axes, strip, looks, sparsity)
+    entries: list[Any] = [bar_entry(with_marks(n, points), look) for n, look in looks.items()]
     if any(point.bounds.get("roofline") for point in points):
         entries.append(line_entry("roofline bound", **BOUND_LINE))
     entries.append(line_entry(f"nominal, {1 / (1 - sparsity):.2f}×", **DOTTED))
-    legend_below(figure, entries + reason_patches(points), columns=6)
+    legend_below(figure, entries + reason_patches(points))
     return figure
 
 
-def _plot_strip(axes: Axes, strip: _Strip, colours: dict[str, str], sparsity: float) -> None:
+def _plot_strip(axes: Axes, strip: _Strip, looks: dict[str, Look], sparsity: float) -> None:
     """Plot the bars of one strip; the bar of a family has the same place in each group."""
-    width = _GROUP / len(colours)
+    width = _GROUP / len(looks)
     nominal = 1 / (1 - sparsity)
     highest, ends = [nominal], [nominal]
     for i, value in enumerate(strip.values):
         for point in (p for p in strip.points if getattr(p, strip.axis) == value):
             label, reasons = family_label(point), evidence.point_reasons(point)
-            at = i + (list(colours).index(label) - (len(colours) - 1) / 2) * width
-            look: dict[str, Any] = {"color": colours[label], **EDGE}
+            at = i + (list(looks).index(label) - (len(looks) - 1) / 2) * width
+            colour, hatch = looks[label].colour, looks[label].hatch
+            bar: dict[str, Any] = {"color": colour, "hatch": hatch, **EDGE}
             if reasons:
-                look |= {"color": "white", "edgecolor": colours[label], "hatch": hatch_of(reasons)}
-            axes.bar(at, point.realised, 0.9 * width, **look)
+                bar |= {"color": "white", "edgecolor": colour, "hatch": hatch_of(reasons)}
+            axes.bar(at, point.realised, 0.9 * width, gid=f"family-{point.family}", **bar)
             draw_interval(axes, at, point.realised_ci95)
             highest.append(point.realised)
             ends += point.realised_ci95 or []
@@ -196,11 +204,11 @@ def _plot_strip(axes: Axes, strip: _Strip, colours: dict[str, str], sparsity: fl
     axes.set_xlim(-0.5, len(strip.values) - 0.5)
     axes.set_ylim(0, min(max(ends), MOST_WHISKER * max(highest)) / _BAND)
     axes.tick_params(axis="x", length=0)
-    axes.set(xlabel=_AXES[strip.axis], ylabel="speedup, dense ÷ pruned")
-    axes.set_title(strip.title, loc="left", fontsize=7)
+    axes.set(xlabel=_AXES[strip.axis], ylabel="speedup")
+    axes.set_title(strip.title, loc="left")
 
 
-def alignments(pareto: Pareto) -> PaperFigure | MissingFigure:
+def alignments(pareto: Pareto) -> Picture | MissingFigure:
     """Return the figure of realised speedup over the alignment of the kept dimensions."""
     shown = panels(pareto, _aligned)
     name, title = "alignment", "Alignment"
@@ -211,9 +219,10 @@ def alignments(pareto: Pareto) -> PaperFigure | MissingFigure:
             "add `set: {align: [odd, just-2, just-4, just-8, 16, 128]}` to the sweep",
         )
     same = [_same_models(panel.points) for panel in shown]
-    return PaperFigure(
-        name=name,
+    return Picture(
+        stem=f"paper-{name}",
         title=title,
+        alt=f"Curves of {len(points_of(shown))} results over alignments.",
         caption=f"{title}: realised speedup over what kept dimensions are rounded up to a multiple "
         "of (odd, even and just-N: of no larger power of two), each family at the sparsity with "
         "the most alignments; its roofline bound dotted. "
@@ -297,7 +306,7 @@ def _alignment_figure(shown: Sequence[Panel]) -> Figure:
     figure, every = panel_grid(shown, 2.1)
     points = points_of(shown)
     aligns = sorted({align for p in points if (align := alignment(p))}, key=_sort_key)
-    looks = family_looks(families_of(points))
+    looks = looks_of(points)
     for axes, panel in every:
         for i, (name, look) in enumerate(looks.items()):
             aside = 0.08 * (i - (len(looks) - 1) / 2)
@@ -307,9 +316,9 @@ def _alignment_figure(shown: Sequence[Panel]) -> Figure:
             for group in _same_models(own):
                 marked = [(x, p.realised) for x, p in places.items() if p in group]
                 for at in marked:
-                    text: dict[str, Any] = {"ha": "left", "va": "bottom", "fontsize": 7}
+                    text: dict[str, Any] = {"ha": "left", "va": "bottom", "fontsize": USUAL}
                     text |= {"xytext": (4, 1), "textcoords": "offset points"}
-                    axes.annotate("=", at, color=look[0], **text)
+                    axes.annotate("=", at, color=look.colour, **text)
         axes.axhline(1.0, **PARITY)
         axes.set_xticks(range(len(aligns)), aligns)
         axes.set_xlim(-0.4, len(aligns) - 0.6)
@@ -318,12 +327,12 @@ def _alignment_figure(shown: Sequence[Panel]) -> Figure:
         axes.set(xlabel="alignment of kept dimensions", ylabel="speedup, dense ÷ pruned")
     line: dict[str, Any] = {"markersize": 5, "linewidth": 0.9}
     entries: list[Any] = [
-        line_entry(_with_sparsity(name, points), color=colour, marker=marker, **line)
-        for name, (colour, marker) in looks.items()
+        line_entry(_with_sparsity(name, points), color=look.colour, marker=look.marker, **line)
+        for name, look in looks.items()
     ]
     if any(point.bounds.get("roofline") for point in points):
         entries.append(line_entry("roofline bound", **DOTTED))
-    legend_below(figure, entries + reason_patches(points), columns=5)
+    legend_below(figure, entries + reason_patches(points))
     return figure
 
 
@@ -334,13 +343,14 @@ def _with_sparsity(name: str, points: Sequence[SweepPoint]) -> str:
     return f"{label}, s = {sparsities.pop():g}" if len(sparsities) == 1 else label
 
 
-def _plot_family(axes: Axes, points: dict[float, SweepPoint], look: tuple[str, str]) -> None:
+def _plot_family(axes: Axes, points: dict[float, SweepPoint], look: Look) -> None:
     """Plot the points of a family by their places on the axis, and their bounds."""
-    line: dict[str, Any] = {"color": look[0], "linewidth": 0.9}
+    line: dict[str, Any] = {"color": look.colour, "linewidth": 0.9}
     axes.plot(list(points), [point.realised for point in points.values()], **line)
     bounds = [(x, bound) for x, p in points.items() if (bound := p.bounds.get("roofline"))]
     if bounds:
         axes.plot(*zip(*bounds, strict=True), linestyle=":", **line)
     for x, point in points.items():
         intervals, reasons = (None, point.realised_ci95), evidence.point_reasons(point)
-        dot(axes, (x, point.realised), intervals, look, reasons=reasons)
+        mark = dot(axes, (x, point.realised), intervals, look, reasons=reasons)
+        mark.set_gid(f"family-{point.family}")

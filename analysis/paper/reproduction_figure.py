@@ -15,17 +15,17 @@ from matplotlib.figure import Figure
 from prunescope.analysis.report.escape import csv_text
 from prunescope.analysis.report.figure_style import (
     BOUND_LINE,
-    PAGE,
+    EDGE,
     PARITY,
     bar_entry,
     draw_interval,
     draw_level,
-    family_looks,
     legend_below,
     line_entry,
-    panel_page,
+    panel_axes,
     picture_files,
 )
+from prunescope.analysis.report.looks import Look, family_looks
 from prunescope.analysis.schema.encode import json_bytes
 from prunescope.analysis.schema.reproduction import ReproducedValue, Reproduction
 from prunescope.analysis.summary import evidence
@@ -84,14 +84,13 @@ def _speedups_figure(reproduction: Reproduction) -> Figure:
     """Plot Fig. 5 again, a panel for each phase."""
     values = [value for value in reproduction.values if value.figure == FIGURE_5]
     phases = list(dict.fromkeys(str(value.phase) for value in values))
-    looks = family_looks(value.name for value in values)
-    colours = {name: colour for name, (colour, _) in looks.items()}
-    figure, grid = panel_page(len(phases), 1, (PAGE, 2.0))
-    for (axes,), phase in zip(grid, phases, strict=True):
-        _plot_phase(axes, [value for value in values if value.phase == phase], colours)
-        axes.set_title(f"{phase}, s = 0.5", loc="left", fontsize=7)
+    looks = family_looks((value.name, value.name) for value in values)
+    figure, every = panel_axes(len(phases), 2.2, columns=1)
+    for axes, phase in zip(every, phases, strict=True):
+        _plot_phase(axes, [value for value in values if value.phase == phase], looks)
+        axes.set_title(f"{phase}, s = 0.5", loc="left")
     measured = [value for value in values if value.ours is not None]
-    entries: list[Any] = [bar_entry(name, colour) for name, colour in colours.items()]
+    entries: list[Any] = [bar_entry(name, look) for name, look in looks.items()]
     if any(value.predicted is not None and value.ours is None for value in values):
         entries.append(line_entry("predicted, with its range", marker="o", **_POINT))
     if any(value.timing_valid is not False for value in measured):
@@ -103,19 +102,20 @@ def _speedups_figure(reproduction: Reproduction) -> Figure:
     if any(value.bound is not None for value in values):
         words = "our bound" if measured else "roofline bound of the prediction"
         entries.append(line_entry(words, **BOUND_LINE))
-    legend_below(figure, entries, columns=7)
+    legend_below(figure, entries)
     return figure
 
 
-def _plot_phase(axes: Axes, values: Sequence[ReproducedValue], colours: dict[str, str]) -> None:
+def _plot_phase(axes: Axes, values: Sequence[ReproducedValue], looks: dict[str, Look]) -> None:
     """Plot a group of bars for each batch and length; a family has one place in each group."""
     groups = sorted({(value.batch or 0, value.prompt_len or 0) for value in values})
-    width = _GROUP / len(colours)
+    width = _GROUP / len(looks)
     for value in values:
         group = groups.index((value.batch or 0, value.prompt_len or 0))
-        at = group + (list(colours).index(value.name) - (len(colours) - 1) / 2) * width
-        edge: dict[str, Any] = {"edgecolor": "black", "linewidth": 0.3}
-        axes.bar(at, value.published, 0.9 * width, color=colours[value.name], **edge)
+        at = group + (list(looks).index(value.name) - (len(looks) - 1) / 2) * width
+        look = looks[value.name]
+        bar: dict[str, Any] = {"color": look.colour, "hatch": look.hatch, **EDGE}
+        axes.bar(at, value.published, 0.9 * width, gid=f"family-{value.name}", **bar)
         if value.bound is not None:
             draw_level(axes, at, 0.45 * width, value.bound)
         point, interval, marker = value.ours, value.ours_ci95, "D"
@@ -129,8 +129,9 @@ def _plot_phase(axes: Axes, values: Sequence[ReproducedValue], colours: dict[str
     axes.axhline(1.0, **PARITY)
     shown = [n for v in values for n in (v.published, v.ours, v.predicted, v.bound) if n]
     axes.set_ylim(0, 1.12 * max(shown))
-    names = [f"batch {batch}\n{length:,} tokens" for batch, length in groups]
-    axes.set_xticks(range(len(groups)), names)
+    names = [f"batch {batch}, {length:,} tokens" for batch, length in groups]
+    slant: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(len(groups)), names, **slant)
     axes.set_xlim(-0.5, len(groups) - 0.5)
     axes.tick_params(axis="x", length=0)
     axes.set_ylabel("speedup, dense ÷ pruned")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from prunescope.analysis.frontier import frontier
+from prunescope.analysis.frontier.best import best_points
 from prunescope.analysis.frontier.sampled_points import (
     NUM_SAMPLES,
     SEED,
@@ -34,6 +35,10 @@ def recompute(pareto: Pareto) -> Pareto:
         pareto: The comparison with its points, and the cells with the times of the dense model.
     """
     phases = {name: _recompute_phase(phase) for name, phase in pareto.phases.items()}
+    if pareto.subject.on_random_ids:  # no loss means anything, and none is better than another
+        for phase in phases.values():
+            for cell in phase.cells:
+                cell.best = [best for best in cell.best if best.measure != "perplexity"]
     recomputed = msgspec.structs.replace(
         pareto, phases=phases, samples=SampleCount(count=NUM_SAMPLES, seed=SEED)
     )
@@ -74,4 +79,5 @@ def _recompute_cell(cell: SweepCell, points: list[SweepPoint]) -> SweepCell:
         break_even=frontier.break_even(points),
         equal_flops=frontier.equal_flops(points),
         equal_sparsity=frontier.equal_sparsity(points),
+        best=best_points(points),
     )

@@ -26,6 +26,7 @@ from prunescope.analysis.schema.pareto import (
     SweepSubject,
     TextLoss,
 )
+from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.runs.run import Run, read_run
@@ -36,6 +37,7 @@ from prunescope.taxonomy.runs.sweep_files import (
     FAILED,
     PENDING,
     RUNNING,
+    SweepFile,
     SweepResult,
     read_controls,
     read_sweep,
@@ -67,7 +69,35 @@ def judge(folder: Path, on_result: Callable[[str], None] | None = None) -> Paret
     Raises:
         PrunescopeError: There is no sweep, or no result is done.
     """
-    sweep, controls = read_sweep(folder), tuple(read_controls(folder))
+    return judge_sweep(
+        folder, read_sweep(folder), tuple(read_controls(folder)), on_result=on_result
+    )
+
+
+def judge_sweep(
+    folder: Path,
+    sweep: SweepFile,
+    controls: Sequence[Recovered],
+    *,
+    on_result: Callable[[str], None] | None = None,
+    report_of: Callable[[Path], Report] | None = None,
+) -> Pareto:
+    """Compare the results of a sweep whose file was read.
+
+    Args:
+        folder: The folder that the runs of its results are relative to.
+        sweep: What was planned, and what came of it.
+        controls: The trainings of the dense model.
+        on_result: The function to call with the id of each result before it is analysed, or None.
+        report_of: Gives the report of a run; None analyses it.
+
+    Returns:
+        The comparison, without secrets and paths.
+
+    Raises:
+        PrunescopeError: No result is done.
+    """
+    analysed = report_of or (lambda path: analyze(path).report)
     measured: dict[str, list[_Measured]] = {}
     failed = [
         FailedResult(id=e.id, error=e.error or "unknown")
@@ -80,7 +110,11 @@ def judge(folder: Path, on_result: Callable[[str], None] | None = None) -> Paret
         if on_result is not None:
             on_result(entry.id)
         try:
-            measured.setdefault(entry.phase, []).append(_measure(folder, entry, controls))
+            run_folder = _run_folder(folder, entry)
+            run, report = read_run(run_folder), analysed(run_folder)
+            name = sweep.names.get(entry.family)
+            result = _measure(entry, run, report, controls, name)
+            measured.setdefault(entry.phase, []).append(result)
         except PrunescopeError as error:
             failed.append(FailedResult(id=entry.id, error=error.problem))
     if not measured:
@@ -116,10 +150,13 @@ def _busy_note(runs: list[_Measured]) -> list[str]:
     ]
 
 
-def _measure(folder: Path, entry: SweepResult, controls: Sequence[Recovered]) -> _Measured:
-    path = _run_folder(folder, entry)
-    run = read_run(path)
-    report = analyze(path).report
+def _measure(
+    entry: SweepResult,
+    run: Run,
+    report: Report,
+    controls: Sequence[Recovered],
+    display_name: str | None,
+) -> _Measured:
     phase = report.phases.get(entry.phase)
     if phase is None or phase.ladder is None:
         raise PrunescopeError(
@@ -137,7 +174,7 @@ def _measure(folder: Path, entry: SweepResult, controls: Sequence[Recovered]) ->
         command=" ".join(["prunescope", *run.argv]) if run.argv else None,
     )
     return _Measured(
-        point=point_of(entry, run, phase, controls),
+        point=point_of(entry, run, phase, controls, display_name),
         dense_ns=None if dense is None else dense.median,
         subject=subject,
         busy=bool(phase.invalid_times) or _was_loaded(run, entry.phase),

@@ -27,7 +27,11 @@ from prunescope.taxonomy.words import percent, plural
 
 
 def point_of(
-    entry: SweepResult, run: Run, phase: Phase, controls: Iterable[Recovered] = ()
+    entry: SweepResult,
+    run: Run,
+    phase: Phase,
+    controls: Iterable[Recovered] = (),
+    display_name: str | None = None,
 ) -> SweepPoint:
     """Return the point of a result.
 
@@ -36,6 +40,7 @@ def point_of(
         run: The manifest of its run.
         phase: The report of its phase.
         controls: The trainings of the dense model in the sweep.
+        display_name: The name of the method in the sweep; None: the one in its run, if any.
     """
     ladder = phase.ladder
     assert ladder is not None
@@ -48,6 +53,7 @@ def point_of(
     return SweepPoint(
         id=entry.id,
         family=entry.family,
+        display_name=display_name or (run.pruning.display_name if run.pruning else None),
         sparsity=entry.sparsity,
         select=entry.select and read_selection(entry.select),
         sparsities=list(entry.sparsities) or ([] if entry.sparsity is None else [entry.sparsity]),
@@ -72,6 +78,12 @@ def point_of(
         recovery=recovery_loss(recovery, controls),
         training_stopped=recovery.stopped if recovery else None,
         timing_valid=not phase.invalid_times,
+        peak_memory_bytes=phase.peak_memory_bytes,
+        dense_peak_memory_bytes=phase.baseline.peak_memory_bytes if phase.baseline else None,
+        samples=len(phase.unprofiled_ns.samples) if phase.unprofiled_ns else None,
+        placements=len(phase.unprofiled_ns.placements or ()) or None
+        if phase.unprofiled_ns
+        else None,
         set=list(entry.set),
         closure=phase.closure,
         dimensions=_dimensions(run, entry.phase),

@@ -7,11 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prunescope.analysis.paper.gemm_speedups import speedup_curves
 from prunescope.analysis.pipeline import TOOL
+from prunescope.analysis.report.appendix import checklist_latex
+from prunescope.analysis.report.checklist import sweep_checklist
+from prunescope.analysis.report.latex_head import head
 from prunescope.analysis.report.pareto_tables import render_pareto
+from prunescope.analysis.report.picture import PICTURES, files_of_pictures
+from prunescope.analysis.report.printing import printed_as, printing, printing_of
+from prunescope.analysis.report.results_latex import results_files
+from prunescope.analysis.report.results_table import result_tables
 from prunescope.analysis.report.write import check_formats, write_files
 from prunescope.analysis.schema.encode import json_bytes
 from prunescope.analysis.schema.pareto import Pareto
@@ -20,8 +27,7 @@ from prunescope.taxonomy.replays import REPLAYS, Replays, read_replays
 if TYPE_CHECKING:
     from prunescope.analysis.paper.paper_files import PaperSet
 
-PICTURES = ("png", "pdf", "svg")
-FORMATS = ("md", "json", *PICTURES)
+FORMATS = ("md", "json", "tex", "csv", *PICTURES)
 USUAL = ("md", "json", "png", "pdf")
 _MOST_REPLAYS = 16  # files of replayed GEMMs that are looked for in a sweep
 
@@ -32,14 +38,16 @@ def write_pareto(
     *,
     formats: Sequence[str] = USUAL,
     more: Mapping[str, bytes] | None = None,
+    **look: Any,
 ) -> list[Path]:
-    """Write pareto.md, pareto.json and figures into a folder, all or none.
+    """Write pareto.md, pareto.json, tables of results and figures into a folder, all or none.
 
     Args:
         pareto: The comparison.
         folder: The folder to write to.
-        formats: Which files to write: md, json, and the formats of figures.
+        formats: Which files to write: md, json, tex, csv, and the formats of figures.
         more: Other files to write with them, by name.
+        **look: How figures are printed, as `printing_of` takes it: width, font, label_prefix.
 
     Returns:
         The paths of the files.
@@ -47,18 +55,31 @@ def write_pareto(
     Raises:
         PrunescopeError: A format is unknown, or the folder cannot be written.
     """
-    check_formats(formats, FORMATS)
-    files: dict[str, bytes] = dict(more or {})
-    for name in dict.fromkeys(formats):
-        if name == "md":
-            files["pareto.md"] = render_pareto(pareto, figures="png" in formats).encode()
-        elif name == "json":
-            files["pareto.json"] = to_json(pareto)
-    if pictures := [name for name in dict.fromkeys(formats) if name in PICTURES]:
-        from prunescope.analysis.report.pareto_figures import pareto_figures
+    return write_files({**(more or {}), **pareto_files(pareto, formats, **look)}, folder)
 
-        files |= pareto_figures(pareto, *pictures)
-    return write_files(files, folder)
+
+def pareto_files(pareto: Pareto, formats: Sequence[str] = USUAL, **look: Any) -> dict[str, bytes]:
+    """Return the files that `write_pareto` writes, from file name to bytes.
+
+    Raises:
+        PrunescopeError: A format is unknown.
+    """
+    check_formats(formats, FORMATS)
+    files: dict[str, bytes] = {}
+    with printed_as(printing_of(formats, **look)):
+        if "md" in formats:
+            files["pareto.md"] = render_pareto(pareto, figures="png" in formats).encode()
+        if "json" in formats:
+            files["pareto.json"] = to_json(pareto)
+        files |= results_files(result_tables(pareto), formats, TOOL)
+        if "tex" in formats:
+            text = checklist_latex(sweep_checklist(pareto), printing().label_prefix)
+            files["checklist.tex"] = f"{head(TOOL)}\n{text}".encode()
+        if {*PICTURES, "tex", "csv"} & set(formats):
+            from prunescope.analysis.report.pareto_figures import pareto_pictures
+
+            files |= files_of_pictures(pareto_pictures(pareto), formats, TOOL)
+    return files
 
 
 def paper_set(pareto: Pareto, sweep: Path | None, gemm: Path | None = None) -> PaperSet:

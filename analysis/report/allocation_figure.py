@@ -14,10 +14,19 @@ from matplotlib.ticker import MaxNLocator
 
 from prunescope.analysis.report.allocation_tables import targets_text
 from prunescope.analysis.report.escape import clean
-from prunescope.analysis.report.figure_style import PAGE, blank_figure, hide_frame, plotting, saved
+from prunescope.analysis.report.figure_style import (
+    add_title,
+    blank_figure,
+    hide_frame,
+    panel_columns,
+    plotting,
+    saved_as,
+)
+from prunescope.analysis.report.looks import SERIES
 from prunescope.taxonomy.allocations.allocation_plan import KeptLayer, PlanOfLayers
 
-_CHANNELS, _HEADS, _LOSS, _SAVES, _UNIFORM = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#555555"
+_CHANNELS, _LOSS, _SAVES, _, _HEADS, *_ = (look.colour for look in SERIES)
+_UNIFORM = "#555555"
 _HEIGHT = 3.0  # inches
 _PARTS = (  # field of a layer, field of its low rank, colour, and its words; at the left or right
     ("channels", "mlp_lowrank", _CHANNELS, "MLP channels", "MLP", -0.2),
@@ -28,7 +37,7 @@ _PARTS = (  # field of a layer, field of its low rank, colour, and its words; at
 def plan_figure(plan: PlanOfLayers, ending: str) -> bytes:
     """Return the figure of a plan as PNG, PDF or SVG."""
     with plotting():
-        return saved(_figure(plan), ending)
+        return saved_as(_figure(plan), (ending,))[ending]
 
 
 class AllocationPlots:
@@ -43,8 +52,12 @@ class AllocationPlots:
 
 
 def _figure(plan: PlanOfLayers) -> Figure:
-    figure = blank_figure(PAGE, _HEIGHT)
-    grid = figure.add_gridspec(1, 2, width_ratios=(2.2, 1))
+    if panel_columns() > 1:
+        figure = blank_figure(_HEIGHT)
+        grid = figure.add_gridspec(1, 2, width_ratios=(2.2, 1))
+    else:
+        figure = blank_figure(1.6 * _HEIGHT)
+        grid = figure.add_gridspec(2, 1, height_ratios=(2, 1))
     inner = grid[0].subgridspec(2, 1)
     kept, given = figure.add_subplot(inner[0]), figure.add_subplot(inner[1])
     _plot_kept(kept, plan.layers)
@@ -53,7 +66,7 @@ def _figure(plan: PlanOfLayers) -> Figure:
     kept.tick_params(labelbottom=False)
     _plot_frontier(figure.add_subplot(grid[1]), plan)
     target = f"{targets_text(plan)}, {plan.expected.speedup:.2f}× expected"
-    figure.suptitle(f"{clean(plan.model[-40:])}: {target}", x=0.01, ha="left", fontsize=8)
+    add_title(figure, f"{clean(plan.model[-40:])}: {target}")
     return figure
 
 
@@ -82,7 +95,7 @@ def _plot_kept(axes: Axes, layers: list[KeptLayer]) -> None:
         axes.plot(dropped, [0.05] * len(dropped), label="dropped", **cross)
     axes.set(ylim=(0, 1.05), ylabel="kept")
     hide_frame(axes)
-    axes.legend(frameon=False, fontsize=6, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
+    axes.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
 
 
 def _plot_losses(axes: Axes, plan: PlanOfLayers) -> None:
@@ -128,4 +141,4 @@ def _plot_frontier(axes: Axes, plan: PlanOfLayers) -> None:
     axes.set_xlabel("memory (GB)" if is_memory else "expected speedup")
     axes.set_ylabel("loss (nats a token)")
     hide_frame(axes)
-    axes.legend(frameon=False, fontsize=6, loc="best")
+    axes.legend(frameon=False, loc="best")

@@ -1,4 +1,4 @@
-"""A Comparison as one table and one figure: in, plain values; out, texts and files.
+"""A Comparison as a table and figures: in, plain values; out, texts and files.
 
 Times are of one step, and ledger rows are shares of the dense wall. A dash is unknown, never 0.
 """
@@ -15,9 +15,18 @@ import msgspec
 
 from prunescope.analysis.report import escape
 from prunescope.analysis.report.html import rendered_page
-from prunescope.analysis.report.latex import check_prefix, head, tabular
+from prunescope.analysis.report.latex import tabular
+from prunescope.analysis.report.latex_head import head
 from prunescope.analysis.report.markdown import table_blocks
 from prunescope.analysis.report.notebook import fragment
+from prunescope.analysis.report.picture import PICTURES, files_of_pictures
+from prunescope.analysis.report.printing import (
+    WIDTHS,
+    Printing,
+    printed_as,
+    printing,
+    printing_of,
+)
 from prunescope.analysis.report.sheet import Line, Sheet
 from prunescope.analysis.report.view import Cell, Column, Columns, Table, number, table_of
 from prunescope.analysis.report.write import DEFAULT_FORMATS, check_formats, write_files
@@ -61,7 +70,7 @@ def write_comparison(
     folder: Path,
     *,
     formats: Sequence[str] = DEFAULT_FORMATS,
-    label_prefix: str = "",
+    **look: Any,
 ) -> list[Path]:
     """Write a comparison in some formats into a folder, all or none.
 
@@ -69,7 +78,7 @@ def write_comparison(
         comparison: The comparison.
         folder: The folder to write to.
         formats: Some of COMPARISON_FORMATS.
-        label_prefix: Stands before the labels of LaTeX tables.
+        **look: How figures are printed, as `printing_of` takes it: width, font, label_prefix.
 
     Returns:
         The paths of the files.
@@ -78,31 +87,32 @@ def write_comparison(
         PrunescopeError: A format is unknown, or the folder cannot be written.
     """
     check_formats(formats, COMPARISON_FORMATS)
-    figures = _figures(comparison, ["svg" if name == "html" else name for name in formats])
-    texts: dict[str, Callable[[], bytes]] = {
-        "md": lambda: render_markdown(comparison).encode(),
-        "csv": lambda: render_csv(comparison).encode(),
-        "html": lambda: _page(comparison, figures.get("svg")).encode(),
-        "tex": lambda: render_latex(comparison, label_prefix=label_prefix).encode(),
-        "json": lambda: to_json(comparison),
+    names = list(dict.fromkeys(formats))
+    texts: dict[str, Callable[[Comparison], str]] = {
+        "md": render_markdown,
+        "csv": render_csv,
+        "html": render_html,
+        "tex": render_latex,
     }
-    files: dict[str, bytes] = {}
-    for name in dict.fromkeys(formats):
-        if name in texts:
-            files[f"comparison.{name}"] = texts[name]()
-        elif name in figures:
-            files[f"comparison.{name}"] = figures[name]
+    with printed_as(printing_of(names, **look)):
+        files = _figures(comparison, [name for name in names if name != "csv"])
+        files |= {
+            f"comparison.{name}": texts[name](comparison).encode()
+            for name in names
+            if name in texts
+        }
+    if "json" in names:
+        files["comparison.json"] = to_json(comparison)
     return write_files(files, folder)
 
 
 def _figures(comparison: Comparison, formats: Sequence[str]) -> dict[str, bytes]:
-    """Return the figure in those formats that are pictures; empty where no row has a ladder."""
-    pictures = [name for name in dict.fromkeys(formats) if name in ("svg", "png", "pdf")]
-    if not pictures:
+    """Return the figures in those formats that are pictures or captions; empty without ladders."""
+    if not set(formats) & {*PICTURES, "tex"}:
         return {}
-    from prunescope.analysis.report.comparison_figure import plot_comparison
+    from prunescope.analysis.report.comparison_figure import comparison_pictures
 
-    return plot_comparison(comparison.rows, *pictures)
+    return files_of_pictures(comparison_pictures(comparison), formats, comparison.tool)
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -180,7 +190,7 @@ _DROP = {"nominal": 15, "flop": 9, "coverage": 8, "roofline": 2, "busy": 14}
 
 
 def _method(row: ComparisonRow) -> str:
-    return row.method or (row.family and f"({row.family})") or numbers.UNKNOWN
+    return row.called or (row.family and f"({row.family})") or numbers.UNKNOWN
 
 
 def _decoder_only(row: ComparisonRow, size: int | None) -> int | None:
@@ -249,20 +259,15 @@ def render_markdown(comparison: Comparison) -> str:
     return "\n\n".join(["# Comparison", *table, *warnings, ""])
 
 
-def render_latex(comparison: Comparison, *, label_prefix: str = "") -> str:
-    """Return two booktabs tables: what was measured, and what became of the promise.
-
-    Args:
-        comparison: The comparison.
-        label_prefix: Stands before the labels of the tables.
-    """
+def render_latex(comparison: Comparison) -> str:
+    """Return two booktabs tables, what was measured and what became of the promise, and figures."""
     table = comparison_table(comparison)
     titles = [column.title for column in table.columns]
     kept = {
         "measured": [i for i, title in enumerate(titles) if title in (*_WHICH, *_MEASURED)],
         "explained": [i for i, title in enumerate(titles) if title not in _HIDDEN],
     }
-    prefix = check_prefix(label_prefix)
+    prefix = printing().label_prefix
     lines = [head(comparison.tool)]
     for (label, keep), note in zip(kept.items(), table.notes, strict=False):
         text = escape.latex(f"{_TITLE}: {label}. {note[0].upper()}{note[1:]}.")
@@ -274,15 +279,9 @@ def render_latex(comparison: Comparison, *, label_prefix: str = "") -> str:
             r"\end{table*}",
         ]
     lines += [rf"% {escape.latex(note)}" for note in table.notes[2:]]
-    lines += [
-        r"\IfFileExists{\prunescopehere comparison.pdf}{%",
-        r"\begin{figure*}\centering"
-        r"\includegraphics[width=\linewidth]{\prunescopehere comparison.pdf}",
-        r"\caption{Speedups with 95 \% intervals, and where the promised time went: losses stand"
-        r" right of the promise, gains left.}"
-        rf"\label{{fig:{prefix}comparison}}",
-        r"\end{figure*}}{}",
-    ]
+    from prunescope.analysis.report.comparison_figure import comparison_pictures
+
+    lines += [picture.snippet for picture in comparison_pictures(comparison)]
     return "\n".join(lines) + "\n"
 
 
@@ -326,18 +325,19 @@ def _ends(name: str, ci95: list[float] | None) -> Iterator[tuple[str, float | No
 
 
 def render_html(comparison: Comparison) -> str:
-    """Return one self-contained page, with the figure inline and a table that can be sorted."""
-    return _page(comparison, _figures(comparison, ["svg"]).get("svg"))
+    """Return one self-contained page, with the figures inline and a table that can be sorted.
 
-
-def _page(comparison: Comparison, svg: bytes | None) -> str:
-    figure = "" if svg is None else svg.decode().partition("<svg")[2]
+    The figures are as wide as a page of print, whatever the files are.
+    """
+    with printed_as(Printing(width=WIDTHS["page"])):
+        figures = _figures(comparison, ["svg"])
+    inline = (svg.decode().partition("<svg")[2] for svg in figures.values())
     return rendered_page(
         "comparison.html.j2",
         title="Comparison",
         warnings=comparison_warnings(comparison),
         table=comparison_table(comparison),
-        figure=f"<svg{figure}" if figure else "",
+        figures=[f"<svg{text}" for text in inline],
         tool=comparison.tool,
     )
 

@@ -1,234 +1,320 @@
-"""The figure of a Comparison: in, its rows; out, PNG, PDF or SVG bytes, two columns wide.
+"""The figures of a Comparison: in, the comparison; out, Pictures.
 
-Above: speedup over sparsity with 95 % intervals, a line for each method and setting. Below: where
-the dense wall went, a bar for each run and phase; losses are right of the promise, gains left.
+One shows speedup over sparsity with 95 % intervals, a panel for each phase, batch and length, and a
+line for each method. The other shows where the dense wall went, a bar for each run and phase in
+groups of one setting; losses are right of the promise, gains left.
 """
 
 from __future__ import annotations
 
-import textwrap
-from collections import defaultdict
-from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from prunescope.analysis.report import hatches
 from prunescope.analysis.report.figure_style import (
-    CURVE_MARKERS,
-    CURVES,
-    PAGE,
+    EDGE,
+    MOST_HEIGHT,
     PARITY,
+    bar_entry,
     blank_figure,
     draw_interval,
+    end_axis,
     ground,
     hide_frame,
+    legend_below,
+    line_entry,
+    most_panels,
     no_evidence,
-    picture_files,
+    panel_axes,
+    plotting,
 )
 from prunescope.analysis.report.ledger_view import is_visible
+from prunescope.analysis.report.looks import ROWS, Look, family_looks
+from prunescope.analysis.report.picture import Picture
+from prunescope.analysis.report.sweep_setting import setting_of
 from prunescope.analysis.report.titles import short
 from prunescope.analysis.schema.comparison import Comparison, ComparisonRow
 from prunescope.analysis.summary import evidence
 from prunescope.analysis.summary.labels import LEDGER
+from prunescope.taxonomy import numbers
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.words import plural
 
-_CURVES, _BAR, _LINE = 1.9, 0.16, 0.13  # inches: height of the curves, a bar, a line of a legend
-_MOST_BARS, _MOST_CURVES = 30, 14  # what one page has room for
-_SMALL = 6
-_LABEL = 44  # letters left of the bars
-_LEGEND_LETTERS, _MARK = 88, 4  # letters in a line of the legend; a mark is as wide as four
-_NOTE_WIDTH = 48  # letters right of the curves
-_PROMISED = "#DDDDDD"
-_EDGE: dict[str, Any] = {"edgecolor": "black", "linewidth": 0.3}
-# The hatches differ from those of what is no evidence (hatches.HATCHES).
-_ROWS = {
-    "coverage": ("#E69F00", ""), "roofline_shift": ("#56B4E9", "////"),
-    "shape": ("#CC79A7", "...."), "kernel_efficiency": ("#D55E00", ""),
-    "added_work": ("#F0E442", ""), "launch_idle": ("#999999", "\\\\\\\\"),
-    "not_explained": ("#FFFFFF", "++++"),
-}  # fmt: skip
-Curve = list[tuple[float, ComparisonRow]]  # sparsity, and the row that has it
+_PANEL, _BAR = 2.1, 0.17  # inches: the height of a panel of curves, and of a bar
+_MOST_FAMILIES = 8  # lines of a panel
+_MOST_BARS = int((MOST_HEIGHT - 1.2) / _BAR)  # bars and headings of a figure
+_LABEL = 26  # letters left of the bars
+Looks = dict[str, Look]
 
 
-def plot_comparison(rows: Sequence[ComparisonRow], *endings: str) -> dict[str, bytes]:
-    """Return the figure by format, plotted once; empty where no row has a ladder."""
-    return picture_files(lambda ending: ending, lambda: comparison_figure(rows), endings)
+class _Panel(NamedTuple):
+    """The rows of one setting, and which methods a panel shows of them."""
+
+    title: str
+    rows: list[ComparisonRow]
+    methods: list[str]
 
 
-def comparison_figure(rows: Sequence[ComparisonRow]) -> Figure | None:
-    """Plot curves and bars on one page, at places that are fixed in inches.
+def comparison_pictures(comparison: Comparison) -> Iterator[Picture]:
+    """Yield the figures of a comparison; none where no row has a ladder."""
+    known = [row for row in comparison.rows if row.ladder is not None]
+    looks = _looks(known)
+    placed = [row for row in known if _sparsity(row) is not None]
+    every, unplaced = _panels(placed), len(known) - len(placed)
+    most = most_panels(_PANEL)
+    for i in range(0, len(every), most):
+        panels = every[i : i + most]
+        shown = [row for panel in panels for row in panel.rows if _method(row) in panel.methods]
+        title = "Speedup over sparsity"
+        words = (
+            "95 % intervals as whiskers, open marks are no evidence, the dotted line is 1/(1 − s)"
+        )
+        if unplaced and i == 0:
+            words += f"; {unplaced} of unknown sparsity without a point"
+        told = (f"{_name(row)} {numbers.ratio(row.ladder.realised)}" for row in shown if row.ladder)
+        yield Picture(
+            stem=_stem("comparison", i, most),
+            title=title,
+            caption=f"{title}: {words}. {_setting(comparison, shown)}",
+            alt=f"Curves: {'; '.join(told)}.",
+            plot=partial(_curves_figure, panels, looks),
+        )
+    groups = _groups([row for row in known if row.ledger and row.ledger["dense"] > 0])
+    for i, page in enumerate(_pages(groups)):
+        bars = [row for _, rows in page for row in rows]
+        title = "Where the dense wall went"
+        words = "losses stand right of the promise, gains left; a diamond is the pruned wall"
+        reasons = ", ".join(hatches.first_reasons(map(evidence.row_reasons, bars)))
+        words += f"; hatched: {reasons}" if reasons else ""
+        yield Picture(
+            stem=_stem("comparison-ledger", i, 1),
+            title=title,
+            caption=f"{title}: {words}. {_setting(comparison, bars)}",
+            alt=f"Stacked bars of {len(bars)} runs, in % of the dense wall.",
+            plot=partial(_bars_figure, page),
+        )
 
-    Args:
-        rows: The rows of a comparison. Those without a ladder are left out.
 
-    Returns:
-        The figure; None where no row has a ladder.
-    """
-    known = [row for row in rows if row.ladder is not None]
-    bars = [row for row in known if row.ledger and row.ledger["dense"] > 0][:_MOST_BARS]
-    if not known:
-        return None
-    low = 0.5 + _BAR * max(1, len(bars))
-    entries = _bar_entries(bars)
-    above = -(-len(entries) // _count_columns(entries)) * _LINE  # inches of the legend of the bars
-    height = 0.15 + _CURVES + 0.5 + max(0.35, above) + low + 0.05
-    figure = blank_figure(PAGE, height, layout=None)
+def _stem(stem: str, first: int, most: int) -> str:
+    return stem if first == 0 else f"{stem}-{first // most + 1}"
 
-    def place(left: float, bottom: float, width: float, high: float) -> Axes:
-        box = (left / PAGE, bottom / height, width / PAGE, high / height)
-        return figure.add_axes(box)
 
-    plot_curves(place(0.6, height - 0.15 - _CURVES, 3.3, _CURVES), known)
-    plot_bars(place(2.5, 0.46, 4.3, low - 0.46), bars, left_out=len(known) - len(bars))
+def _setting(comparison: Comparison, rows: Sequence[ComparisonRow]) -> str:
+    """Return what was measured, on what and how often, for a caption."""
+    facts = setting_of(
+        [row.model for row in rows],
+        map(_method, rows),
+        map(_sparsity, rows),
+        dict.fromkeys(row.phase for row in rows),
+        ([row.batch for row in rows], [row.prompt_len for row in rows if row.items_per_s is None]),
+    )
+    phases = [
+        comparison.reports[r.run].phases[r.phase] for r in rows if r.run in comparison.reports
+    ]
+    workloads = [phase.workload for phase in phases if phase.workload]
+    facts += dict.fromkeys(workload.dtype for workload in workloads)
+    facts += dict.fromkeys(workload.device for workload in workloads if workload.device)
+    facts += dict.fromkeys(
+        f"{workload.threads} thread{plural(workload.threads)}"
+        for workload in workloads
+        if workload.threads
+    )
+    counts = {len(phase.unprofiled_ns.samples) for phase in phases if phase.unprofiled_ns}
+    ends = " to ".join(f"{n}" for n in dict.fromkeys((min(counts), max(counts)))) if counts else ""
+    n = f"n = {len(rows)} result{plural(len(rows))}"
+    return f"{', '.join(facts)}; {n}{f' of {ends} unprofiled samples' if ends else ''}."
+
+
+def _method(row: ComparisonRow) -> str:
+    return row.called or row.family or "?"
+
+
+def _sparsity(row: ComparisonRow) -> float | None:
+    """Return the nominal sparsity, or the removed share of FLOPs where none is named."""
+    nominal = row.sparsity.get("nominal")
+    return row.sparsity.get("flop") if nominal is None else nominal
+
+
+def _name(row: ComparisonRow) -> str:
+    nominal = row.sparsity.get("nominal")
+    return f"{_method(row)}{'' if nominal is None else f' {nominal:g}'}"
+
+
+def _looks(rows: Iterable[ComparisonRow]) -> Looks:
+    return family_looks((_method(row), row.method or row.family or "?") for row in rows)
+
+
+def _groups(rows: Sequence[ComparisonRow]) -> dict[str, list[ComparisonRow]]:
+    """Return the rows by the words of their setting: phase, batch and length, and model."""
+    models = {row.model for row in rows}
+    groups: dict[str, list[ComparisonRow]] = defaultdict(list)
+    for row in rows:
+        words = [row.phase]
+        words += [f"batch {row.batch}"] if row.batch is not None else []
+        if row.prompt_len is not None and row.items_per_s is None:
+            words.append(f"{row.prompt_len:,} tokens")
+        words += [row.model] if len(models) > 1 and row.model else []
+        groups[short(", ".join(words), 56)].append(row)
+    return groups
+
+
+def _panels(rows: Sequence[ComparisonRow]) -> list[_Panel]:
+    """Return a panel for each setting, or several where there are more methods than one names."""
+    panels = []
+    for title, own in _groups(rows).items():
+        methods = list(dict.fromkeys(map(_method, own)))
+        panels += [
+            _Panel(title, own, methods[i : i + _MOST_FAMILIES])
+            for i in range(0, len(methods), _MOST_FAMILIES)
+        ]
+    return panels
+
+
+def _pages(
+    groups: dict[str, list[ComparisonRow]],
+) -> Iterator[list[tuple[str, list[ComparisonRow]]]]:
+    """Yield groups of bars that fit on one page; a long group is continued on the next."""
+    page: list[tuple[str, list[ComparisonRow]]] = []
+    left = _MOST_BARS
+    for title, rows in groups.items():
+        rest = rows
+        while rest:
+            if left < 2:
+                yield page
+                page, left = [], _MOST_BARS
+            page.append((title, rest[: left - 1]))
+            rest, left = rest[left - 1 :], left - 1 - len(page[-1][1])
+    if page:
+        yield page
+
+
+def _curves_figure(panels: Sequence[_Panel], looks: Looks) -> Figure:
+    """Plot realised speedups with their intervals over the sparsity, a panel for each setting."""
+    figure, every = panel_axes(len(panels), _PANEL)
+    shown: list[ComparisonRow] = []
+    for axes, panel in zip(every, panels, strict=True):
+        rows = [row for row in panel.rows if _method(row) in panel.methods]
+        _plot_curves(axes, rows, looks)
+        axes.set_title(panel.title, loc="left")
+        shown += rows
+    line: dict[str, Any] = {"linewidth": 0.9, "markersize": 3}
+    names = dict.fromkeys(map(_method, shown))
+    entries: list[Any] = [
+        line_entry(short(name, _LABEL), color=looks[name].colour, marker=looks[name].marker, **line)
+        for name in names
+    ]
+    entries.append(line_entry("promised, 1/(1 − s)", **_PROMISE))
+    every_reason = list(map(evidence.row_reasons, shown))
+    if reasons := [name for name in hatches.HATCHES if any(name in own for own in every_reason)]:
+        hollow: dict[str, Any] = {"color": "black", "marker": "o", "markerfacecolor": "white"}
+        words = f"open: {', '.join(reasons)}"
+        entries.append(line_entry(words, linestyle="none", markersize=3, **hollow))
+    legend_below(figure, entries)
     return figure
 
 
-def plot_curves(axes: Axes, rows: Sequence[ComparisonRow]) -> None:
-    """Plot realised speedups with their intervals over the sparsity.
+_PROMISE: dict[str, Any] = {"color": "black", "linewidth": 0.6, "linestyle": (0, (1, 1.5))}
 
-    The sparsity is the nominal one, or the removed share of FLOPs where none is named.
-    """
-    hide_frame(axes)
-    curves: dict[str, Curve] = defaultdict(list)
+
+def _plot_curves(axes: Axes, rows: Sequence[ComparisonRow], looks: Looks) -> None:
+    """Plot the curves of one setting."""
+    curves: dict[str, list[tuple[float, ComparisonRow]]] = defaultdict(list)
     for row in rows:
-        nominal = row.sparsity.get("nominal")
-        at = row.sparsity.get("flop") if nominal is None else nominal
-        if at is not None:
-            curves[_curve_name(row, rows)].append((at, row))
-    ends = sorted({x for points in curves.values() for x, _ in points}) or [0.0]
+        curves[_method(row)].append((_sparsity(row) or 0.0, row))
+    ends = sorted({x for points in curves.values() for x, _ in points})
     span = ends[-1] - ends[0] or 0.1
     left, right = ends[0] - 0.12 * span, ends[-1] + 0.12 * span
-    shown = list(curves.items())[:_MOST_CURVES]
-    for i, (label, points) in enumerate(shown):
+    for i, (name, points) in enumerate(curves.items()):
         # Curves stand side by side, so that intervals at one sparsity do not hide each other.
-        aside = (i - (len(shown) - 1) / 2) * 0.012 * span
-        _plot_curve(axes, i, label, [(x + aside, row) for x, row in points])
+        aside = (i - (len(curves) - 1) / 2) * 0.012 * span
+        _plot_curve(axes, [(x + aside, row) for x, row in points], looks[name])
     grid = [x for i in range(41) if 0 <= (x := left + (right - left) * i / 40) < 0.95]
-    dots: dict[str, Any] = {"color": "black", "linewidth": 0.6, "linestyle": (0, (1, 1.5))}
-    axes.plot(grid, [1 / (1 - x) for x in grid], label="promised, 1/(1 − s)", **dots)
-    every = [evidence.row_reasons(row) for _, points in shown for _, row in points]
-    if reasons := [name for name in hatches.HATCHES if any(name in own for own in every)]:
-        words = textwrap.fill(f"open: {', '.join(reasons)}", _NOTE_WIDTH)
-        axes.plot([], [], "o", color="black", markersize=3, markerfacecolor="white", label=words)
-    axes.set_xlim(left, right)
+    promised = [1 / (1 - x) for x in grid]
+    axes.plot(grid, promised, **_PROMISE)
+    known = [row.ladder for row in rows if row.ladder is not None]
+    reached = [1.0, *promised, *(ladder.realised for ladder in known)]
+    spread = [end for ladder in known for end in ladder.realised_ci95 or ()]
+    top = end_axis(reached, spread)
+    least = min([*reached, *(end for end in spread if end > min(reached) / 2)])
+    axes.set(xlim=(left, right), ylim=(max(0.0, least - 0.08 * (top - least)), 1.02 * top))
     axes.axhline(1.0, **PARITY)
-    note = "; points of one s side by side" if len(shown) > 1 else ""
-    axes.set_xlabel(f"sparsity s (share of FLOPs where none is named{note})", fontsize=_SMALL)
+    is_named = all(row.sparsity.get("nominal") is not None for row in rows)
+    axes.set_xlabel("sparsity s" if is_named else "sparsity s, or removed share of FLOPs")
     axes.set_ylabel("speedup (dense ÷ pruned)")
     axes.locator_params(nbins=5)
     if len(ends) == 1:
         axes.set_xticks(ends)
-    axes.legend(
-        loc="upper left",
-        bbox_to_anchor=(1.02, 1.0),
-        borderaxespad=0,
-        fontsize=_SMALL,
-        frameon=False,
-        labelspacing=0.25,
-        title_fontsize=_SMALL,
-        alignment="left",
-        title=_left_out_notes(rows, curves, shown=len(shown)),
-    )
 
 
-def _left_out_notes(
-    rows: Sequence[ComparisonRow], curves: dict[str, Curve], *, shown: int
-) -> str | None:
-    """Return notes on runs without a point in the curves, and on curves without room, if any."""
-    hidden = len(curves) - shown
-    lines = [f"{hidden} more curves left out"] if hidden > 0 else []
-    placed = {id(row) for points in curves.values() for _, row in points}
-    without = [f"{short(row.run, 24)} {row.phase}" for row in rows if id(row) not in placed]
-    if without:
-        more = f" and {len(without) - 2} more" if len(without) > 2 else ""
-        text = f"no point, as its sparsity is unknown: {', '.join(without[:2])}{more}"
-        lines.append(textwrap.fill(text, _NOTE_WIDTH))
-    return "\n".join(lines) or None
-
-
-def _plot_curve(axes: Axes, i: int, label: str, points: Curve) -> None:
-    """Plot curve `i` with its intervals; markers of points that are no evidence are open."""
-    colour, marker = CURVES[i % len(CURVES)], CURVE_MARKERS[i % len(CURVE_MARKERS)]
-    look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 3}
+def _plot_curve(axes: Axes, points: list[tuple[float, ComparisonRow]], look: Look) -> None:
+    """Plot a curve with its intervals; markers of points that are no evidence are open."""
+    mark: dict[str, Any] = {"color": look.colour, "marker": look.marker, "markersize": 3}
     known = [
-        (x, row.ladder, bool(evidence.row_reasons(row)))
+        (x, row, row.ladder)
         for x, row in sorted(points, key=lambda point: point[0])
         if row.ladder is not None
     ]
-    style = "-" if i < len(CURVES) else "--"
-    line: dict[str, Any] = {"linewidth": 0.9, "label": label, "linestyle": style, **look}
-    axes.plot([x for x, *_ in known], [ladder.realised for _, ladder, _ in known], **line)
-    for x, ladder, _ in known:
+    gid = f"family-{known[0][1].method or known[0][1].family}"
+    values = [ladder.realised for *_, ladder in known]
+    axes.plot([x for x, *_ in known], values, linewidth=0.9, gid=gid, **mark)
+    for x, row, ladder in known:
         whisker: dict[str, Any] = {"linewidth": 0.8, "marker": "_", "markersize": 3}
-        draw_interval(axes, x, ladder.realised_ci95 or None, color=colour, **whisker)
-    look |= {"markerfacecolor": "white", "markeredgewidth": 0.8, "linestyle": "none", "zorder": 3}
-    for x, ladder, is_open in known:
-        if is_open:
-            axes.plot(x, ladder.realised, **look)
+        draw_interval(axes, x, ladder.realised_ci95 or None, color=look.colour, **whisker)
+        if evidence.row_reasons(row):
+            hollow: dict[str, Any] = {"markerfacecolor": "white", "markeredgewidth": 0.8}
+            axes.plot(x, ladder.realised, linestyle="none", zorder=3, **hollow, **mark)
 
 
-def plot_bars(axes: Axes, rows: Sequence[ComparisonRow], *, left_out: int) -> None:
+def _bars_figure(groups: Sequence[tuple[str, list[ComparisonRow]]]) -> Figure:
     """Plot the ledger of each row in per cent of its dense wall, around the promise.
 
     A row that is no evidence has a hatched background.
-
-    Args:
-        axes: The axes.
-        rows: The rows of the comparison that have a ledger.
-        left_out: How many rows the figure has no room for.
     """
+    rows = [row for _, own in groups for row in own]
+    labels, places = [], []
+    figure = blank_figure(0.5 + _BAR * (len(rows) + len(groups)))
+    axes = figure.add_subplot()
     hide_frame(axes, "left", axis="y", length=0)
-    for i, row in enumerate(rows):
-        _plot_bar(axes, i, row)
-        if why := evidence.row_reasons(row):
-            axes.axhspan(i - 0.5, i + 0.5, zorder=-1, **ground(why))
+    at = 0
+    for title, own in groups:
+        heading: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "style": "italic"}
+        axes.text(0.0, at, title, va="center", ha="left", **heading)
+        names = Counter(map(_name, own))
+        for row in own:
+            at += 1
+            _plot_bar(axes, at, row)
+            if why := evidence.row_reasons(row):
+                axes.axhspan(at - 0.5, at + 0.5, zorder=-1, **ground(why))
+            name = _name(row)
+            labels.append(short(name if names[name] == 1 else f"{name}, {row.run}", _LABEL))
+            places.append(at)
+        at += 1
     axes.axvline(100, **PARITY)
-    axes.set_yticks(range(len(rows)), _bar_labels(rows), fontsize=_SMALL)
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlim(left=0)
-    note = f"; {left_out} more left out" if left_out > 0 else ""
-    axes.set_xlabel(f"% of the dense wall; | promised, ◆ pruned{note}")
-    entries = _bar_entries(rows)
-    axes.legend(
-        handles=entries,
-        loc="lower left",
-        bbox_to_anchor=(0, 1.0),
-        ncols=_count_columns(entries),
-        handlelength=1,
-        fontsize=_SMALL,
-        frameon=False,
-        borderaxespad=0.2,
-        columnspacing=0.9,
-        handletextpad=0.4,
-    )
+    axes.set_yticks(places, labels)
+    axes.set_ylim(at - 0.4, -0.6)
+    axes.set_xlim(left=min(0.0, *map(_lowest, rows)))
+    axes.set_xlabel("% of the dense wall")
+    legend_below(figure, _bar_entries(rows))
+    return figure
 
 
-def _bar_entries(rows: Sequence[ComparisonRow]) -> list[Patch]:
+def _bar_entries(rows: Sequence[ComparisonRow]) -> list[Any]:
     """Return the legend of the bars: the rows that are seen, and why some are no evidence."""
-    entries = [Patch(facecolor=_PROMISED, label="promised")] if rows else []
+    entries: list[Any] = [bar_entry("promised", ROWS["promised"])]
     entries += [
-        Patch(facecolor=colour, hatch=hatch, label=LEDGER[name][0], **_EDGE)
-        for name, (colour, hatch) in _ROWS.items()
-        if any(_is_visible(row, name) for row in rows)
+        bar_entry(LEDGER[name][0], look)
+        for name, look in ROWS.items()
+        if name != "promised" and any(_is_visible(row, name) for row in rows)
     ]
+    diamond: dict[str, Any] = {"marker": "D", "markersize": 2.5, "color": "black"}
+    entries.append(line_entry("pruned, measured", linestyle="none", **diamond))
     reasons = hatches.with_further_reasons(map(evidence.row_reasons, rows))
     return entries + [no_evidence([reason], words) for reason, words in reasons.items()]
-
-
-def _count_columns(entries: Sequence[Patch]) -> int:
-    """Return how many columns that legend has room for, each as wide as its longest words."""
-    widths = [len(str(entry.get_label())) + _MARK for entry in entries]
-    for columns in range(6, 1, -1):
-        rows, more = divmod(len(widths), columns)  # matplotlib fills the first columns
-        ends = [0, *(rows * (i + 1) + min(i + 1, more) for i in range(columns))]
-        parts = (widths[a:b] for a, b in pairwise(ends))
-        if sum(max(part, default=0) for part in parts) <= _LEGEND_LETTERS:
-            return columns
-    return 1
 
 
 def _is_visible(row: ComparisonRow, name: str) -> bool:
@@ -237,43 +323,32 @@ def _is_visible(row: ComparisonRow, name: str) -> bool:
     return is_visible([0.0, abs(ledger.get(name, 0.0) / ledger["dense"])], 1.0)
 
 
-def _plot_bar(axes: Axes, i: int, row: ComparisonRow) -> None:
+def _lowest(row: ComparisonRow) -> float:
+    """Return where the gains of a row end, in per cent of its dense wall."""
+    ledger = row.ledger or {}
+    gains = sum(min(0.0, ledger.get(name, 0.0)) for name in ROWS if name != "promised")
+    return 100 * (ledger["promised"] + gains) / ledger["dense"]
+
+
+def _plot_bar(axes: Axes, at: int, row: ComparisonRow) -> None:
     """Plot one ledger: the promise, losses to its right, gains to its left, and the pruned wall."""
     ledger = row.ledger or {}
     per = 100 / ledger["dense"]
     promised = right = left = ledger["promised"] * per
-    axes.barh(i, promised, 0.62, color=_PROMISED, edgecolor="none", zorder=0)
-    for name, (colour, hatch) in _ROWS.items():
-        share = ledger.get(name, 0.0) * per
+    ground_look: dict[str, Any] = {"color": ROWS["promised"].colour, "edgecolor": "none"}
+    axes.barh(at, promised, 0.66, zorder=0, gid="row-promised", **ground_look)
+    for name, look in ROWS.items():
+        share = 0.0 if name == "promised" else ledger.get(name, 0.0) * per
         start = right if share > 0 else left
-        axes.barh(i, share, 0.62, left=start, color=colour, hatch=hatch, **_EDGE)
+        bar: dict[str, Any] = {"color": look.colour, "hatch": look.hatch, **EDGE}
+        if share:
+            axes.barh(at, share, 0.66, left=start, gid=f"row-{name}", **bar)
         right, left = (right + share, left) if share > 0 else (right, left + share)
-    axes.plot([promised, promised], [i - 0.36, i + 0.36], color="black", linewidth=1.0)
+    line: dict[str, Any] = {"color": "black", "linewidth": 1.0}
+    axes.plot([promised, promised], [at - 0.36, at + 0.36], **line)
     face = "white" if evidence.row_reasons(row) else "black"
     diamond: dict[str, Any] = {"marker": "D", "markersize": 2.5, "color": "black", "zorder": 3}
-    axes.plot([ledger["pruned"] * per], [i], markerfacecolor=face, **diamond)
-
-
-def _curve_name(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> str:
-    """Return method and phase, with the settings in which the rows differ."""
-    words = [row.method or row.family or "?", row.phase]
-    for key, label in (("batch", "B"), ("prompt_len", "S"), ("model", "")):
-        of_items = key == "prompt_len" and row.items_per_s is not None
-        if len({getattr(r, key) for r in rows}) > 1 and not of_items:
-            words.append(f"{label}{getattr(row, key)}")
-    return short(" ".join(str(w) for w in words), 40)
-
-
-def _bar_labels(rows: Sequence[ComparisonRow]) -> list[str]:
-    """Return run and phase of each row, then method and sparsity where there is room for them."""
-    labels = []
-    for row in rows:
-        nominal = row.sparsity.get("nominal")
-        run = f"{short(row.run, 34)} {row.phase}"
-        method = row.method or row.family or "?"
-        label = f"{run}: {method}{'' if nominal is None else f' {nominal:g}'}"
-        labels.append(short(label if len(label) <= _LABEL else run, _LABEL))
-    return labels
+    axes.plot([ledger["pruned"] * per], [at], markerfacecolor=face, gid="row-pruned", **diamond)
 
 
 class ComparisonPlots:
@@ -288,7 +363,20 @@ class ComparisonPlots:
         Raises:
             PrunescopeError: No run has a speedup.
         """
-        figure = comparison_figure(self._comparison.rows)
+        return self._first("comparison")
+
+    def ledgers(self) -> Figure:
+        """Plot where the dense wall of each run went.
+
+        Raises:
+            PrunescopeError: No run has a ledger.
+        """
+        return self._first("comparison-ledger")
+
+    def _first(self, stem: str) -> Figure:
+        pictures = {picture.stem: picture for picture in comparison_pictures(self._comparison)}
+        with plotting():
+            figure = pictures[stem].plot() if stem in pictures else None
         if figure is None:
             raise PrunescopeError(
                 "no run has a speedup to plot", hint="a speedup needs a dense baseline"

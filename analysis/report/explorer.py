@@ -17,6 +17,7 @@ import polars as pl
 from msgspec import UNSET
 
 from prunescope.analysis.report.escape import clean
+from prunescope.analysis.report.looks import kind_look
 from prunescope.analysis.schema.report import Phase, Row
 from prunescope.taxonomy.idle_causes import CAUSE_WORDS
 from prunescope.taxonomy.student_t import t_quantile_975
@@ -93,9 +94,9 @@ def timelines(phase: Phase, sides: Sequence[SideTimeline]) -> str:
         sides: The dense side and the pruned one, or the only one.
 
     Returns:
-        JSON with `words` (texts by column), `groups`, `sides` (columns of kernels and of the host's
-        events, and times of groups by step), and what selects kernels: `rows` of the ledger and
-        `findings`.
+        JSON with `words` (texts by column), `colours` (of each kind), `groups`, `sides` (columns of
+        kernels and of the host's events, and times of groups by step), and what selects kernels:
+        `rows` of the ledger and `findings`.
     """
     words = {name: _Words() for name in (*_GROUP[:-1], "bound", "cause", "host")}
     all_rows = [side.rows() for side in sides]
@@ -111,6 +112,7 @@ def timelines(phase: Phase, sides: Sequence[SideTimeline]) -> str:
     data = {
         "groups": list(zip(*columns, keys["layer"].to_list(), strict=True)),
         "words": {name: each.sent() for name, each in words.items()},
+        "colours": [kind_look(kind).colour for kind in words["kind"].index],
         "causes": CAUSE_WORDS,
         "t": [round(t_quantile_975(freedom), 4) for freedom in range(1, 31)],
         "sides": sent,

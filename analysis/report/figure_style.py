@@ -1,94 +1,112 @@
 """The look of all figures, and the pieces that several figures share: axes, marks and legends.
 
 In: names, values and reasons why times are no evidence. Out: matplotlib objects, or the bytes of a
-figure without a date. Colours are those of Okabe and Ito, so that colour-blind readers can tell
-them apart; greys have hatches; fonts are embedded as Type 42, as publishers ask.
+figure without a date. Figures are as wide as `printing` says, and no letter in them is smaller than
+SMALL. Colours are those of looks.py; fonts are embedded as Type 42, as publishers ask.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import matplotlib
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from prunescope.analysis.report import hatches
+from prunescope.analysis.report.looks import Look
+from prunescope.analysis.report.printing import printing
 from prunescope.analysis.schema.pareto import SweepPoint
 from prunescope.analysis.summary import evidence
 from prunescope.taxonomy.runs.run_quality import RANDOM_IDS
 from prunescope.taxonomy.uninterrupted import uninterrupted
 
-WIDTH = 3.35  # inches: one column of a two-column page
-PAGE = 7.0  # inches: both columns
+SMALL, USUAL = 6.5, 7.0  # pt: of ticks, legends and numbers, and of labels and titles
+MOST_HEIGHT = 5.6  # inches of panels: a page with legend and caption
+_PANEL = 2.6  # inches: the least width of a panel beside others
+_LETTER = 0.055  # inches of a usual letter
+_LINE = 0.14  # inches: a row of a legend
 _DPI = 300
+_FONTS = {"sans": ["DejaVu Sans"], "serif": ["STIXGeneral", "DejaVu Serif"]}
 STYLE: dict[Any, Any] = {
     "pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "prunescope",
-    "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 7,
+    "font.family": "sans-serif", "font.size": USUAL, "axes.titlesize": USUAL,
+    "legend.fontsize": SMALL, "xtick.labelsize": SMALL, "ytick.labelsize": SMALL,
     "axes.linewidth": 0.6, "xtick.major.width": 0.6, "hatch.linewidth": 0.5,
     "text.parse_math": False, "axes.unicode_minus": True,
 }  # fmt: skip
-BOUND, REALISED = "#56B4E9", "#0072B2"
-COLOURS = {"loss": "#D55E00", "gain": "#009E73", "quiet": "#BBBBBB"}
 # A creation date would make two reports of one run differ.
 _METADATA: dict[str, dict[str, str | None]] = {
     "png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None},
 }  # fmt: skip
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
-MARKERS = "osD^"
-CURVES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-CURVE_MARKERS = "osD^vP*"
-# The colours of families alternate between dark and light. Black is that of whiskers and bounds,
-# and yellow is hard to see as a small marker on white.
-_FAMILY_COLOURS = (
-    "#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#CC79A7", "#888888", "#332288",
-)  # fmt: skip
-_FAMILY_MARKERS = f"{CURVE_MARKERS}X<>hpd8"
+# Where each format keeps the text that stands for a figure.
+_ALT = {"png": "Description", "pdf": "Subject", "svg": "Description"}
 THIN = 0.6
 # An axis of speedups or times ends at this multiple of the highest mark. The interval of a
-# disturbed time may leave the panel there, since it would otherwise leave no room for the marks.
+# disturbed time may leave the panel there, where an arrow says that it goes on.
 MOST_WHISKER = 1.4
+INTERVAL, CLIPPED = "interval", "clipped"  # ids of artists
+_NOT_PLAIN, _LONGEST_ID = re.compile(r"[^A-Za-z0-9_.-]+"), 80
 EDGE: dict[str, Any] = {"edgecolor": "black", "linewidth": 0.4}  # of bars and their legend entries
 PARITY: dict[str, Any] = {"color": "black", "linewidth": 0.6, "linestyle": (0, (3, 2))}  # at 1×
 BOUND_LINE: dict[str, Any] = {"color": "black", "linewidth": 1.2}  # across the bar that it bounds
 DOTTED: dict[str, Any] = {"color": "black", "linewidth": 0.8, "linestyle": ":"}
-_LETTER_WIDTH, _MARK_WIDTH = 0.05, 0.33  # inches in a legend
 
 
 Ends = Sequence[float] | None  # of an interval; None where there is none
 
 
-class NotebookFigure(Figure):
-    """A figure that a notebook shows even if pyplot was never imported."""
+class PrintedFigure(Figure):
+    """A figure that a notebook shows even if pyplot was never imported.
+
+    Before it is drawn for the first time, intervals that leave their axes get arrows, and artists
+    of one id are numbered, so that each id is found once.
+    """
+
+    _is_finished = False
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Finish the figure, and draw it."""
+        if not self._is_finished:
+            self._is_finished = True
+            for axes in self.axes:
+                _mark_clipped(axes)
+            _number_ids(self)
+        super().draw(renderer)
 
     def _repr_png_(self) -> bytes:
-        return saved(self, "png")
+        return saved_as(self, ("png",))["png"]
 
 
 @contextmanager
 def plotting() -> Iterator[None]:
     """Set the style of figures, and defer signals until the figure is plotted and saved."""
-    with uninterrupted(), matplotlib.rc_context(STYLE):
+    style = {**STYLE, "font.sans-serif": _FONTS[printing().font]}
+    with uninterrupted(), matplotlib.rc_context(style):
         yield
 
 
-def saved(figure: Figure, ending: str) -> bytes:
-    """Return the bytes of a figure in one format: png, pdf or svg."""
-    return saved_as(figure, (ending,))[ending]
-
-
-def saved_as(figure: Figure, endings: Sequence[str]) -> dict[str, bytes]:
+def saved_as(figure: Figure, endings: Sequence[str], alt: str = "") -> dict[str, bytes]:
     """Return the bytes of a figure by format, without a date, so that equal reports are equal.
 
     The figure is laid out once, at the resolution of the PNG. All formats then show the same,
     whichever of them were asked for, and the others take a third less time.
+
+    Args:
+        figure: The figure.
+        endings: The formats, of png, pdf and svg.
+        alt: The text that stands for the figure, which each format keeps.
     """
     layout, dpi = figure.get_layout_engine(), figure.dpi
     figure.set_dpi(_DPI)
@@ -98,7 +116,8 @@ def saved_as(figure: Figure, endings: Sequence[str]) -> dict[str, bytes]:
     data_by_ending = {}
     for ending in endings:
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=ending, dpi=_DPI, metadata=_METADATA[ending])
+        metadata = _METADATA[ending] | ({_ALT[ending]: alt} if alt else {})
+        figure.savefig(buffer, format=ending, dpi=_DPI, metadata=metadata)
         data_by_ending[ending] = buffer.getvalue()
     figure.set_dpi(dpi)
     figure.set_layout_engine(layout)
@@ -106,7 +125,10 @@ def saved_as(figure: Figure, endings: Sequence[str]) -> dict[str, bytes]:
 
 
 def picture_files(
-    name: Callable[[str], str], plot: Callable[[], Figure | None], endings: Sequence[str]
+    name: Callable[[str], str],
+    plot: Callable[[], Figure | None],
+    endings: Sequence[str],
+    alt: str = "",
 ) -> dict[str, bytes]:
     """Plot a figure once and return its files, from file name to bytes.
 
@@ -114,18 +136,47 @@ def picture_files(
         name: Makes the name of a file out of its ending.
         plot: Plots the figure; None where there is nothing to plot, and then there are no files.
         endings: The formats, of png, pdf and svg.
+        alt: The text that stands for the figure.
     """
     with plotting():
         figure = plot()
-        pictures = {} if figure is None else saved_as(figure, endings)
+        pictures = {} if figure is None else saved_as(figure, endings, alt)
     return {name(ending): data for ending, data in pictures.items()}
 
 
-def blank_figure(
-    width: float, height: float, *, layout: Literal["constrained"] | None = "constrained"
-) -> Figure:
-    """Return an empty figure of this size in inches, which pyplot does not know of."""
-    figure = NotebookFigure(figsize=(width, height), layout=layout)
+def _mark_clipped(axes: Axes) -> None:
+    """Put an arrow where an interval leaves its axes."""
+    (left, right), (low, high) = sorted(axes.get_xlim()), sorted(axes.get_ylim())
+    for line in [line for line in axes.lines if line.get_gid() == INTERVAL]:
+        xs, ys = (list(map(float, data)) for data in line.get_data())
+        beyond = [
+            (xs[0], high, "^", max(ys) > high),
+            (xs[0], low, "v", min(ys) < low),
+            (right, ys[0], ">", max(xs) > right),
+            (left, ys[0], "<", min(xs) < left),
+        ]
+        for x, y, marker, is_beyond in beyond:
+            if is_beyond and left <= x <= right and low <= y <= high:
+                arrow = Line2D([x], [y], marker=marker, markersize=3, color=line.get_color())
+                arrow.set(clip_on=False, gid=CLIPPED, zorder=5)
+                axes.add_line(arrow)
+
+
+def _number_ids(figure: Figure) -> None:
+    """Make the ids of artists distinct and plain: `row-shape`, `row-shape_2`.
+
+    Some hold the name of a method, which may be anything, and an SVG has them as they are.
+    """
+    counts: Counter[str] = Counter()
+    for artist in figure.findobj(lambda artist: artist.get_gid() is not None):
+        name = _NOT_PLAIN.sub("-", str(artist.get_gid()))[:_LONGEST_ID]
+        counts[name] += 1
+        artist.set_gid(name if counts[name] == 1 else f"{name}_{counts[name]}")
+
+
+def blank_figure(height: float, *, layout: Literal["constrained"] | None = "constrained") -> Figure:
+    """Return an empty figure of this height in inches, which pyplot does not know of."""
+    figure = PrintedFigure(figsize=(printing().inches, height), layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
@@ -138,8 +189,8 @@ def hide_frame(axes: Axes, *sides: str, **ticks: Any) -> None:
 
 
 def row_axes(num_rows: int) -> tuple[Figure, Axes]:
-    """Return a figure one column wide, and its axes with room for `num_rows` horizontal bars."""
-    figure = blank_figure(WIDTH, 0.98 + 0.19 * num_rows)
+    """Return a figure, and its axes with room for `num_rows` horizontal bars."""
+    figure = blank_figure(0.75 + 0.19 * num_rows)
     axes = figure.add_subplot()
     hide_frame(axes, "left", axis="y", length=0)
     axes.tick_params(axis="x", length=2.5)
@@ -147,13 +198,13 @@ def row_axes(num_rows: int) -> tuple[Figure, Axes]:
 
 
 def page_axes(height: float, title: str, subject: str) -> tuple[Figure, Axes]:
-    """Return a figure one column wide and its axes, under a title and the subject of it."""
+    """Return a figure and its axes, under a title and the subject of it."""
     figure, (axes,) = page_strips(height, title, subject, 1)
     return figure, axes
 
 
 def page_strips(height: float, title: str, subject: str, count: int) -> tuple[Figure, list[Axes]]:
-    """Return a figure one column wide with `count` axes below each other.
+    """Return a figure with `count` axes below each other.
 
     Args:
         height: The height of the figure in inches.
@@ -161,38 +212,40 @@ def page_strips(height: float, title: str, subject: str, count: int) -> tuple[Fi
         subject: Of which model, method and phase; stands on a second line unless empty.
         count: The number of axes.
     """
-    figure = blank_figure(WIDTH, height)
-    figure.suptitle(f"{title}\n{subject}" if subject else title, x=0.01, ha="left", fontsize=7)
+    figure = blank_figure(height)
+    add_title(figure, f"{title}\n{subject}" if subject else title)
     strips = figure.subplots(count, 1, squeeze=False)[:, 0].tolist()
     for axes in strips:
         hide_frame(axes, length=2.5, width=THIN)
     return figure, strips
 
 
-def panel_page(
-    rows: int, columns: int, size: tuple[float, float]
-) -> tuple[Figure, list[list[Axes]]]:
-    """Return a figure with a grid of panels, each of `size` inches, open at the top and right."""
-    figure = blank_figure(size[0] * columns, size[1] * rows)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
-        hide_frame(axes, length=2.5)
-    return figure, grid.tolist()
+def panel_columns() -> int:
+    """Return how many panels stand beside each other."""
+    return max(1, int(printing().inches / _PANEL))
 
 
-def two_columns(
-    count: int, height: float, widths: tuple[float, float] = (WIDTH, 1.3 * WIDTH)
+def most_panels(height: float) -> int:
+    """Return how many panels of this height fit on a page."""
+    return panel_columns() * max(1, int(MOST_HEIGHT / height))
+
+
+def panel_axes(
+    count: int, height: float, *, columns: int | None = None
 ) -> tuple[Figure, list[Axes]]:
-    """Return a figure of `count` panels in two columns, or in one if there is a single panel.
+    """Return a figure of panels that are open at the top and right.
 
     Args:
         count: The number of panels.
-        height: The height of a panel in inches.
-        widths: The width of a panel in two columns, and of a single one.
+        height: The height of each in inches.
+        columns: How many stand beside each other; None: as many as have room.
     """
-    columns = min(2, count)
-    figure, grid = panel_page(-(-count // columns), columns, (widths[columns == 1], height))
-    flat = [axes for row in grid for axes in row]
+    columns = columns or min(panel_columns(), count)
+    rows = -(-count // columns)
+    figure = blank_figure(height * rows)
+    flat = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in flat:
+        hide_frame(axes, length=2.5)
     for axes in flat[count:]:
         axes.set_visible(False)
     return figure, flat[:count]
@@ -205,6 +258,14 @@ def label_rows(axes: Axes, names: list[str]) -> None:
     axes.locator_params(axis="x", nbins=5)
 
 
+def add_title(figure: Figure, title: str) -> None:
+    """Write a title above the axes, unless a caption stands below the figure."""
+    if title and printing().titled:
+        most = int(printing().inches / _LETTER)
+        lines = [textwrap.fill(line, most) for line in title.splitlines()]
+        figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=USUAL)
+
+
 def draw_level(axes: Axes, at: float, half: float, y: float, **look: Any) -> None:
     """Draw a level across a vertical bar at `at`, `half` wide on either side of its middle."""
     axes.plot([at - half, at + half], [y, y], **{**BOUND_LINE, **look})
@@ -213,14 +274,43 @@ def draw_level(axes: Axes, at: float, half: float, y: float, **look: Any) -> Non
 def draw_interval(axes: Axes, at: float, ci95: Ends, **look: Any) -> None:
     """Draw an interval as a vertical line at `at`; draw nothing where there is none."""
     if ci95 is not None:
-        axes.plot([at, at], ci95, **{"color": "black", "linewidth": 0.7, **look})
+        _draw_span(axes, [at, at], list(ci95), look)
+
+
+def draw_interval_across(axes: Axes, y: float, ci95: Ends, **look: Any) -> None:
+    """Draw an interval as a horizontal line at `y`; draw nothing where there is none."""
+    if ci95 is not None:
+        _draw_span(axes, list(ci95), [y, y], look)
+
+
+def _draw_span(axes: Axes, xs: list[float], ys: list[float], look: Mapping[str, Any]) -> None:
+    axes.plot(xs, ys, **{"color": "black", "linewidth": 0.7, "gid": INTERVAL, **look})
+
+
+def end_axis(values: Iterable[float], ends: Iterable[float]) -> float:
+    """Return where an axis from 0 ends: at its intervals, but at most MOST_WHISKER of its marks.
+
+    Args:
+        values: The marks.
+        ends: The ends of their intervals.
+    """
+    highest = max(values)
+    return min(max(highest, *ends, highest), MOST_WHISKER * highest)
+
+
+def mark_break(axes: Axes) -> None:
+    """Mark that the horizontal axis does not begin at 0, by two strokes across its beginning."""
+    look: dict[str, Any] = {"transform": axes.transAxes, "color": "black", "linewidth": 0.8}
+    for i, shift in enumerate((0.02, 0.035)):
+        ends = [shift - 0.006, shift + 0.006], [-0.018, 0.018]
+        axes.plot(*ends, clip_on=False, gid="broken-axis" if i == 0 else None, **look)
 
 
 def dot(
     axes: Axes,
     at: tuple[float, float],
     intervals: tuple[Ends, Ends],
-    look: tuple[str, str],
+    look: Look,
     *,
     full: bool = True,
     reasons: Sequence[str] = (),
@@ -231,74 +321,63 @@ def dot(
         axes: The axes.
         at: The place of the point, (x, y).
         intervals: The 95 % intervals of x and of y; None where there is none.
-        look: Colour and marker.
+        look: Its colour and marker.
         full: Whether the marker is filled.
         reasons: Why the point is no evidence; it is hatched by the first reason.
     """
-    (x, y), (across, up), (colour, marker) = at, intervals, look
-    if across is not None:
-        axes.plot(across, [y, y], color=colour, linewidth=0.7)
+    (x, y), (across, up), colour = at, intervals, look.colour
+    draw_interval_across(axes, y, across, color=colour)
     draw_interval(axes, x, up, color=colour)
     if reasons:
         hatch = 2 * hatches.HATCHES[reasons[0]]
         hatched: dict[str, Any] = {"facecolors": "white", "edgecolors": colour, "linewidths": 0.8}
-        return axes.scatter([x], [y], s=36, marker=marker, hatch=hatch, zorder=3, **hatched)
+        hatched |= {"marker": look.marker, "hatch": hatch, "zorder": 3}
+        return axes.scatter([x], [y], s=36, **hatched)
     line: dict[str, Any] = {"color": colour, "linestyle": "none", "markersize": 5}
     line["markerfacecolor"] = colour if full else "white"
-    return axes.plot(x, y, marker=marker, markeredgewidth=0.8, **line)[0]
+    return axes.plot(x, y, marker=look.marker, markeredgewidth=0.8, **line)[0]
 
 
-def add_title_and_legend(figure: Figure, title: str, entries: list[Any]) -> None:
-    """Write the title above the axes, if there is one, and a legend below them, if any entry is."""
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=7)
-    if entries:
-        letters = sum(len(entry.get_label()) for entry in entries)
-        width = _MARK_WIDTH + _LETTER_WIDTH * letters / len(entries)
-        add_legend(figure, entries, max(1, min(len(entries), int(WIDTH / width))))
+def legend_below(figure: Figure, entries: Sequence[Artist], *, columns: int | None = None) -> None:
+    """Put one legend below all panels, for which the figure grows.
 
-
-def add_legend(figure: Figure, entries: list[Any], columns: int) -> None:
-    """Put a legend of small letters below the axes."""
-    figure.legend(
-        handles=entries,
-        loc="outside lower center",
-        ncols=columns,
-        fontsize=6,
-        frameon=False,
-        handlelength=1.4,
-        columnspacing=1.2,
-        borderpad=0.1,
-        handletextpad=0.5,
-    )
-
-
-def add_wrapped_legend(figure: Figure, entries: list[Any], columns: int) -> None:
-    """Put a legend below the axes, in fewer than `columns` columns if its words are long."""
-    widest = _MARK_WIDTH + _LETTER_WIDTH * max(len(entry.get_label()) for entry in entries)
-    add_legend(figure, entries, max(1, min(columns, int(WIDTH / widest))))
-
-
-def legend_below(figure: Figure, entries: Sequence[Artist], *, columns: int) -> int:
-    """Put one legend below all panels, and return its number of rows.
-
-    It has at most `columns` columns, and as many as are no wider than the figure.
+    It has as many columns as are no wider than the figure, and at most `columns`. Words that are
+    wider than the figure are broken into lines.
     """
+    if not entries:
+        return
+    most = int(printing().inches / _LETTER) - 6
+    for entry in entries:
+        entry.set_label(textwrap.fill(str(entry.get_label()), most))
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    count = min(columns or len(entries), len(entries))
     while True:
         legend = figure.legend(
-            handles=entries, loc="outside lower center", ncols=columns, frameon=False
+            handles=entries,
+            loc="outside lower center",
+            ncols=count,
+            frameon=False,
+            handlelength=1.4,
+            columnspacing=1.2,
+            borderpad=0.1,
+            handletextpad=0.5,
         )
         wide = legend.get_window_extent(renderer).width
-        if columns == 1 or wide <= figure.bbox.width:
-            return -(-len(entries) // columns)
+        if count == 1 or wide <= figure.bbox.width:
+            rows = max(-(-len(entries) // count), *(_lines(entry) for entry in entries))
+            figure.set_size_inches(printing().inches, figure.get_figheight() + _LINE * rows)
+            return
         legend.remove()
-        columns -= 1
+        count -= 1
 
 
-def bar_entry(label: str, colour: str, hatch: str = "") -> Patch:
+def _lines(entry: Artist) -> int:
+    return str(entry.get_label()).count("\n") + 1
+
+
+def bar_entry(label: str, look: Look) -> Patch:
     """Return the entry of a legend for bars."""
-    return Patch(facecolor=colour, hatch=hatch, label=label, **EDGE)
+    return Patch(facecolor=look.colour, hatch=look.hatch, label=label, **EDGE)
 
 
 def line_entry(label: str, **look: Any) -> Line2D:
@@ -306,23 +385,10 @@ def line_entry(label: str, **look: Any) -> Line2D:
     return Line2D([], [], label=label, **look)
 
 
-def point_entry(label: str, look: tuple[str, str]) -> Line2D:
-    """Return the entry of a legend for points of this colour and marker."""
-    colour, marker = look
-    return line_entry(label, color=colour, marker=marker, linestyle="none", markersize=5)
-
-
-def family_looks(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Return colour and marker of each family; they are the same in all figures of a sweep.
-
-    Args:
-        labels: The labels of the families in the order of the sweep; a label may come repeatedly.
-    """
-    colours, markers = _FAMILY_COLOURS, _FAMILY_MARKERS
-    return {
-        label: (colours[i % len(colours)], markers[i % len(markers)])
-        for i, label in enumerate(dict.fromkeys(labels))
-    }
+def point_entry(label: str, look: Look) -> Line2D:
+    """Return the entry of a legend for points of this look."""
+    dots: dict[str, Any] = {"linestyle": "none", "markersize": 5}
+    return line_entry(label, color=look.colour, marker=look.marker, **dots)
 
 
 def hatch_of(reasons: list[str]) -> str:

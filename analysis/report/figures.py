@@ -1,4 +1,4 @@
-"""The figures of a report by name: in, a Report; out, figures one column wide, or their bytes.
+"""The figures of a report by name: in, a Report; out, figures, or their bytes.
 
 Those of a pair are in pair_figures, those of one run in run_figures, GEMMs alone in replay_figure.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import zlib
-from functools import partial
 from typing import NoReturn
 
 import matplotlib
@@ -15,8 +14,10 @@ from matplotlib import ft2font
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from prunescope.analysis.report.figure_style import picture_files, plotting
+from prunescope.analysis.report.figure_style import plotting
 from prunescope.analysis.report.pair_figures import ladder_figure, ledger_figure
+from prunescope.analysis.report.phase_pictures import FIGURES, phase_pictures
+from prunescope.analysis.report.picture import files_of_pictures
 from prunescope.analysis.report.replay_figure import replay_figure
 from prunescope.analysis.report.run_figures import (
     bounds_figure,
@@ -24,22 +25,22 @@ from prunescope.analysis.report.run_figures import (
     kinds_figure,
     layers_figure,
     roofline_figure,
-    step_name,
     waves_figure,
 )
-from prunescope.analysis.report.titles import figure_name, phase_slugs, short_subject
+from prunescope.analysis.report.titles import short_subject
 from prunescope.analysis.schema.report import Report
 from prunescope.analysis.summary import evidence
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.uninterrupted import uninterrupted
 
-KINDS = ("ladder", "ledger", "kinds", "roofline", "bounds", "layers", "waves", "experts", "replay")
-# Figures of a phase with their titles, and figures of its anatomy.
-_PHASE_FIGURES = {
-    "ladder": (ladder_figure, "speedup"), "ledger": (ledger_figure, "where the time went"),
-    "kinds": (kinds_figure, "busy time by kind"),
-}  # fmt: skip
-_ANATOMY_FIGURES = {"bounds": bounds_figure, "layers": layers_figure, "waves": waves_figure}
+# Figures that show a phase by itself, and figures of its anatomy or its routers.
+_PHASE_FIGURES = {"ladder": ladder_figure, "ledger": ledger_figure, "kinds": kinds_figure}
+_OTHER_FIGURES = {
+    "bounds": bounds_figure,
+    "layers": layers_figure,
+    "waves": waves_figure,
+    "experts": experts_figure,
+}
 
 
 def figure_files(report: Report, *endings: str) -> dict[str, bytes]:
@@ -52,15 +53,7 @@ def figure_files(report: Report, *endings: str) -> dict[str, bytes]:
         report: The report.
         endings: The formats, of png, pdf and svg.
     """
-    files: dict[str, bytes] = {}
-    slugs = phase_slugs(report)
-    for name, phase in report.phases.items():
-        is_alone = phase.ladder is None and phase.anatomy is None
-        for kind in KINDS:
-            if kind != "kinds" or is_alone:
-                file_name = partial(figure_name, kind, slugs[name])
-                files |= picture_files(file_name, partial(plot, report, name, kind), endings)
-    return files
+    return files_of_pictures(phase_pictures(report), endings, report.tool)
 
 
 def plot(report: Report, name: str, kind: str) -> Figure | None:
@@ -69,31 +62,30 @@ def plot(report: Report, name: str, kind: str) -> Figure | None:
     Args:
         report: The report.
         name: The name of the phase.
-        kind: One of KINDS.
+        kind: One of FIGURES.
 
     Returns:
         The figure; None where the phase has no data for it.
     """
-    phase, subject = report.phases[name], short_subject(report, name, 55)
+    phase = report.phases[name]
+    told = FIGURES[kind](report, phase)
+    if told is None:
+        return None
+    subject = short_subject(report, name, 55)
     with plotting():
         if kind in _PHASE_FIGURES:
-            plot_phase, title = _PHASE_FIGURES[kind]
-            whole = f"{title[0].upper()}{title[1:]}\n{subject}" if subject else title
-            return plot_phase(phase, name, title=whole)
-        if kind == "experts":
-            return experts_figure(phase, subject)
+            whole = f"{told.title}\n{subject}" if subject else told.title
+            return _PHASE_FIGURES[kind](phase, name, title=whole)
         if kind == "replay":
-            if (replay := phase.replay) is None:
-                return None
+            assert phase.replay is not None  # FIGURES told it
+            replay = phase.replay
             return replay_figure(replay.curves, replay.alignments, subject, replay.disturbed)
-        if phase.anatomy is None:
-            return None
         if evidence.NOT_VALID_TIMING in evidence.phase_reasons(phase):
             # It stands on a line of its own, so that it takes no room of the names.
             subject = f"{evidence.NOT_VALID_TIMING}\n{subject}"
         if kind == "roofline":
-            return roofline_figure(phase.anatomy, report.device, subject)
-        return _ANATOMY_FIGURES[kind](phase.anatomy, subject, step_name(phase))
+            return roofline_figure(phase, report.device, subject)
+        return _OTHER_FIGURES[kind](phase, subject)
 
 
 class Plots:

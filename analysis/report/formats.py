@@ -62,14 +62,12 @@ class RequestedFormats:
         report: The report.
         name: The format.
         frames: The frames of each phase; None where the report does not carry them.
-        label_prefix: What stands in front of the labels in LaTeX.
         figures: The formats of figures, all of which one rendering gives.
     """
 
     report: Report
     name: str
     frames: PhaseFrames | None = None
-    label_prefix: str = ""
     figures: tuple[str, ...] = ()
 
     def needed_frames(self) -> PhaseFrames:
@@ -118,7 +116,7 @@ def _json(request: RequestedFormats) -> dict[str, bytes]:
 def _latex(request: RequestedFormats) -> dict[str, bytes]:
     from prunescope.analysis.report.latex import latex_files
 
-    parts = latex_files(request.report, label_prefix=request.label_prefix)
+    parts = latex_files(request.report)
     return {file: text.encode() for file, text in parts.items()}
 
 

@@ -9,16 +9,17 @@ from matplotlib.figure import Figure
 
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.figure_style import (
-    COLOURS,
-    REALISED,
+    SMALL,
+    draw_interval,
     page_strips,
     picture_files,
 )
 from prunescope.analysis.report.history_tables import series_name
+from prunescope.analysis.report.looks import PRUNED, SERIES
 from prunescope.analysis.schema.history import History, HistorySeries
 from prunescope.taxonomy import numbers
 
-_MOST_SERIES, _MOST_COMMITS = 6, 60  # that are plotted: the first series, the last commits
+_MOST_SERIES, _MOST_COMMITS, _MOST_NAMES = 4, 60, 20  # series, the last commits, names on an axis
 
 
 class HistoryPlots:
@@ -54,16 +55,17 @@ def _plot_series(axes: Axes, series: HistorySeries) -> None:
     for place, point in enumerate(points):
         if point.ns is None:
             continue
-        colour = COLOURS["loss"] if point.state == "changed" else REALISED
+        colour = SERIES[1].colour if point.state == "changed" else PRUNED.colour
         low, high = point.ci95 or (point.ns, point.ns)
-        axes.plot([place, place], [low / unit.per, high / unit.per], color=colour, linewidth=0.9)
+        draw_interval(axes, place, [low / unit.per, high / unit.per], color=colour, linewidth=0.9)
         axes.plot(place, point.ns / unit.per, marker="o", markersize=2.5, color=colour)
         if point.state == "changed" and point.commit in changed:
             at = (place, point.ns / unit.per)
-            axes.annotate(clean(str(point.commit))[:10], at, fontsize=5, color=colour)
+            axes.annotate(clean(str(point.commit))[:10], at, fontsize=SMALL, color=colour)
     axes.set_ylim(bottom=0)
-    axes.set_xticks(range(len(points)))
-    names = [clean(point.commit or point.time)[:8] for point in points]
-    axes.set_xticklabels(names, rotation=90, fontsize=4)
+    step = max(1, -(-len(points) // _MOST_NAMES))
+    places = range(0, len(points), step)
+    names = [clean(points[place].commit or points[place].time)[:8] for place in places]
+    axes.set_xticks(places, names, rotation=90)
     axes.set_ylabel(unit.unit)
-    axes.set_title(clean(series_name(series)), fontsize=6, loc="left")
+    axes.set_title(clean(series_name(series)), loc="left")

@@ -20,6 +20,7 @@ import jinja2
 from prunescope.analysis.report import hatches, ledger_view, measured, sentences, titles
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.explorer import SideTimeline, timelines
+from prunescope.analysis.report.looks import ROWS
 from prunescope.analysis.report.phase_tables import Extent, overview, phase_tables
 from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.report.view import Table
@@ -144,6 +145,7 @@ def phase_view(name: str, slug: str, phase: Phase, late: Finding | None = None) 
         "name": titles.heading(name, phase),
         "slug": slug,
         "answer": given_answer(phase, late),
+        "sentence": phase.answer.sentence if phase.answer else None,
         "detail": " ".join(outcome_and_reasons(phase, late)).strip(),
         "is_invalid": bool(phase.invalid_times),
         "opening": sentences.opening(phase),
@@ -201,6 +203,11 @@ def _bars(rows: list[ledger_view.LadderRow]) -> tuple[list[dict[str, Any]], floa
     return bounds, full
 
 
+def fill_of(row: str, tone: str) -> str:
+    """Return the colour of a row of the ledger, as in every figure; none where it is unsure."""
+    return "none" if tone == "quiet" else ROWS.get(row, ROWS["not_explained"]).colour
+
+
 def _ledger(phase: Phase) -> dict[str, Any] | None:
     """Return the template variables of the ledger; None without one."""
     table: Table | None = ledger_view.ledger_table(phase)
@@ -209,8 +216,13 @@ def _ledger(phase: Phase) -> dict[str, Any] | None:
     bars, (low, high) = ledger_view.waterfall(phase.ledger)
     unit = ledger_view.ledger_scale(phase.ledger)
     spans = [
-        {"x": 100 * min(b.start, b.end), "width": 100 * abs(b.end - b.start), "tone": b.tone}
-        for b in bars
+        {
+            "x": 100 * min(bar.start, bar.end),
+            "width": 100 * abs(bar.end - bar.start),
+            "tone": bar.tone,
+            "fill": fill_of(row.row, bar.tone),
+        }
+        for row, bar in zip(phase.ledger, bars, strict=True)
     ]
     rows = [row.row for row in phase.ledger]
     meanings = [LEDGER.get(row.row, ("", ""))[1] for row in phase.ledger]
@@ -219,6 +231,6 @@ def _ledger(phase: Phase) -> dict[str, Any] | None:
         "rows": list(zip(table.rows, spans, meanings, rows, strict=True)),
         "caveats": ", ".join(caveats := evidence.ledger_reasons(phase)),
         "strokes": _strokes(caveats),
-        "tones": {bar.tone for bar in bars if bar.start != bar.end},
+        "unsure": any(bar.tone == "quiet" and bar.start != bar.end for bar in bars),
         "range": f"{unit.text(low)} to {unit.text(high)} {unit.unit}",
     }

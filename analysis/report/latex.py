@@ -5,126 +5,93 @@ In: a Report. Out: one text that compiles with pdflatex. Every string of the rep
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
-import msgspec
-
-from prunescope.analysis.report import sentences, titles
+from prunescope.analysis.report import titles
+from prunescope.analysis.report.appendix import checklist_latex, phase_appendix, setting_table
+from prunescope.analysis.report.checklist import report_checklist
 from prunescope.analysis.report.escape import latex, latex_code
+from prunescope.analysis.report.latex_head import head
+from prunescope.analysis.report.phase_pictures import phase_pictures
 from prunescope.analysis.report.phase_tables import Extent, phase_tables
-from prunescope.analysis.report.sentences import statistic
-from prunescope.analysis.report.titles import facts_of, phase_slugs, short
+from prunescope.analysis.report.printing import printing
+from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.report.view import Cell, Column, Table
-from prunescope.analysis.schema.report import Phase, Report
-from prunescope.analysis.summary.headline import headline
+from prunescope.analysis.schema.report import Report
+from prunescope.analysis.summary.paper_words import (
+    caption_words,
+    setting_caption,
+    statistic_words,
+)
 from prunescope.taxonomy import numbers
-from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.words import plural
 
 # What a paper has room for.
 _EXTENT = Extent(
-    gemms=30, kernels=20, without=frozenset({"parts", "kind", "role", "shapes", "host"})
+    gemms=30,
+    kernels=20,
+    rounded=True,
+    without=frozenset({"parts", "kind", "role", "shapes", "host"}),
 )
 _LONGEST = 72  # characters of a kernel's name in a table for paper
-_LONGEST_FACT = 48  # of a caption: about a line, and no line can be broken in it
-_FIGURES = {"ladder": "Speedup ladder", "ledger": "Ledger waterfall"}
-_PREFIX = re.compile(r"[A-Za-z0-9.\-]{0,40}")
+_OF_RESULT = frozenset({"ladder", "ledger", "sides"})  # others are of the profiled steps
 _DROPPED = frozenset({"meaning", "largest part", "group"})  # too wide for paper
-HEAD = r"""% Written by TOOL. Needs \usepackage{booktabs,siunitx,graphicx,array} in the preamble.
-\providecommand{\prunescopewidth}{\columnwidth}% width of a figure
-% A table wider than the text is scaled to it.
-\providecommand{\prunescopefit}[1]{\sbox0{#1}\ifdim\wd0>\linewidth
-  \resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi}
-% The folder of this file, so that its figures are found from wherever it is \input.
-\def\prunescopehere{}
-\ifdefined\CurrentFilePathUsed\edef\prunescopehere{\CurrentFilePathUsed}\fi
-\ifx\prunescopehere\empty\else\edef\prunescopehere{\prunescopehere/}\fi
-% A figure: its file without the ending, pdf before png, and its caption; a warning without a file.
-\providecommand{\prunescopefigure}[2]{%
-  \IfFileExists{\prunescopehere #1.pdf}{\prunescopeshow{#1.pdf}{#2}}{%
-    \IfFileExists{\prunescopehere #1.png}{\prunescopeshow{#1.png}{#2}}{%
-      \PackageWarning{prunescope}{no \prunescopehere #1.pdf or .png: the figure is left out;
-        write it with --format tex,pdf}}}}
-\providecommand{\prunescopeshow}[2]{\begin{figure}\centering
-  \includegraphics[width=\prunescopewidth]{\prunescopehere #1}#2\end{figure}}
-"""
 
 
-def render_latex(report: Report, *, label_prefix: str = "") -> str:
+def render_latex(report: Report) -> str:
     """Return tables (ladder, ledger, GEMMs, kernels) and figures of every phase as one text."""
-    return head(report.tool) + "\n" + "\n".join(_snippets(report, label_prefix).values())
+    return head(report.tool) + "\n" + "\n".join(_snippets(report).values())
 
 
-def latex_files(report: Report, *, label_prefix: str = "") -> dict[str, str]:
+def latex_files(report: Report) -> dict[str, str]:
     """Return file name to text: report.tex, and a file for each table and figure of it.
 
-    Args:
-        report: The report.
-        label_prefix: A word that is put in front of every label, `tab:PREFIX-ladder-prefill`,
-            so that two reports fit into one paper.
-
-    Raises:
-        PrunescopeError: The prefix is no word of letters, digits and dashes.
+    Labels are `tab:PREFIX-ladder-prefill` with the prefix of `printing`, so that two reports fit
+    into one paper.
     """
-    parts = _snippets(report, label_prefix)
-    whole = {"report.tex": render_latex(report, label_prefix=label_prefix)}
-    return whole | {name: head(report.tool) + "\n" + text for name, text in parts.items()}
+    parts = {name: head(report.tool) + "\n" + text for name, text in _snippets(report).items()}
+    spoken = {
+        f"sentence-{slug}.tex": f"{latex(answer.sentence)}%\n"
+        for name, slug in phase_slugs(report).items()
+        if (answer := report.phases[name].answer) is not None and answer.sentence
+    }
+    return {"report.tex": render_latex(report), **parts, **spoken}
 
 
-def check_prefix(label_prefix: str) -> str:
-    """Return the prefix with its dash; raise PrunescopeError where it cannot stand in a label."""
-    if not _PREFIX.fullmatch(label_prefix):
-        raise PrunescopeError(
-            f"--label-prefix {label_prefix!r} cannot stand in a label",
-            hint="letters, digits, dots and dashes, as in first or llama-8b",
-        )
-    return f"{label_prefix}-" if label_prefix else ""
-
-
-def head(tool: str) -> str:
-    """Return the lines that every file begins with; they may be read twice."""
-    return HEAD.replace("TOOL", latex(tool).replace("\n", " "))
-
-
-def _snippets(report: Report, prefix: str) -> dict[str, str]:
+def _snippets(report: Report) -> dict[str, str]:
     """Return file name to the text of one table or figure, in the order of the whole."""
     texts: dict[str, str] = {}
-    prefix = check_prefix(prefix)
     for name, slug in phase_slugs(report).items():
-        phase, subject = report.phases[name], _subject(report, name)
+        phase, heading = report.phases[name], titles.heading(name, report.phases[name])
+        result = caption_words(heading, phase, report.subject, report.device)
+        setting = setting_caption(heading, phase, report.subject, report.device)
+        profiled = f"{setting} Means of n = {phase.steps} profiled step{plural(phase.steps)}."
         for table in phase_tables(phase, _EXTENT):
-            label = f"tab:{prefix}{table.id}-{slug}"
+            label = f"tab:{printing().label_prefix}{table.id}-{slug}"
+            text = result if table.id in _OF_RESULT else profiled
             texts[f"table-{table.id}-{slug}.tex"] = "\n".join(
-                _table(table, (subject, label), phase)
+                _table(table, f"{table.title}: {text}", label)
             )
-        for kind, title in _FIGURES.items():
-            if getattr(phase, kind):
-                label, file = f"fig:{prefix}{kind}-{slug}", f"{kind}-{slug}"
-                text = f"{title}, {subject}: {headline(phase)}. {_statistic(phase)}"
-                texts[f"figure-{kind}-{slug}.tex"] = "\n".join(figure_snippet(file, text, label))
+    for picture in phase_pictures(report):
+        texts[f"figure-{picture.stem}.tex"] = picture.snippet
+    for name, slug in phase_slugs(report).items():
+        phase, heading = report.phases[name], titles.heading(name, report.phases[name])
+        label = f"tab:{printing().label_prefix}measured-{slug}"
+        setting = setting_caption(heading, phase, report.subject, report.device)
+        caption = f"What was measured, and how: {setting} {statistic_words(phase)}."
+        texts[f"table-measured-{slug}.tex"] = phase_appendix(
+            setting_table(heading, phase, report), caption, label, phase
+        )
+    checklist = report_checklist(report)
+    texts["checklist.tex"] = checklist_latex(checklist, printing().label_prefix)
     return texts
 
 
-def _subject(report: Report, name: str) -> str:
-    """Return model, method, phase and device, for a caption."""
-    device = titles.named(report.device.get("name")) or titles.named(report.subject.get("device"))
-    facts = (short(fact, _LONGEST_FACT) for fact in facts_of(report, name))
-    return ", ".join(filter(None, [*facts, device]))
-
-
-def figure_snippet(file: str, text: str, label: str) -> Iterator[str]:
-    """Yield the lines that show a figure with its caption."""
-    yield rf"\prunescopefigure{{{file}}}{{%"
-    yield rf"\caption{{{latex(text)}}}\label{{{label}}}}}"
-    yield ""
-
-
-def _table(table: Table, named: tuple[str, str], phase: Phase) -> Iterator[str]:
-    subject, label = named
+def _table(table: Table, caption: str, label: str) -> Iterator[str]:
     keep = [i for i, c in enumerate(table.columns) if c.title not in _DROPPED]
     table_env = "table*" if len(keep) > 6 else "table"
     yield rf"\begin{{{table_env}}}\centering\footnotesize\setlength{{\tabcolsep}}{{3pt}}"
-    yield rf"\caption{{{_caption(table, subject, phase)}}}\label{{{label}}}\smallskip"
+    yield rf"\caption{{{latex(caption)}}}\label{{{label}}}\smallskip"
     yield from tabular(table, keep)
     yield from (rf"\par {latex(note)}" for note in table.notes)
     yield rf"\end{{{table_env}}}"
@@ -146,25 +113,6 @@ def tabular(table: Table, keep: list[int]) -> Iterator[str]:
         yield " & ".join(cells) + r" \\"
     yield r"\bottomrule"
     yield r"\end{tabular}}"
-
-
-def _caption(table: Table, subject: str, phase: Phase) -> str:
-    if table.id in ("ladder", "ledger"):
-        return latex(f"{table.title}, {subject}: {headline(phase)}. {_statistic(phase)}")
-    profiled = msgspec.structs.replace(phase, unprofiled_ns=None)  # what these tables are made of
-    return latex(f"{table.title}, {subject}, n = {phase.steps}: {sentences.setup(profiled)}.")
-
-
-def _statistic(phase: Phase) -> str:
-    """Return the statistic of the ratio, and how many samples or steps it is of."""
-    timed = phase.unprofiled_ns if phase.ladder is None or phase.sampled else None
-    ratio = statistic(phase)
-    num = f"n = {len(timed.samples) if timed else phase.steps}"
-    if timed and timed.placements:
-        num = f"n = {timed.samples_in_words} in {len(timed.placements)} placements"
-    elif not ratio:
-        num = f"n = {timed.samples_in_words}" if timed else f"{num} profiled steps"
-    return f"{ratio[0].upper()}{ratio[1:]}, {num}." if ratio else f"{num}."
 
 
 def _head(column: Column, cells: list[Cell]) -> str:

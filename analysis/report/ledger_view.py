@@ -26,6 +26,7 @@ from prunescope.analysis.schema.report import (
 from prunescope.analysis.summary.evidence import INVALID, bound_reasons, ledger_invalid_reasons
 from prunescope.analysis.summary.labels import INSTEAD_OF_FLOPS, LADDER, NOT_EXPLAINED, label_of
 from prunescope.taxonomy import numbers
+from prunescope.taxonomy.numbers import RoundedEstimate, estimate
 from prunescope.taxonomy.words import when
 
 WITHOUT_SHAPES = (
@@ -174,6 +175,18 @@ class LadderRow:
         """The interval as text; empty for a bound that is arithmetic."""
         return "" if self.key in ARITHMETIC else numbers.ratios(self.ci95)
 
+    def speedup(self, *, rounded: bool) -> str:
+        """Return the speedup as text, with a question mark where its times are no evidence."""
+        shown = estimate(self.value, self.ci95)
+        text = shown.text if rounded and shown is not None and self.interval else ""
+        return marked(self.value, self.reasons, text)
+
+    @property
+    def rounded_interval(self) -> str:
+        """The interval in the digits that it leaves meaning to; empty as `interval` is."""
+        shown = estimate(self.value, self.ci95)
+        return shown.interval if shown is not None and self.interval and self.ci95 else ""
+
     @property
     def is_measured(self) -> bool:
         """Whether it is a measured ratio and no bound."""
@@ -201,6 +214,17 @@ def ladder_caveats(rows: Iterable[LadderRow]) -> dict[str, str]:
 def _interval(row: Row | LedgerPart, rows: list[Row]) -> Cell:
     ci95 = readable_interval(row, rows)
     return Cell(ledger_scale(rows).interval(ci95), ci95[0] if ci95 else None)
+
+
+def _rounded(row: Row, rows: list[Row]) -> tuple[Cell, Cell]:
+    """Return time and interval of a row in the digits that its interval leaves meaning to."""
+    unit, ci95 = ledger_scale(rows), readable_interval(row, rows)
+    if row.ns is None or ci95 is None:
+        signed = _is_change(row)
+        return Cell(unit.text(row.ns, signed=signed), row.ns), Cell(numbers.UNKNOWN)
+    shown = RoundedEstimate(row.ns / unit.per, [end / unit.per for end in ci95])
+    sign = when(_is_change(row) and row.ns > 0, "+")
+    return Cell(f"{sign}{shown.text}", row.ns), Cell(shown.interval, ci95[0])
 
 
 def _ledger_cells(row: Row, rows: list[Row]) -> list[Cell]:
@@ -234,8 +258,13 @@ def _noise(row: Row, unit: numbers.Scale) -> Cell:
     return Cell("" if is_by_definition else f"±{unit.text(row.noise_ns)}", row.noise_ns)
 
 
-def ledger_table(phase: Phase) -> Table | None:
-    """Return the ledger, one row per cause, in its order; None without one."""
+def ledger_table(phase: Phase, *, rounded: bool = False) -> Table | None:
+    """Return the ledger, one row per cause, in its order; None without one.
+
+    Args:
+        phase: The phase.
+        rounded: Whether times have the digits of their intervals, and not those of their column.
+    """
     rows = phase.ledger
     if not rows:
         return None
@@ -249,6 +278,9 @@ def ledger_table(phase: Phase) -> Table | None:
         Column("largest part", drop=9, flexible=True, folds=True),
     ]
     cells = [_ledger_cells(row, rows) for row in rows]
+    if rounded:
+        for row, row_cells in zip(rows, cells, strict=True):
+            row_cells[1], row_cells[3] = _rounded(row, rows)
     kind = phase.phase_kind.get("kind") if phase.phase_kind else None
     notes = ledger_notes(rows, decodes=kind != "forward")
     if disturbed := ledger_invalid_reasons(phase):
@@ -336,17 +368,25 @@ def parts_table(phase: Phase) -> Table | None:
     return without_unknown(table_of("parts", "Parts of the ledger", parts, columns))
 
 
-def ladder_table(phase: Phase) -> Table | None:
-    """Return the bounds with their intervals and the share of each that was realised."""
+def ladder_table(phase: Phase, *, rounded: bool = False) -> Table | None:
+    """Return the bounds with their intervals and the share of each that was realised.
+
+    Args:
+        phase: The phase.
+        rounded: Whether ratios have the digits of their intervals.
+    """
     rows = ladder_rows(phase)
     if not rows:
         return None
     columns: Columns[LadderRow] = [
         (Column("bound or measured ratio"), lambda row: row.label),
-        (number("speedup"), lambda row: Cell(marked(row.value, row.reasons), row.value)),
+        (number("speedup"), lambda row: Cell(row.speedup(rounded=rounded), row.value)),
         (
             number("95 % interval"),
-            lambda row: Cell(row.interval, row.ci95[0] if row.ci95 else None),
+            lambda row: Cell(
+                row.rounded_interval if rounded else row.interval,
+                row.ci95[0] if row.ci95 else None,
+            ),
         ),
         (number("share realised"), lambda row: Cell(numbers.percent(row.share), row.share)),
         (Column("meaning", drop=1), lambda row: row.meaning),
@@ -357,10 +397,16 @@ def ladder_table(phase: Phase) -> Table | None:
     return without_unknown(table_of("ladder", "Ladder", rows, columns, notes))
 
 
-def marked(value: float | None, reasons: list[str]) -> str:
-    """Return a ratio as text, with a question mark where its times are no evidence."""
+def marked(value: float | None, reasons: list[str], text: str = "") -> str:
+    """Return a ratio as text, with a question mark where its times are no evidence.
+
+    Args:
+        value: The ratio.
+        reasons: Why it is no evidence.
+        text: The ratio as text, where that is not as `numbers.ratio` gives it.
+    """
     is_invalid = value is not None and any(why in INVALID for why in reasons)
-    return numbers.ratio(value) + when(is_invalid, " ?")
+    return (text or numbers.ratio(value)) + when(is_invalid, " ?")
 
 
 def ladder_notes(phase: Phase) -> list[str]:

@@ -77,6 +77,9 @@ def _phase(phase: Phase, late: Finding | None) -> Iterator[str]:
         yield _folded(code[0], f"```python\n{code[1]}```")
     yield "### In detail"
     yield text(" ".join(outcome_and_reasons(phase, late)).strip())
+    if phase.answer is not None and phase.answer.sentence:
+        yield "### The sentence for the paper"
+        yield text(phase.answer.sentence)
     yield "### How it was measured"
     yield _listed(sentences.opening(phase))
     for table in tables.values():
@@ -117,4 +120,4 @@ def table_blocks(table: Table, *, level: int = 3, title: bool = True) -> Iterato
 def _cell(cell: Cell) -> str:
     shown = markdown_code(cell.text) if cell.code and cell.text else text(cell.text)
     is_loss = cell.tone == "loss" and shown.startswith("+") and not shown.endswith("%")
-    return f"**{shown}**" if is_loss else shown
+    return f"**{shown}**" if is_loss or cell.tone == "best" else shown

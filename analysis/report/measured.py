@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from prunescope.analysis.schema.anatomy import Anatomy
 from prunescope.analysis.schema.report import Phase
+from prunescope.analysis.summary.setting import run_words
 from prunescope.taxonomy import numbers
 from prunescope.taxonomy.words import plural, when
 
@@ -49,6 +50,7 @@ _COMM = 0.05  # of the wall: a step that waits for other ranks
 def lines(phase: Phase) -> list[str]:
     """Return how the numbers of a phase were taken, and that they close."""
     all_lines = [
+        run_words(phase),
         throughput(phase),
         bounds(phase),
         pairing(phase),

@@ -1,43 +1,37 @@
-"""Figures of a sweep: in, a Pareto; out, PNG, PDF or SVG bytes by file name.
+"""Figures of a sweep: in, a Pareto; out, Pictures.
 
-Speed against loss has a column for each phase and a row for each batch and length. Losses are
-perplexity ratios within a usable range, and the margin says how many points lie beyond it. Realised
-against bound, and the ledger of each family, have a panel for each batch and length.
+Speed against loss has a panel for each phase, batch and length. Losses are perplexity ratios within
+a usable range, and the margin says how many points lie beyond it. Realised against bound, and the
+ledger of each family, are figures of a phase, with a panel for each batch and length. Above eight
+families a panel becomes several, in each of which eight are named and the others are grey.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
-import matplotlib.text
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.path import Path
-from matplotlib.text import Annotation
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import Bbox
 
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.figure_style import (
     EDGE,
-    MOST_WHISKER,
     PARITY,
-    WIDTH,
-    Ends,
-    blank_figure,
+    SMALL,
     dot,
     draw_level,
-    family_looks,
-    hide_frame,
+    end_axis,
     legend_below,
     line_entry,
-    picture_files,
+    most_panels,
+    panel_axes,
     plotting,
     point_entry,
     random_ids_entry,
@@ -46,123 +40,281 @@ from prunescope.analysis.report.figure_style import (
     shade,
 )
 from prunescope.analysis.report.hatches import MARKS, marked, marks_of_point
+from prunescope.analysis.report.label_places import Label, Line, Obstacles, place_labels
 from prunescope.analysis.report.ledger_view import is_visible
-from prunescope.analysis.report.titles import figure_name
-from prunescope.analysis.schema.pareto import MOST_RATIO, Loss, Pareto, ParetoPhase, SweepPoint
+from prunescope.analysis.report.looks import ROWS, Look, family_looks
+from prunescope.analysis.report.picture import Picture, Row
+from prunescope.analysis.report.sweep_setting import setting_of_points
+from prunescope.analysis.schema.pareto import MOST_RATIO, Loss, Pareto, SweepPoint
 from prunescope.analysis.summary import evidence
 from prunescope.analysis.summary.labels import LEDGER
+from prunescope.taxonomy import numbers
 from prunescope.taxonomy.words import factor, when
 
-Looks = dict[str, tuple[str, str]]  # colour and marker of each family
-Label = tuple[float, float, str]  # where it points, and its text
-_COLUMNS = 2  # of panels
-_ROWS = (
-    ("coverage", "#D55E00", "/////"), ("roofline_shift", "#CC79A7", ""),
-    ("shape", "#F0E442", "....."), ("kernel_efficiency", "#E69F00", ""),
-    ("added_work", "#56B4E9", "+++++"), ("launch_idle", "#999999", "\\\\\\\\\\"),
-    ("not_explained", "#FFFFFF", "++++"),
-)  # fmt: skip
-_PROMISED = "#DDDDDD"
-# Where a label may stand, in points from its mark, the best place first.
-_PLACES = ((4, 4), (4, -9), (-4, 5), (-4, -10), (9, 0), (-9, 0), (0, 11), (0, -16), (14, 9),
-           (-14, -14), (16, -14), (-16, 12), (0, 20), (0, -26), (0, 28), (0, -36))  # fmt: skip
-_Line = tuple[tuple[float, float], tuple[float, float]]
+Looks = dict[str, Look]
+MOST_FAMILIES = 8  # that a panel names
+_FRONTIER, _CELL = 2.3, 2.5  # inches: the height of a panel
+_OTHERS = Look("#BBBBBB", "", "o")  # of points that a panel does not name
 
 
-def pareto_figures(pareto: Pareto, *endings: str) -> dict[str, bytes]:
-    """Return the files of a sweep's figures, from file name to bytes, each plotted once.
+class FamilyPanel(NamedTuple):
+    """The points of a phase, batch and length, and which of them a panel names.
 
-    Args:
-        pareto: The comparison of the sweep. Speed against loss shows all of its phases, bound and
-            ledger show one each.
-        endings: The formats, of png, pdf and svg.
+    Attributes:
+        title: The phase, batch and length.
+        points: The points.
+        shown: Their labels that it names.
     """
-    plots = {("speed-quality", "all"): partial(frontier_figure, pareto)}
-    for name, phase in pareto.phases.items():
-        plots["bound", name] = partial(_cells_figure, phase, name, _plot_bounds)
-        plots["ledger", name] = partial(_cells_figure, phase, name, _plot_ledgers)
-    files: dict[str, bytes] = {}
-    for (kind, name), plot in plots.items():
-        files |= picture_files(partial(figure_name, kind, name), plot, endings)
-    return files
+
+    title: str
+    points: list[SweepPoint]
+    shown: list[str]
+
+
+def pareto_pictures(pareto: Pareto) -> Iterator[Picture]:
+    """Yield the figures of a sweep; what does not fit on one page has several."""
+    frontier = [panel for name in pareto.phases for panel in _panels(pareto, [name])]
+    shown = sorted(frontier, key=lambda panel: panel.title.partition(", ")[2])
+    yield from _paged("speed-quality-all", shown, _FRONTIER, partial(_frontier_picture, pareto))
+    for name in pareto.phases:
+        every = _panels(pareto, [name])
+        yield from _paged(f"bound-{name}", every, _CELL, partial(_bound_picture, pareto))
+        yield from _paged(f"ledger-{name}", every, _CELL, partial(_ledger_picture, pareto))
+
+
+def _panels(pareto: Pareto, names: Iterable[str]) -> list[FamilyPanel]:
+    """Return the panels of phases, each with at most MOST_FAMILIES labels."""
+    panels = []
+    for name in names:
+        phase = pareto.phases[name]
+        for cell in phase.cells:
+            points = phase.points_in(cell)
+            labels = list(dict.fromkeys(point.label for point in points))
+            chunks = [labels[i : i + MOST_FAMILIES] for i in range(0, len(labels), MOST_FAMILIES)]
+            title = f"{clean(name)}, {clean(cell.where)}"
+            panels += [FamilyPanel(title, points, chunk) for chunk in chunks]
+    return panels
+
+
+def _paged(
+    stem: str,
+    panels: list[FamilyPanel],
+    height: float,
+    make: Callable[[str, list[FamilyPanel]], Picture],
+) -> Iterator[Picture]:
+    """Yield a picture for each page of panels."""
+    most = most_panels(height)
+    for i in range(0, len(panels), most):
+        yield make(stem if i == 0 else f"{stem}-{i // most + 1}", panels[i : i + most])
+
+
+def _all_looks(pareto: Pareto) -> Looks:
+    points = (point for phase in pareto.phases.values() for point in phase.points)
+    return family_looks((point.label, point.family) for point in points)
+
+
+def _points_of(panels: Iterable[FamilyPanel]) -> list[SweepPoint]:
+    """Return the points that panels name."""
+    return [p for panel in panels for p in panel.points if p.label in panel.shown]
+
+
+def _row(panel: FamilyPanel, point: SweepPoint) -> Row:
+    """Return the first numbers of a point: where it is, its family, sparsity and speedup."""
+    low, high = point.realised_ci95 or (None, None)
+    phase, _, setting = panel.title.partition(", ")
+    return {
+        "phase": phase,
+        "setting": setting,
+        "family": point.label,
+        "sparsity": point.sparsity,
+        "realised": point.realised,
+        "low": low,
+        "high": high,
+        "timing_valid": point.timing_valid,
+    }
+
+
+def _frontier_picture(pareto: Pareto, stem: str, panels: list[FamilyPanel]) -> Picture:
+    points = _points_of(panels)
+    best = [p for p in points if p.on_frontier]
+    named = "; ".join(f"{p.name} at {numbers.ratio(p.realised)}" for p in best)
+    words = [
+        "perplexity and speedup of each point with 95 % intervals",
+        "the line is the frontier, its points are full" if _has_frontier(pareto, panels) else "",
+        f"points beyond {MOST_RATIO:g}× are counted at the margin",
+        "losses on random token ids mean nothing" if pareto.subject.on_random_ids else "",
+    ]
+    return Picture(
+        stem=stem,
+        title="Speed against loss",
+        caption=_caption("Speed against loss", words, pareto, panels),
+        alt=f"Scatter of {len(points)} points"
+        + (f"; on the frontier: {named}." if named else "; none is on a frontier."),
+        plot=partial(_plot_frontiers, pareto, panels),
+        rows=[
+            {**_row(panel, p), **_loss_row(p), "on_frontier": p.on_frontier}
+            for panel in panels
+            for p in panel.points
+            if p.label in panel.shown
+        ],
+    )
+
+
+def _loss_row(point: SweepPoint) -> Row:
+    ratio, spread = shown_loss(point)
+    low, high = spread or (None, None)
+    ends = (None if end is None else 1 + end for end in (low, high))
+    return dict(zip(("perplexity_ratio", "ratio_low", "ratio_high"), (ratio, *ends), strict=True))
+
+
+def _caption(title: str, words: Iterable[str], pareto: Pareto, panels: list[FamilyPanel]) -> str:
+    """Return a caption: what is shown, how to read it, the setting and the statistic."""
+    points = _points_of(panels)
+    phases = list(dict.fromkeys(panel.title.partition(", ")[0] for panel in panels))
+    used = "".join(map(marks_of_point, points))
+    marks = [f"{mark} {meaning}" for mark, meaning in MARKS.items() if mark in used]
+    reasons = dict.fromkeys(why for point in points for why in evidence.point_reasons(point))
+    hatched = f"hatched: {', '.join(reasons)}" if reasons else ""
+    text = "; ".join(filter(None, [*words, *marks, hatched]))
+    return f"{title}: {text}. {setting_of_points(pareto, phases, points)}"
+
+
+def _bound_picture(pareto: Pareto, stem: str, panels: list[FamilyPanel]) -> Picture:
+    title = "Realised speedup against the roofline bound"
+    points = [p for p in _points_of(panels) if p.bounds.get("roofline") is not None]
+    words = ["points on the dashed line realise all of their bound, whiskers are 95 % intervals"]
+    return Picture(
+        stem=stem,
+        title=title,
+        caption=_caption(title, words, pareto, panels),
+        alt=f"Scatter of {len(points)} points below and around a diagonal.",
+        plot=partial(_cells_figure, pareto, panels, _plot_bounds),
+        rows=[
+            {**_row(panel, p), "roofline_bound": p.bounds.get("roofline")}
+            for panel in panels
+            for p in panel.points
+            if p.label in panel.shown
+        ],
+    )
+
+
+def _ledger_picture(pareto: Pareto, stem: str, panels: list[FamilyPanel]) -> Picture:
+    title = "Where the dense step's time went"
+    words = [
+        "each family at its largest sparsity; a bar begins with the promise, losses are stacked on "
+        "it and gains below 0, and a line across it is the measured time"
+    ]
+    bars = [(panel, p) for panel in panels for p in _bars_of(panel)]
+    named = "; ".join(f"{p.name} {_share(p, 'pruned'):.2f}" for _, p in bars)
+    return Picture(
+        stem=stem,
+        title=title,
+        caption=_caption(title, words, pareto, panels),
+        alt=f"Stacked bars, as shares of the dense step; measured: {named}.",
+        plot=partial(_cells_figure, pareto, panels, _plot_ledgers),
+        rows=[
+            {**_row(panel, p), "row": row, "ns": ns, "of_dense": _share(p, row)}
+            for panel, p in bars
+            for row, ns in p.ledger.items()
+        ],
+    )
+
+
+def _share(point: SweepPoint, row: str) -> float:
+    return point.ledger.get(row, 0.0) / point.ledger["dense"]
+
+
+def _bars_of(panel: FamilyPanel) -> list[SweepPoint]:
+    """Return the point of each family at its largest sparsity, where it has a ledger."""
+    points = (_largest(panel.points, label) for label in panel.shown)
+    return [point for point in points if point is not None]
 
 
 def _cells_figure(
-    phase: ParetoPhase, name: str, plot_panel: Callable[[Axes, list[SweepPoint], Looks], None]
+    pareto: Pareto,
+    panels: Sequence[FamilyPanel],
+    plot_panel: Callable[[Axes, FamilyPanel, Looks], None],
 ) -> Figure:
-    """Plot a panel for each batch and length of a phase, with one legend for all."""
-    looks = family_looks(point.label for point in phase.points)
-    columns = min(_COLUMNS, len(phase.cells))
-    rows = -(-len(phase.cells) // columns)
-    figure = blank_figure(WIDTH * columns, 2.5 * rows + 0.6)
-    grid = figure.subplots(rows, columns, squeeze=False)
+    """Plot panels, with one legend for all."""
+    looks = _all_looks(pareto)
+    figure, every = panel_axes(len(panels), _CELL)
     by_label: dict[str, Any] = {}
-    for axes, cell in zip(grid.flat, phase.cells, strict=False):
-        plot_panel(axes, phase.points_in(cell), looks)
-        axes.set_title(f"{clean(name)}, {clean(cell.where)}")
-        hide_frame(axes)
+    for axes, panel in zip(every, panels, strict=True):
+        plot_panel(axes, panel, looks)
+        axes.set_title(panel.title, loc="left")
         for entry, label in zip(*axes.get_legend_handles_labels(), strict=True):
             by_label.setdefault(label, entry)
-    for axes in grid.flat[len(phase.cells) :]:
-        axes.set_visible(False)
-    legend_below(figure, list(by_label.values()), columns=2 * columns)
+    legend_below(figure, list(by_label.values()))
     return figure
 
 
-def _plot_bounds(axes: Axes, points: list[SweepPoint], looks: Looks) -> None:
+def _plot_others(axes: Axes, places: Iterable[tuple[float, float]]) -> None:
+    """Plot points that the panel does not name, as small grey dots."""
+    if shown := list(places):
+        grey: dict[str, Any] = {"marker": _OTHERS.marker, "markersize": 2.5, "linestyle": "none"}
+        axes.plot(*zip(*shown, strict=True), color=_OTHERS.colour, label="others", zorder=0, **grey)
+
+
+def _plot_bounds(axes: Axes, panel: FamilyPanel, looks: Looks) -> None:
     """Plot realised speedups over roofline bounds; a point on the diagonal reaches its bound."""
-    low, top = 1.0, 1.0
-    bounded = [(p, bound) for p in points if (bound := p.bounds.get("roofline")) is not None]
-    for family, look in looks.items():
-        of_family = [(point, bound) for point, bound in bounded if point.label == family]
-        is_named = False  # by its first point that is evidence
+    bounded = [(p, bound) for p in panel.points if (bound := p.bounds.get("roofline")) is not None]
+    _plot_others(axes, ((bound, p.realised) for p, bound in bounded if p.label not in panel.shown))
+    for label in panel.shown:
+        of_family = [(point, bound) for point, bound in bounded if point.label == label]
+        look, is_named = looks[label], False  # by its first point that is evidence
         for point, bound in of_family:
             reasons = evidence.point_reasons(point)
             intervals = None, point.realised_ci95
             mark = dot(axes, (bound, point.realised), intervals, look, reasons=reasons)
+            mark.set_gid(f"family-{point.family}")
             if not reasons and not is_named:
-                mark.set_label(_label_with_marks(family, points))
+                mark.set_label(_label_with_marks(label, panel.points))
                 is_named = True
-            low, top = min(low, bound, point.realised), max(top, bound, point.realised)
         if of_family and not is_named:
-            (colour, marker), label = look, _label_with_marks(family, points)
-            axes.plot([], [], color=colour, marker=marker, linestyle="none", label=label)
-    _add_reasons(axes, [point for point, _ in bounded])
-    ends = [0.95 * low, 1.05 * top]
+            name = _label_with_marks(label, panel.points)
+            line: dict[str, Any] = {"color": look.colour, "marker": look.marker}
+            axes.plot([], [], linestyle="none", label=name, **line)
+    _add_reasons(axes, [point for point, _ in bounded if point.label in panel.shown])
+    reached = [1.0, *(point.realised for point, _ in bounded)]
+    least, most = min(1.0, *(b for _, b in bounded), *reached), max(1.0, *(b for _, b in bounded))
+    top = max(most, end_axis(reached, [e for p, _ in bounded for e in p.realised_ci95 or ()]))
+    ends = [0.95 * least, 1.05 * most]
     axes.plot(ends, ends, label="all of the bound realised", **PARITY)
+    axes.set(xlim=(0.95 * least, 1.05 * most), ylim=(0.95 * least, 1.05 * top))
     axes.set(xlabel="roofline bound (speedup)", ylabel="realised (speedup)")
 
 
-def _plot_ledgers(axes: Axes, points: list[SweepPoint], looks: Looks) -> None:
+def _plot_ledgers(axes: Axes, panel: FamilyPanel, looks: Looks) -> None:
     """Plot the ledger of each family at its largest sparsity, as shares of the dense step.
 
     A bar begins with the promise; losses are stacked above it, and gains below zero.
     """
-    bars = [point for point in (_largest(points, family) for family in looks) if point is not None]
-    shares = ((row, ns / p.ledger["dense"]) for p in bars for row, ns in p.ledger.items())
+    del looks  # bars are told apart by their names; colours are those of the rows
+    bars = _bars_of(panel)
+    shares = ((row, _share(p, row)) for p in bars for row in p.ledger)
     seen = {row for row, share in shares if is_visible([0.0, abs(share)], 1.0)}
     for i, point in enumerate(bars):
         is_first = i == 0  # the bar whose labels the legend has
-        dense = point.ledger["dense"]
-        up, down = point.ledger["promised"] / dense, 0.0
-        axes.bar(i, up, 0.7, color=_PROMISED, label=when(is_first, "promised"), **EDGE)
-        for row, colour, hatch in (look for look in _ROWS if look[0] in seen):
-            share = point.ledger.get(row, 0.0) / dense
+        up, down = _share(point, "promised"), 0.0
+        promise: dict[str, Any] = {"color": ROWS["promised"].colour, "gid": "row-promised", **EDGE}
+        axes.bar(i, up, 0.7, label=when(is_first, "promised"), **promise)
+        for row in (row for row in ROWS if row in seen and row != "promised"):
+            share, look = _share(point, row), ROWS[row]
             base, label = up if share >= 0 else down, when(is_first, LEDGER[row][0])
-            axes.bar(i, share, 0.7, bottom=base, color=colour, hatch=hatch, label=label, **EDGE)
+            bar: dict[str, Any] = {"color": look.colour, "hatch": look.hatch, **EDGE}
+            axes.bar(i, share, 0.7, bottom=base, label=label, gid=f"row-{row}", **bar)
             up, down = up + max(0.0, share), down + min(0.0, share)
         label = when(is_first, "pruned, measured")
-        draw_level(axes, i, 0.42, point.ledger["pruned"] / dense, linewidth=1.6, label=label)
+        level: dict[str, Any] = {"linewidth": 1.6, "label": label, "gid": "row-pruned"}
+        draw_level(axes, i, 0.42, _share(point, "pruned"), **level)
     for i, point in enumerate(bars):
         shade(axes, i, point)
     _add_reasons(axes, bars)
     axes.axhline(1.0, label="dense, measured", **PARITY)
     axes.axhline(0.0, color="black", linewidth=0.6)
     names = ((p, "" if p.sparsity is None else f"{p.sparsity:g}") for p in bars)
-    axes.set_xticks(range(len(bars)), [marked(f"{clean(p.label)} {s}", p) for p, s in names])
-    axes.tick_params(axis="x", rotation=40, labelsize=6)
-    for tick in axes.get_xticklabels():
-        tick.set_horizontalalignment("right")
+    labels = [marked(f"{clean(p.label)} {s}", p) for p, s in names]
+    axes.set_xticks(range(len(bars)), labels, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_ylabel("share of the dense step")
 
 
@@ -200,19 +352,15 @@ def _largest(points: list[SweepPoint], family: str) -> SweepPoint | None:
     return max(of_family, key=lambda p: p.sparsity or 0.0, default=None)
 
 
-@dataclass
-class Obstacles:
-    """The marks and ends of lines that labels should not hide, in units of the axes."""
+def _is_judged(pareto: Pareto, panel: FamilyPanel) -> bool:
+    """Return whether a point of a panel has both a time and a loss that are evidence."""
+    if pareto.subject.on_random_ids:
+        return False
+    return any(point.is_judged and shown_loss(point)[0] is not None for point in panel.points)
 
-    marks: list[tuple[float, float]] = field(default_factory=list)
-    lines: list[_Line] = field(default_factory=list)
 
-    def add(self, at: tuple[float, float], across: Ends, up: Ends) -> None:
-        """Add a point with its intervals across and up."""
-        x, y = at
-        (left, right), (low, high) = across or (x, x), up or (y, y)
-        self.marks.append(at)
-        self.lines += [((left, y), (right, y)), ((x, low), (x, high))]
+def _has_frontier(pareto: Pareto, panels: Iterable[FamilyPanel]) -> bool:
+    return any(_is_judged(pareto, panel) for panel in panels)
 
 
 def frontier_figure(pareto: Pareto, *, most: float = MOST_RATIO) -> Figure:
@@ -222,29 +370,32 @@ def frontier_figure(pareto: Pareto, *, most: float = MOST_RATIO) -> Figure:
         pareto: The comparison of the sweep.
         most: The largest perplexity ratio that is shown.
     """
-    phases = pareto.phases
-    looks = family_looks(p.label for phase in phases.values() for p in phase.points)
-    rows = sorted({cell.setting for phase in phases.values() for cell in phase.cells})
-    on_random_ids = pareto.subject.on_random_ids
+    return _plot_frontiers(pareto, _panels(pareto, pareto.phases), most=most)
+
+
+def _plot_frontiers(
+    pareto: Pareto, panels: Sequence[FamilyPanel], *, most: float = MOST_RATIO
+) -> Figure:
+    looks, on_random_ids = _all_looks(pareto), pareto.subject.on_random_ids
     with plotting():
-        wide, high = WIDTH * max(1, len(phases)), 2.4 * len(rows)
-        figure = blank_figure(wide, high)
-        grid = figure.subplots(len(rows), max(1, len(phases)), squeeze=False)
-        panels: list[tuple[Axes, list[Label], Obstacles]] = []
-        for column, (name, phase) in enumerate(phases.items()):
-            for row, cell in enumerate(rows):
-                axes = grid[row][column]
-                axes.set_title(f"{clean(name)}, {clean(cell.where)}", loc="left")
-                points = [point for point in phase.points if point.setting == cell]
-                panels.append((axes, *_plot_frontier(axes, points, looks, most)))
-                if on_random_ids:
-                    say_random_ids(axes)
-        every = (point for phase in phases.values() for point in phase.points)
-        shown = [p for p in every if (ratio := shown_loss(p)[0]) is not None and ratio <= most]
-        lines = _add_frontier_legend(figure, looks, shown, on_random_ids=on_random_ids)
-        figure.set_size_inches(wide, high + 0.14 * lines + 0.25)
+        figure, every = panel_axes(len(panels), _FRONTIER)
+        placed: list[tuple[Axes, list[Label], Obstacles]] = []
+        for axes, panel in zip(every, panels, strict=True):
+            axes.set_title(panel.title, loc="left")
+            is_judged = _is_judged(pareto, panel)
+            placed.append((axes, *_plot_frontier(axes, panel, looks, most, is_judged=is_judged)))
+            if on_random_ids:
+                say_random_ids(axes)
+        named = _points_of(panels)
+        shown = [p for p in named if (ratio := shown_loss(p)[0]) is not None and ratio <= most]
+        entries = _frontier_entries(looks, shown, has_line=_has_frontier(pareto, panels))
+        if any(axes.get_legend_handles_labels()[0] for axes in every):
+            entries.append(point_entry("others", _OTHERS))
+        if on_random_ids:
+            entries.append(random_ids_entry())
+        legend_below(figure, entries, columns=4)
         figure.draw_without_rendering()
-        for axes, labels, obstacles in panels:
+        for axes, labels, obstacles in placed:
             place_labels(axes, labels, obstacles)
     return figure
 
@@ -263,16 +414,19 @@ def shown_loss(point: SweepPoint) -> tuple[float | None, list[float] | None]:
 
 
 def _plot_frontier(
-    axes: Axes, points: Sequence[SweepPoint], looks: Looks, most: float
+    axes: Axes, panel: FamilyPanel, looks: Looks, most: float, *, is_judged: bool
 ) -> tuple[list[Label], Obstacles]:
-    """Plot the points and the frontier of one panel.
+    """Plot the points of one panel, and their frontier if a point was judged.
 
     Return the labels with their places, and the marks and lines that these should not hide.
     """
-    best: list[tuple[float, float]] = []
     labels: list[Label] = []
     obstacles = Obstacles()
     beyond: list[float] = []
+    points = [point for point in panel.points if point.label in panel.shown]
+    others = [point for point in panel.points if point.label not in panel.shown]
+    places = [(x, p.realised) for p in others if (x := shown_loss(p)[0]) is not None and x <= most]
+    _plot_others(axes, places)
     for point in points:
         x, spread = shown_loss(point)
         if x is None:
@@ -284,26 +438,29 @@ def _plot_frontier(
         reasons = evidence.point_reasons(point)
         intervals = None if spread is None else [1 + end for end in spread], point.realised_ci95
         full = point.on_frontier
-        dot(axes, at, intervals, looks[point.label], full=full, reasons=reasons)
+        mark = dot(axes, at, intervals, looks[point.label], full=full, reasons=reasons)
+        mark.set_gid(f"family-{point.family}")
         obstacles.add(at, *intervals)
         words = []
-        if full:
-            best.append(at)
         if (full or reasons) and point.sparsity is not None:
             words.append(f"{point.sparsity:g}")
         words += ["?"] if reasons else []
         words.append(marks_of_point(point))
         labels.append((*at, " ".join(filter(None, words))))
-    hide_frame(axes)
     left, right = axes.get_xlim()
     left, right = min(left, 1.0), min(right, most) if points else most
     axes.set_xlim(left, right)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     # The axis of speedups ends near the points; an interval that reaches its edge goes on.
     if speedups := [y for _, y in obstacles.marks]:
-        low, high = axes.get_ylim()
-        axes.set_ylim(max(low, 0.0), min(high, MOST_WHISKER * max(1.0, *speedups)))
-    obstacles.lines += draw_frontier(axes, best, right)
+        ends = [y for line in obstacles.lines for _, y in line]
+        least = min(1.0, *speedups, *(end for end in ends if end > min(speedups) / 2))
+        top = end_axis([1.0, 1.03 * max(speedups)], ends)
+        axes.set_ylim(max(0.0, least - 0.05 * (top - least)), top)
+    if is_judged:
+        full_points = [p for p in panel.points if p.on_frontier]
+        best = [(x, p.realised) for p in full_points if (x := shown_loss(p)[0]) and x <= most]
+        obstacles.lines += draw_frontier(axes, best, right)
     obstacles.lines.append(((left, 1.0), (right, 1.0)))
     axes.axhline(1.0, **PARITY)
     is_recovered = any(p.loss and p.loss.perplexity_rel_recovered is not None for p in points)
@@ -312,7 +469,7 @@ def _plot_frontier(
     if beyond:
         if not obstacles.marks:
             _say_all_beyond(axes, beyond, most)
-        corner: dict[str, Any] = {"ha": "right", "va": "bottom", "fontsize": 6}
+        corner: dict[str, Any] = {"ha": "right", "va": "bottom", "fontsize": SMALL}
         note = f"{len(beyond)} beyond {most:g}× →"
         axes.text(1.0, 1.01, note, transform=axes.transAxes, **corner)
     return [label for label in labels if label[2]], obstacles
@@ -320,7 +477,7 @@ def _plot_frontier(
 
 def draw_frontier(
     axes: Axes, best: Sequence[tuple[float, float]], right: float, style: Any = "-"
-) -> list[_Line]:
+) -> list[Line]:
     """Draw a frontier in steps, from the dense model on, and return its pieces.
 
     Args:
@@ -351,62 +508,15 @@ def _say_all_beyond(axes: Axes, ratios: Sequence[float], most: float) -> None:
     axes.text(0.5, 0.75, text, transform=axes.transAxes, **centre)
 
 
-def _add_frontier_legend(
-    figure: Figure, looks: Looks, points: Sequence[SweepPoint], *, on_random_ids: bool
-) -> int:
-    """Add one legend for the points of all panels, and return its number of rows."""
+def _frontier_entries(looks: Looks, points: Sequence[SweepPoint], *, has_line: bool) -> list[Any]:
+    """Return the legend for the points of all panels."""
     names = {point.label for point in points}
     shown = [(label, look) for label, look in looks.items() if label in names]
     entries: list[Any] = [point_entry(_label_with_marks(n, points), look) for n, look in shown]
-    words = "frontier: full marks, with their s"
-    entries.append(line_entry(words, color="black", linewidth=0.8))
-    entries += [*_mark_notes(points), *reason_patches(points, "? ")]
-    if on_random_ids:
-        entries.append(random_ids_entry())
-    return legend_below(figure, entries, columns=4)
-
-
-def place_labels(axes: Axes, labels: Sequence[Label], obstacles: Obstacles) -> None:
-    """Write each label where it hides no other label, no mark and no line.
-
-    Where there is no such place, it may lie on a line. A label far from its mark gets a line to it.
-
-    Args:
-        axes: The axes, of a figure that was laid out.
-        labels: Place and text of each label.
-        obstacles: The marks and lines.
-    """
-    figure = axes.figure
-    inside = axes.get_window_extent(figure.canvas.get_renderer())  # type: ignore[attr-defined]
-    radius = 3.5 * figure.dpi / 72
-    centres = [axes.transData.transform(at) for at in obstacles.marks]
-    taken = [Bbox([middle - radius, middle + radius]) for middle in centres]
-    lines = [Bbox(axes.transData.transform(ends)) for ends in obstacles.lines]
-    for x, y, text in sorted(labels):
-        tries = [(place, lines) for place in _PLACES] + [(place, []) for place in _PLACES]
-        for place, also in tries:
-            label, box = _write_label(axes, (x, y), text, place)
-            is_free = not any(box.overlaps(obstacle) for obstacle in (*taken, *also))
-            if is_free and inside.contains(*box.min) and inside.contains(*box.max):
-                break
-            label.remove()
-        else:
-            _, box = _write_label(axes, (x, y), text, _PLACES[0])
-        taken.append(box)
-
-
-def _write_label(
-    axes: Axes, at: tuple[float, float], text: str, place: tuple[int, int]
-) -> tuple[Annotation, Bbox]:
-    """Write a label at a distance from its mark; return it with the box of its text in pixels."""
-    side = "left" if place[0] > 0 else "right" if place[0] < 0 else "center"
-    line = {"arrowstyle": "-", "linewidth": 0.4, "shrinkA": 0, "shrinkB": 2}
-    arrow = line if max(map(abs, place)) > 10 else None
-    look: dict[str, Any] = {"fontsize": 6, "ha": side, "arrowprops": arrow}
-    label = axes.annotate(text, at, textcoords="offset points", xytext=place, **look)
-    renderer = axes.figure.canvas.get_renderer()  # type: ignore[attr-defined]
-    label.update_positions(renderer)
-    return label, matplotlib.text.Text.get_window_extent(label, renderer)
+    if has_line:
+        words = "frontier: full marks, with their s"
+        entries.append(line_entry(words, color="black", linewidth=0.8))
+    return [*entries, *_mark_notes(points), *reason_patches(points, "? ")]
 
 
 class ParetoPlots:

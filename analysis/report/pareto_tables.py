@@ -11,9 +11,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from prunescope.analysis.report.checklist import sweep_checklist
 from prunescope.analysis.report.escape import markdown as text
 from prunescope.analysis.report.hatches import SIMULATED, ZEROS, marked
 from prunescope.analysis.report.markdown import table_blocks
+from prunescope.analysis.report.results_table import as_table, result_tables
 from prunescope.analysis.report.sheet import Line, Sheet
 from prunescope.analysis.report.titles import figure_name
 from prunescope.analysis.report.view import (
@@ -88,6 +90,8 @@ def _report(pareto: Pareto, *, figures: bool) -> Iterator[str]:
     yield f"# Speed against quality: {text(pareto.subject.model)}"
     yield "## In short"
     yield "\n".join(f"- {text(line)}" for line in pareto.summary)
+    for table in result_tables(pareto):
+        yield from table_blocks(as_table(table), level=2)
     if figures:
         name = figure_name("speed-quality", "all", "png")
         yield f"![speedup against perplexity, with the frontier]({name})"
@@ -106,6 +110,7 @@ def _report(pareto: Pareto, *, figures: bool) -> Iterator[str]:
     yield "## How it was measured"
     yield from _subject(pareto.subject)
     yield from (f"> {text(note)}" for note in pareto.notes)
+    yield from table_blocks(sweep_checklist(pareto), level=2)
 
 
 def _subject(subject: SweepSubject) -> Iterator[str]:

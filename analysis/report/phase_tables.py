@@ -64,6 +64,7 @@ class Extent:
         kinds: Rows of that of kinds.
         kernel_names: Whether the table of GEMMs has a column of kernels.
         brief: Whether parts that were not measured are left out.
+        rounded: Whether numbers have the digits of their intervals, as in a paper.
         without: Ids of tables that the format leaves out or renders by itself.
     """
 
@@ -72,14 +73,15 @@ class Extent:
     kinds: int | None = None
     kernel_names: bool = False
     brief: bool = False
+    rounded: bool = False
     without: frozenset[str] = frozenset()
 
 
 # Id of each table of a phase to the function that makes it, in reading order.
 TABLES: dict[str, Callable[[Phase, Extent], Table | None]] = {
-    "ladder": lambda phase, _: ladder_table(phase),
+    "ladder": lambda phase, extent: ladder_table(phase, rounded=extent.rounded),
     "sides": lambda phase, _: sides_table(phase),
-    "ledger": lambda phase, _: ledger_table(phase),
+    "ledger": lambda phase, extent: ledger_table(phase, rounded=extent.rounded),
     "overhead": lambda phase, extent: overhead_table(phase, brief=extent.brief),
     "gemms": lambda phase, extent: (
         gemm_table(phase, top=extent.gemms, names=extent.kernel_names) if phase.gemms else None

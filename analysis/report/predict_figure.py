@@ -6,8 +6,9 @@ range of the guessed costs is a band if a phase has a single method.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from matplotlib.axes import Axes
@@ -16,33 +17,71 @@ from matplotlib.patches import Patch
 
 from prunescope.analysis.report.escape import clean, csv_text
 from prunescope.analysis.report.figure_style import (
-    CURVE_MARKERS,
-    CURVES,
     PARITY,
-    blank_figure,
-    hide_frame,
+    add_title,
+    legend_below,
     line_entry,
-    picture_files,
+    panel_axes,
     plotting,
 )
+from prunescope.analysis.report.looks import Look, family_looks
+from prunescope.analysis.report.picture import PICTURES, Picture, files_of_pictures
 from prunescope.analysis.schema.prediction import Prediction
+from prunescope.taxonomy import numbers
 from prunescope.taxonomy.errors import PrunescopeError
 
 Curves = dict[str, dict[str, dict[str, list[float]]]]
-_WIDTH, _HEIGHT, _LEGEND = 2.6, 2.3, 1.3  # inches: a panel, and the legend next to them
+_HEIGHT = 2.2  # inches: a panel
+_MOST_METHODS = 8  # of a panel
 _GREY = "#555555"
 _DOTS: dict[str, Any] = {"linewidth": 0.7, "markersize": 2}  # of the roofline
+_TITLE = "Expected speedup over sparsity"
 
 
-def curve_files(values: dict[str, Any]) -> dict[str, bytes]:
-    """Return curves.png, .pdf, .svg and .csv, from file name to bytes.
+class _Panel(NamedTuple):
+    """A phase, and the methods of which a panel shows curves."""
+
+    phase: str
+    methods: list[str]
+
+
+def curve_files(
+    values: dict[str, Any], formats: Sequence[str] = (*PICTURES, "csv", "tex")
+) -> dict[str, bytes]:
+    """Return the curves as files, from file name to bytes.
 
     Args:
         values: The plain values of `predict --json`.
+        formats: Of png, pdf and svg for the figure, csv for its numbers, tex for its caption.
+
+    Raises:
+        PrunescopeError: There are no curves.
     """
-    result = msgspec.convert(values, Prediction)
-    files = picture_files("curves.{}".format, partial(_curves, result), ("png", "pdf", "svg"))
-    return {**files, "curves.csv": curves_csv(result.curves)}
+    result = _with_curves(values)
+    pictures = [_picture(result)]
+    files = files_of_pictures(pictures, formats, str(result.tool))
+    return {**files, "curves.csv": curves_csv(result.curves)} if "csv" in formats else files
+
+
+def _picture(result: Prediction) -> Picture:
+    subject, curves = result.subject, result.curves
+    methods = list(dict.fromkeys(name for own in curves.values() for name in own))
+    settings = "; ".join(_where(result, phase) for phase in curves)
+    ends = "; ".join(
+        f"{phase}, {name}: {numbers.ratio(curve['expected'][-1])} at s = {curve['sparsity'][-1]:g}"
+        for phase, own in curves.items()
+        for name, curve in own.items()
+    )
+    band = " The band is the range of the costs that are guessed." if len(methods) == 1 else ""
+    return Picture(
+        stem="curves",
+        title=_TITLE,
+        caption=f"{_TITLE}: {clean(str(subject.name))} on {clean(subject.device)}, "
+        f"{', '.join(map(clean, methods))}; {settings}. Predicted, not measured: solid lines are "
+        f"expected, dotted ones the roofline bound.{band}",
+        alt=f"Curves that end at: {ends}.",
+        plot=partial(_curves, result),
+    )
 
 
 def curves_figure(values: dict[str, Any]) -> Figure:
@@ -55,81 +94,89 @@ def curves_figure(values: dict[str, Any]) -> Figure:
         PrunescopeError: There are no curves: the values are of a ranking, of families from a run,
             or of a dense model alone.
     """
+    result = _with_curves(values)
+    with plotting():
+        return _curves(result)
+
+
+def _with_curves(values: dict[str, Any]) -> Prediction:
+    """Return a prediction that has curves, or raise PrunescopeError."""
     if not values.get("curves"):
         raise PrunescopeError(
             "there is no curve over sparsity to plot",
             hint="predict with method= one family or several, and sparsity= one value or several",
         )
-    with plotting():
-        return _curves(msgspec.convert(values, Prediction))
+    return msgspec.convert(values, Prediction)
 
 
 def _curves(result: Prediction) -> Figure:
-    """Plot all phases. Everything is placed in inches, so that no label is cut."""
+    """Plot a panel for each phase, and several where it has more methods than one names."""
     curves: Curves = result.curves
-    width = _WIDTH * len(curves) + _LEGEND
-    figure = blank_figure(width, _HEIGHT, layout=None)
-    known = list(dict.fromkeys(name for methods in curves.values() for name in methods))
-    for i, (phase, methods) in enumerate(curves.items()):
-        left = (_WIDTH * i + 0.5) / width
-        box = (left, 0.42 / _HEIGHT, (_WIDTH - 0.62) / width, (_HEIGHT - 0.8) / _HEIGHT)
-        axes = figure.add_axes(box)
-        _plot_phase(axes, methods, known)
-        axes.set_title(_title(result, phase), fontsize=7)
-        if i == 0:
-            axes.set_ylabel("speedup (dense ÷ pruned)")
-    place: dict[str, Any] = {"bbox_to_anchor": ((_WIDTH * len(curves)) / width, 0.88)}
-    entries = _legend_entries(known, curves)
-    figure.legend(handles=entries, loc="upper left", frameon=False, fontsize=6, **place)
+    panels = [
+        _Panel(phase, list(own)[i : i + _MOST_METHODS])
+        for phase, own in curves.items()
+        for i in range(0, len(own), _MOST_METHODS)
+    ]
+    looks = family_looks((name, name) for methods in curves.values() for name in methods)
+    figure, every = panel_axes(len(panels), _HEIGHT)
+    add_title(figure, f"{clean(str(result.subject.name)[-40:])}, {clean(result.subject.device)}")
+    for axes, panel in zip(every, panels, strict=True):
+        own = curves[panel.phase]
+        shown = {name: own[name] for name in panel.methods}
+        _plot_phase(axes, shown, looks, is_alone=len(own) == 1)
+        axes.set_title(_where(result, panel.phase), loc="left")
+        axes.set_ylabel("speedup (dense ÷ pruned)")
+    legend_below(figure, _legend_entries(looks, curves))
     return figure
 
 
-def _plot_phase(axes: Axes, methods: dict[str, dict[str, list[float]]], known: list[str]) -> None:
-    """Plot the curves of one phase; `known` gives each method the same look in all panels."""
-    hide_frame(axes)
+def _plot_phase(
+    axes: Axes,
+    methods: dict[str, dict[str, list[float]]],
+    looks: dict[str, Look],
+    *,
+    is_alone: bool,
+) -> None:
+    """Plot the curves of one phase, with the range of a method that is alone."""
     for name, curve in methods.items():
-        look = _look(known.index(name))
-        shares, colour = curve["sparsity"], look["color"]
-        if len(methods) == 1:
+        shares, colour = curve["sparsity"], looks[name].colour
+        if is_alone:
             band: dict[str, Any] = {"color": colour, "alpha": 0.18, "linewidth": 0}
             axes.fill_between(shares, curve["low"], curve["high"], **band)
         dots = {"linestyle": (0, (1, 1.5)), "marker": "" if len(shares) > 1 else ".", **_DOTS}
         axes.plot(shares, curve["roofline"], color=colour, **dots)
-        axes.plot(shares, curve["expected"], linewidth=0.9, markersize=3, **look)
+        line = _line(looks[name]) | {"gid": f"family-{name}"}
+        axes.plot(shares, curve["expected"], **line)
     axes.axhline(1.0, **PARITY)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("sparsity s")
     axes.locator_params(nbins=5)
 
 
-def _legend_entries(known: list[str], curves: Curves) -> list[Any]:
+def _legend_entries(looks: dict[str, Look], curves: Curves) -> list[Any]:
     """Return the legend: the methods, then what solid and dotted lines and the band mean."""
-    entries: list[Any] = [
-        line_entry(clean(name), markersize=3, linewidth=0.9, **_look(i))
-        for i, name in enumerate(known)
-    ]
+    entries: list[Any] = [line_entry(clean(name), **_line(look)) for name, look in looks.items()]
     entries.append(line_entry("expected", color=_GREY, linewidth=0.9))
     every = [curve for methods in curves.values() for curve in methods.values()]
     is_line = any(len(curve["sparsity"]) > 1 for curve in every)  # one sparsity is a dot
     dots: dict[str, Any] = {"linestyle": (0, (1, 1.5)) if is_line else "", **_DOTS}
     entries.append(line_entry("roofline", color=_GREY, marker="" if is_line else ".", **dots))
     if is_line and any(len(methods) == 1 for methods in curves.values()):
-        entries.append(Patch(facecolor=_look(0)["color"], alpha=0.18, label="range"))
+        (colour, *_), *_ = looks.values()
+        entries.append(Patch(facecolor=colour, alpha=0.18, label="range"))
     return entries
 
 
-def _look(i: int) -> dict[str, Any]:
-    """Return colour and marker of method `i`; their pairs repeat after all have been used."""
-    marker = CURVE_MARKERS[(i + i // len(CURVES)) % len(CURVE_MARKERS)]
-    return {"color": CURVES[i % len(CURVES)], "marker": marker}
+def _line(look: Look) -> dict[str, Any]:
+    return {"color": look.colour, "marker": look.marker, "linewidth": 0.9, "markersize": 3}
 
 
-def _title(result: Prediction, phase: str) -> str:
-    subject, point = result.subject, result.points[0].phases[phase]
+def _where(result: Prediction, phase: str) -> str:
+    """Return phase, batch and length."""
+    point = result.points[0].phases[phase]
     tokens = point.context if phase == "decode" else point.prompt_len
     unit = "keys" if phase == "decode" else "tokens"
-    where = f"{phase}, B={point.batch}, {tokens} {unit}"
-    return f"{clean(str(subject.name)[-20:])}, {clean(subject.device)}\n{where}"
+    return f"{phase}, batch {point.batch}, {tokens:,} {unit}"
 
 
 def curves_csv(curves: Curves) -> bytes:

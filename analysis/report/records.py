@@ -15,8 +15,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import msgspec
 
 from prunescope.analysis.report.escape import clean
-from prunescope.analysis.report.rows import LadderLine, LedgerLine, ladder_lines, ledger_lines
-from prunescope.analysis.schema.anatomy import RooflinePoint
+from prunescope.analysis.report.rows import (
+    LadderLine,
+    LedgerLine,
+    RooflineLine,
+    ladder_lines,
+    ledger_lines,
+    roofline_lines,
+)
 from prunescope.analysis.schema.report import Finding, GemmRow, KernelRow, Phase, Report
 from prunescope.taxonomy.by_name import ByName
 from prunescope.taxonomy.errors import PrunescopeError
@@ -151,10 +157,10 @@ def findings(report: Report) -> Records:
 
 def roofline(report: Report) -> Records:
     """Return a row for each point of the roofline plot, with `flop_per_byte` and `flop_per_s`."""
-    columns = _columns(RooflinePoint) | {"flop_per_byte": float, "flop_per_s": float}
+    columns = _columns(RooflineLine) | {"flop_per_byte": float, "flop_per_s": float}
 
     def rows(phase: Phase) -> Iterator[Row]:
-        for point in phase.anatomy.points if phase.anatomy else ():
+        for point in roofline_lines(phase):
             rates = {"flop_per_byte": point.flop_per_byte, "flop_per_s": point.flop_per_s}
             yield _fields(point) | rates
 

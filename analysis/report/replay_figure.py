@@ -1,6 +1,6 @@
 """GEMMs replayed alone as files: in, Replays and the report of their run; out, CSV and a figure.
 
-The figure is one column wide: time of a call over N or K, and time per kept number (a kept channel
+The figure: time of a call over N or K, and time per kept number (a kept channel
 or head) at each alignment.
 """
 
@@ -17,18 +17,16 @@ from matplotlib.figure import Figure
 from prunescope.analysis.report import titles
 from prunescope.analysis.report.escape import clean, csv_text
 from prunescope.analysis.report.figure_style import (
-    COLOURS,
-    MARKERS,
-    PALETTE,
     PARITY,
-    REALISED,
-    add_legend,
     ground,
+    legend_below,
+    line_entry,
     no_evidence,
     page_strips,
     picture_files,
     plotting,
 )
+from prunescope.analysis.report.looks import SERIES
 from prunescope.analysis.report.records import Records
 from prunescope.analysis.report.replay_records import curve_records, shape_records
 from prunescope.analysis.schema.replay import AlignedTime
@@ -39,8 +37,11 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.replays import Replays, StepCurve
 
 PICTURES = ("png", "pdf", "svg")
+_MEASURED: dict[str, Any] = {
+    "color": SERIES[0].colour, "marker": "o", "markersize": 2, "linewidth": 0.5,
+}  # fmt: skip
+_STEPS: dict[str, Any] = {"color": SERIES[1].colour, "linewidth": 0.9}
 _MOST_CURVES = 4
-_LEGEND_COLUMNS, _LEGEND_ROW = 3, 0.13  # height of a row of the legend as a share of a panel's
 
 
 def replay_figure(
@@ -69,8 +70,10 @@ def replay_figure(
     figure, strips = page_strips(0.4 + 1.5 * count, title, subject, count)
     for axes, curve in zip(strips, shown, strict=False):
         _plot_curve(axes, curve)
-    if alignments:
-        _plot_alignments(strips[-1], alignments)
+    entries: list[Any] = [line_entry("measured", **_MEASURED)] if shown else []
+    if any(curve.width for curve in shown):
+        entries.append(line_entry("steps", **_STEPS))
+    entries += _plot_alignments(strips[-1], alignments) if alignments else []
     if disturbed:
         reasons = [evidence.NOT_VALID_TIMING]
         for axes in strips:
@@ -78,7 +81,8 @@ def replay_figure(
             axes.axvspan(*ends, zorder=-1, **ground(reasons))
             axes.set_xlim(ends)
         words = clean(f"disturbed by {', '.join(disturbed)}")
-        add_legend(figure, [no_evidence(reasons, words)], 1)
+        entries.append(no_evidence(reasons, words))
+    legend_below(figure, entries)
     return figure
 
 
@@ -97,15 +101,13 @@ def _plot_curve(axes: Axes, curve: StepCurve) -> None:
     """Plot the measured times of one GEMM over N or K, and the steps that describe them."""
     unit = numbers.scale(curve.ns)
     sizes, ns = zip(*sorted(zip(curve.sizes, curve.ns, strict=True)), strict=True)
-    measured: dict[str, Any] = {"color": REALISED, "marker": "o", "markersize": 2, "linewidth": 0.5}
-    axes.plot(sizes, [y / unit.per for y in ns], label="measured", **measured)
+    axes.plot(sizes, [y / unit.per for y in ns], **_MEASURED)
     fixed = f"K = {curve.k}" if curve.axis == "N" else f"N = {curve.n}"
     law = "no steps"
     if steps := steps_ns(curve, sizes[0], sizes[-1]):
         law = f"steps of {curve.width}"
         times = [y / unit.per for y in steps[1]]
-        axes.plot(steps[0], times, label="steps", color=COLOURS["loss"], linewidth=0.9)
-        axes.legend(fontsize=5, frameon=False, loc="lower right")
+        axes.plot(steps[0], times, **_STEPS)
     axes.set_ylim(bottom=0)
     axes.set_ylabel(f"{unit.unit} a call")
     role = titles.short(curve.role or "")
@@ -113,25 +115,29 @@ def _plot_curve(axes: Axes, curve: StepCurve) -> None:
     axes.set_xlabel(f"{curve.axis}; {facts}")
 
 
-def _plot_alignments(axes: Axes, times: Sequence[AlignedTime]) -> None:
-    """Plot the time per kept number of each pruned dimension over the alignment."""
+def _plot_alignments(axes: Axes, times: Sequence[AlignedTime]) -> list[Any]:
+    """Plot the time per kept number of each pruned dimension over the alignment.
+
+    Return the entries of the legend.
+    """
     by_dimension: dict[tuple[str, str, int], dict[int, float]] = {}
     for time in times:
         by_dimension.setdefault((time.role, time.axis, time.now), {})[time.align] = time.relative
     aligns = sorted({time.align for time in times})
-    shown = list(by_dimension.items())[: len(PALETTE)]
-    for i, ((role, axis, now), relative) in enumerate(shown):
-        look: dict[str, Any] = {"color": PALETTE[i], "marker": MARKERS[i % len(MARKERS)]}
+    shown = list(by_dimension.items())[: len(SERIES)]
+    entries = []
+    for series, ((role, axis, now), relative) in zip(SERIES, shown, strict=False):
+        look: dict[str, Any] = {"color": series.colour, "marker": series.marker}
+        look |= {"markersize": 3, "linewidth": 0.9}
         values = [relative.get(align, math.nan) for align in aligns]
         label = f"{titles.short(role)} {axis} = {now}"
-        axes.plot(range(len(aligns)), values, markersize=3, linewidth=0.9, label=label, **look)
+        axes.plot(range(len(aligns)), values, **look)
+        entries.append(line_entry(label, **look))
     axes.axhline(1.0, **PARITY)
     axes.set_xticks(range(len(aligns)), [str(align) for align in aligns])
-    rows = math.ceil(len(shown) / _LEGEND_COLUMNS)
-    highest = max(1.0, *(time.relative for time in times))
-    axes.set_ylim(0, highest / (0.97 - _LEGEND_ROW * rows))
+    axes.set_ylim(0, 1.05 * max(1.0, *(time.relative for time in times)))
     axes.set(xlabel="alignment of the kept dimension", ylabel="time a kept number")
-    axes.legend(fontsize=5, frameon=False, ncols=_LEGEND_COLUMNS, loc="upper left")
+    return entries
 
 
 def replay_files(

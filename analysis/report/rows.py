@@ -12,6 +12,7 @@ from typing import Annotated
 import msgspec
 
 from prunescope.analysis.report.ledger_view import shown_bounds
+from prunescope.analysis.schema.anatomy import RooflinePoint
 from prunescope.analysis.schema.fields import meaning
 from prunescope.analysis.schema.report import Phase
 
@@ -65,6 +66,7 @@ class LadderLine(msgspec.Struct, kw_only=True):
 class BoundLine(msgspec.Struct, kw_only=True):
     """Busy time of a kind of kernels that one bound limits."""
 
+    side: Annotated[str | None, meaning("dense or pruned; empty: a run alone")]
     kind: Annotated[str, meaning("what the kernels do")]
     bound: Annotated[
         str | None, meaning("compute, memory, latency or unknown; empty: not split")
@@ -77,11 +79,18 @@ class BoundLine(msgspec.Struct, kw_only=True):
 class LayerLine(msgspec.Struct, kw_only=True):
     """Time of a role in one layer, or the idle time before its kernels."""
 
+    side: Annotated[str | None, meaning("dense or pruned; empty: a run alone")]
     layer: Annotated[int | None, meaning("index in the list of layers; empty: outside of all")]
     role: Annotated[
         str | None, meaning("where in the layer; empty: idle time before its kernels")
     ] = None
     ns: Annotated[float, meaning("device time of a step, or idle time: what layers-PHASE plots")]
+
+
+class RooflineLine(RooflinePoint, kw_only=True):
+    """A point of the roofline plot."""
+
+    side: Annotated[str | None, meaning("dense or pruned; empty: a run alone")]
 
 
 class WaveLine(msgspec.Struct, kw_only=True):
@@ -133,18 +142,27 @@ def ladder_lines(phase: Phase) -> Iterator[LadderLine]:
 def bound_lines(phase: Phase) -> Iterator[BoundLine]:
     """Yield busy time by kind and bound; by kind alone where the phase has no anatomy."""
     if phase.anatomy is None:
-        yield from (BoundLine(kind=kind, busy_ns=ns) for kind, ns in phase.kinds.items())
-        return
-    for kind, parts in phase.anatomy.kind_bounds.items():
-        yield from (BoundLine(kind=kind, bound=bound, busy_ns=ns) for bound, ns in parts.items())
+        yield from (BoundLine(side=None, kind=kind, busy_ns=ns) for kind, ns in phase.kinds.items())
+    for side, anatomy in phase.anatomies.items():
+        for kind, parts in anatomy.kind_bounds.items():
+            for bound, ns in parts.items():
+                yield BoundLine(side=side, kind=kind, bound=bound, busy_ns=ns)
+
+
+def roofline_lines(phase: Phase) -> Iterator[RooflineLine]:
+    """Yield the points of the roofline plot."""
+    for side, anatomy in phase.anatomies.items():
+        for point in anatomy.points:
+            yield RooflineLine(side=side, **msgspec.structs.asdict(point))
 
 
 def layer_lines(phase: Phase) -> Iterator[LayerLine]:
     """Yield busy time of each layer by role, and the idle time before its kernels."""
-    for time in phase.anatomy.layers if phase.anatomy else ():
-        for role, ns in time.roles.items():
-            yield LayerLine(layer=time.layer, role=role, ns=ns)
-        yield LayerLine(layer=time.layer, ns=time.gap_ns)
+    for side, anatomy in phase.anatomies.items():
+        for time in anatomy.layers:
+            for role, ns in time.roles.items():
+                yield LayerLine(side=side, layer=time.layer, role=role, ns=ns)
+            yield LayerLine(side=side, layer=time.layer, ns=time.gap_ns)
 
 
 def wave_lines(phase: Phase) -> Iterator[WaveLine]:

@@ -1,57 +1,67 @@
-"""Figures of one run: in, a Phase or its anatomy; out, figures one column wide, None without data.
+"""Figures of one run or pair: in, a Phase; out, figures.
 
 kinds: busy time by kind; roofline: calls as points, sized by time, under the ceilings; bounds: time
 by kind and bound; layers: time of each layer by role; waves: predicted time over N; experts: how
-evenly tokens are spread.
+evenly tokens are spread. Where there is a dense side, the first four show it too.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, StrMethodFormatter
 
+from prunescope.analysis.report.anatomy_view import (
+    MOST_KINDS,
+    Ceiling,
+    ceilings,
+    largest_kinds,
+    longest_roles,
+    numbered_layers,
+    shapes_with_curves,
+    step_name,
+    visible_points,
+)
 from prunescope.analysis.report.figure_style import (
-    BOUND,
     EDGE,
-    MARKERS,
-    PALETTE,
-    REALISED,
     THIN,
-    add_legend,
-    add_title_and_legend,
-    add_wrapped_legend,
+    add_title,
     bar_entry,
+    blank_figure,
     ground,
     label_rows,
+    legend_below,
     line_entry,
     no_evidence,
     page_axes,
     page_strips,
     row_axes,
 )
+from prunescope.analysis.report.label_places import Label, Obstacles, place_labels
 from prunescope.analysis.report.ledger_view import is_visible
+from prunescope.analysis.report.looks import BOUNDS, DENSE, PRUNED, SERIES, kind_look
 from prunescope.analysis.report.titles import short
-from prunescope.analysis.schema.anatomy import Anatomy, RooflinePoint, Shape
+from prunescope.analysis.schema.anatomy import RooflinePoint, Shape
 from prunescope.analysis.schema.report import Phase
 from prunescope.analysis.schema.sides import DeviceUsed
 from prunescope.taxonomy import numbers
-from prunescope.taxonomy.dtypes import THREE_TF32, three_tf32_rate
 from prunescope.taxonomy.runs.run_quality import RANDOM_IDS
 
 _TIMES = 4  # from this ratio of the longest to the shortest curve on, N is on a logarithmic axis
-_BOUND_LOOKS = {
-    "compute": ("#0072B2", ""), "memory": ("#E69F00", ""), "latency": ("#CC79A7", "////"),
-    "unknown": ("#DDDDDD", ""),
-}  # fmt: skip
-_MOST_KINDS, _MOST_ROLES, _FEWEST_LAYERS = 10, 16, 2
-_LARGEST, _SMALLEST = 90.0, 5.0  # area of a point
-_VISIBLE = 0.001  # of the time of all points
+_LARGEST, _SMALLEST = 90.0, 8.0  # area of a point
+_MOST_LABELS = 8  # points that are named by their role
+_PIECES = 40  # of the rising part of a ceiling, around which labels stand
 _TERA = 1e12
+_STROKES = {  # of a ceiling, by whether its peaks are the second ones, and fp32 is split
+    (False, False): "-", (True, False): (0, (4, 2)), (False, True): (0, (1, 1)),
+    (True, True): (0, (4, 2, 1, 2)),
+}  # fmt: skip
+_CELLS = "cividis"  # even in lightness, and the same to the colour-blind
 # Fields of LayerRouting that the figure of experts shows, by their labels.
 _EXPERT_STRIPS = {
     "distinct": "distinct a step", "fullest": "fullest ÷ mean", "entropy": "entropy",
@@ -59,111 +69,122 @@ _EXPERT_STRIPS = {
 _ROOM = 1.3
 
 
-def step_name(phase: Phase) -> str:
-    """Return which step busy times belong to: a profiled one if the profiler slows the ops."""
-    return "a profiled step" if phase.is_slowed else "a step"
-
-
 def kinds_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
     """Plot busy time by kind, for a report without a baseline."""
     if not phase.kinds:
         return None
-    ranked = sorted(phase.busy_by_kind.items(), key=lambda item: -item[1])[:_MOST_KINDS]
+    ranked = sorted(phase.busy_by_kind.items(), key=lambda item: -item[1])[:MOST_KINDS]
     unit = numbers.scale(ns for _, ns in ranked)
     figure, axes = row_axes(len(ranked))
     top = max(ns for _, ns in ranked) / unit.per or 1.0
-    for i, (_, ns) in enumerate(ranked):
-        axes.barh(i, ns / unit.per, 0.68, color=BOUND, **EDGE)
+    for i, (kind, ns) in enumerate(ranked):
+        look = kind_look(kind.partition(",")[0])
+        bar: dict[str, Any] = {"color": look.colour, "hatch": look.hatch, **EDGE}
+        axes.barh(i, ns / unit.per, 0.68, gid=f"kind-{kind.partition(',')[0]}", **bar)
         axes.text(ns / unit.per + 0.02 * top, i, unit.text(ns), va="center")
     axes.set_xlim(0, 1.25 * top)
     label_rows(axes, [short(kind) for kind, _ in ranked])
-    add_title_and_legend(figure, title, [])
+    add_title(figure, title)
     axes.set_xlabel(f"busy time of {step_name(phase)} ({unit.unit}), {short(name)}")
     return figure
 
 
-def roofline_figure(anatomy: Anatomy, device: DeviceUsed, subject: str) -> Figure | None:
+def roofline_figure(phase: Phase, device: DeviceUsed, subject: str) -> Figure | None:
     """Plot calls with FLOPs as points under the ceilings of the device; their area shows time.
 
+    The points of the pruned side, or of a run alone, are full, and those of the dense one hollow.
+    The largest are named by their role.
+
     Args:
-        anatomy: The anatomy of the phase; points below a thousandth of the time are left out.
+        phase: The phase; points below a thousandth of the time are left out.
         device: The device with its peaks.
         subject: Model, method and phase, for the title.
     """
-    least = _VISIBLE * sum(point.busy_ns for point in anatomy.points)
-    points = [point for point in anatomy.points if point.busy_ns > least]
-    ceilings = _ceilings(device, points)
-    if not points or not ceilings:
+    sides = {side: visible_points(anatomy) for side, anatomy in phase.anatomies.items()}
+    every = [(side, point) for side, points in sides.items() for point in points]
+    tops = ceilings(device, (point for _, point in every))
+    if not every or not tops:
         return None
-    figure, axes = page_axes(2.9, "Roofline: calls with FLOPs as points, area by time", subject)
-    kinds = list(dict.fromkeys(point.kind for point in points))
-    colour = {kind: PALETTE[min(i, len(PALETTE) - 1)] for i, kind in enumerate(kinds)}
-    names = [short(kind) for kind in kinds]
-    if len(names) > len(PALETTE):  # the last colour is shared by all other kinds
-        names[len(PALETTE) - 1 :] = ["other kinds"]
-    most = max(point.busy_ns for point in points)
-    x = [point.flop / point.bytes for point in points]
-    rates = [point.flop * point.count / point.clock_ns * 1e9 for point in points]
+    figure, axes = page_axes(3.1, "Roofline: calls with FLOPs as points, area by time", subject)
+    rates = [_rate(point) for _, point in every]
     unit, per = ("TFLOP/s", 1e12) if max(rates) >= _TERA else ("GFLOP/s", 1e9)
-    y = [rate / per for rate in rates]
-    look: dict[str, Any] = {"alpha": 0.75, "edgecolors": "black", "linewidths": 0.3, "zorder": 3}
-    look["s"] = [max(_SMALLEST, _LARGEST * point.busy_ns / most) for point in points]
-    axes.scatter(x, y, c=[colour[point.kind] for point in points], **look)
-    tops = [peak / per for _, peak, _, _ in ceilings]
-    left, right = _decades([*x, *(peak / rate for _, peak, rate, _ in ceilings)])
+    most = max(point.busy_ns for _, point in every)
+    obstacles = Obstacles()
+    for side, point in every:
+        look, area = kind_look(point.kind), max(_SMALLEST, _LARGEST * point.busy_ns / most)
+        at = point.flop / point.bytes, _rate(point) / per
+        dot: dict[str, Any] = {"marker": look.marker, "linewidths": 0.7, "zorder": 3}
+        dot |= {"facecolors": "none" if side == "dense" else look.colour, "alpha": 0.8}
+        dot["edgecolors"] = look.colour if side == "dense" else "black"
+        axes.scatter(*zip(at, strict=True), s=area, gid=f"{side or 'step'}-{point.role}", **dot)
+        obstacles.add(at, None, None)
+    levels = [top.flop_per_s / per for top in tops]
+    knees = [top.flop_per_s / top.byte_per_s for top in tops]
+    left, right = _decades([*(x for x, _ in obstacles.marks), *knees])
     black: dict[str, Any] = {"color": "black", "linewidth": 0.8}
-    for (_, peak, rate, style), top in zip(ceilings, tops, strict=True):
-        corners = [left, peak / rate, right], [left * rate / per, top, top]
-        axes.plot(*corners, linestyle=style, **black)
+    for top, level, knee in zip(tops, levels, knees, strict=True):
+        corners = [left, knee, right], [left * top.byte_per_s / per, level, level]
+        stroke = _STROKES[top.is_second, top.is_split]
+        axes.plot(*corners, linestyle=stroke, gid="ceiling", **black)
+        slope = [left * (knee / left) ** (i / _PIECES) for i in range(_PIECES + 1)]
+        rising = [(x, x * top.byte_per_s / per) for x in slope]
+        obstacles.lines += [*pairwise(rising), ((knee, level), (right, level))]
     axes.set(xscale="log", yscale="log", xlim=(left, right))
-    axes.set_ylim(min(_decades(y)[0], min(tops) / 10), 2 * max(*tops, *y))
+    speeds = [y for _, y in obstacles.marks]
+    axes.set_ylim(min(_decades(speeds)[0], min(levels) / 10), 2 * max(*levels, *speeds))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(_format_tick))
         axis.set_minor_formatter(NullFormatter())
     axes.set(xlabel="FLOP per compulsory byte", ylabel=unit)
-    dot: dict[str, Any] = {"marker": "o", "linestyle": "", "markersize": 4}
-    entries = [line_entry(name, color=PALETTE[i], **dot) for i, name in enumerate(names)]
-    entries += [line_entry(name, linestyle=style, **black) for name, _, _, style in ceilings]
-    add_wrapped_legend(figure, entries, 3)
+    _add_roofline_legend(figure, sides, tops)
+    figure.draw_without_rendering()
+    place_labels(axes, _role_labels(sides, per), obstacles)
     return figure
+
+
+def _rate(point: RooflinePoint) -> float:
+    """Return the FLOP/s of the calls of a point, at the clock that its time rests on."""
+    return point.flop * point.count / point.clock_ns * 1e9
+
+
+def _add_roofline_legend(
+    figure: Figure, sides: dict[str | None, list[RooflinePoint]], tops: Sequence[Ceiling]
+) -> None:
+    """Name kinds, sides and ceilings below the axes."""
+    dot: dict[str, Any] = {"linestyle": "", "markersize": 4, "markeredgewidth": 0.5}
+    kinds = dict.fromkeys(point.kind for points in sides.values() for point in points)
+    looks = {kind: kind_look(kind) for kind in kinds}
+    entries = [
+        line_entry(short(kind), color=look.colour, marker=look.marker, **dot)
+        for kind, look in looks.items()
+    ]
+    if len(sides) > 1:
+        words = {"dense, hollow": "white", "pruned": "#555555"}
+        entries += [
+            line_entry(name, color="#555555", marker="o", markerfacecolor=face, **dot)
+            for name, face in words.items()
+        ]
+    for top in tops:
+        stroke = _STROKES[top.is_second, top.is_split]
+        entries.append(line_entry(top.name, linestyle=stroke, color="black", linewidth=0.8))
+    legend_below(figure, entries)
+
+
+def _role_labels(sides: dict[str | None, list[RooflinePoint]], per: float) -> list[Label]:
+    """Return the roles of the largest points with their places, each role once."""
+    shown = sides.get("pruned") or next(iter(sides.values()))
+    largest: dict[str, RooflinePoint] = {}
+    for point in sorted(shown, key=lambda point: -point.busy_ns):
+        largest.setdefault(point.role, point)
+    return [
+        (point.flop / point.bytes, _rate(point) / per, short(role))
+        for role, point in list(largest.items())[:_MOST_LABELS]
+    ]
 
 
 def _format_tick(value: float, _: int) -> str:
     """Format a tick of a logarithmic axis without a power of ten."""
     return f"{value:,.0f}" if value >= 1 else f"{value:g}"
-
-
-def _ceilings(
-    device: DeviceUsed, points: list[RooflinePoint]
-) -> list[tuple[str, float, float, Any]]:
-    """Return the ceilings of a roofline: (name, FLOP/s, byte/s, line style).
-
-    They are those of the dtype that takes the most time, at the peaks in use, and next to measured
-    peaks also at those of the data sheet. If fp32 runs as three products of TF32, that has a
-    ceiling of its own.
-    """
-    time: dict[str, float] = {}
-    for point in points:
-        if point.dtype is not None:
-            time[point.dtype] = time.get(point.dtype, 0.0) + point.busy_ns
-    ceilings: list[tuple[str, float, float, Any]] = []
-    measured = bool(device.get("measured"))
-    sources: list[tuple[str, Any, Any]] = [
-        ("measured" if measured else "data sheet", device.get("peaks"), "-")
-    ]
-    if measured and device.get("sheet"):
-        sources.append(("data sheet", device["sheet"], (0, (4, 2))))
-    for name, peaks, style in sources:
-        rates = (peaks or {}).get("dense_flop_per_s") or {}
-        byte_per_s = (peaks or {}).get("byte_per_s")
-        dtype = next((d for d in sorted(time, key=lambda d: -time[d]) if d in rates), None)
-        if dtype is not None and byte_per_s:
-            ceilings.append((f"{dtype}, {name}", rates[dtype], byte_per_s, style))
-        slower = three_tf32_rate(rates)  # its ceiling differs from that of fp32
-        if THREE_TF32 in time and slower and byte_per_s:
-            dots = (0, (1, 1)) if style == "-" else (0, (4, 2, 1, 2))
-            ceilings.append((f"{THREE_TF32}, {name}", slower, byte_per_s, dots))
-    return ceilings
 
 
 def _decades(values: list[float]) -> tuple[float, float]:
@@ -172,86 +193,98 @@ def _decades(values: list[float]) -> tuple[float, float]:
     return 10 ** math.floor(low), 10 ** math.ceil(high)
 
 
-def bounds_figure(anatomy: Anatomy, subject: str, of_step: str) -> Figure | None:
-    """Plot busy time by kind, and that of each kind by its bound.
+def bounds_figure(phase: Phase, subject: str) -> Figure | None:
+    """Plot busy time by kind, and that of each kind by its bound; dense above pruned.
 
     Args:
-        anatomy: The anatomy of the phase.
+        phase: The phase.
         subject: Model, method and phase, for the title.
-        of_step: The step that the times belong to, by `step_name`.
     """
-    kinds = list(anatomy.kind_bounds.items())[:_MOST_KINDS]
-    totals = [sum(parts.values()) for _, parts in kinds]
-    if not kinds or not max(totals):
+    sides = phase.anatomies
+    kinds = largest_kinds(sides.values())
+    if not kinds:
         return None
+    rows = [
+        (_row_name(kind, side, is_first=i == 0), anatomy.kind_bounds.get(kind, {}))
+        for kind in kinds
+        for i, (side, anatomy) in enumerate(sides.items())
+    ]
+    totals = [sum(parts.values()) for _, parts in rows]
     unit = numbers.scale(totals)
-    figure, axes = page_axes(1.0 + 0.19 * len(kinds), "Busy time by kind and bound", subject)
+    figure, axes = page_axes(1.0 + 0.17 * len(rows), "Busy time by kind and bound", subject)
     top = max(totals) / unit.per
     present = set()
-    for i, ((_, parts), total) in enumerate(zip(kinds, totals, strict=True)):
+    for i, ((_, parts), total) in enumerate(zip(rows, totals, strict=True)):
         left = 0.0
-        for bound, (colour, hatch) in _BOUND_LOOKS.items():
+        for bound, look in BOUNDS.items():
             width = parts.get(bound, 0.0) / unit.per
             if is_visible([0.0, width], 1.2 * top):
                 present.add(bound)
-                axes.barh(i, width, 0.68, left=left, color=colour, hatch=hatch, **EDGE)
+                bar: dict[str, Any] = {"color": look.colour, "hatch": look.hatch, **EDGE}
+                axes.barh(i, width, 0.68, left=left, gid=f"bound-{bound}", **bar)
             left += width
         axes.text(left + 0.02 * top, i, unit.text(total), va="center")
-    label_rows(axes, [short(kind) for kind, _ in kinds])
+    label_rows(axes, [name for name, _ in rows])
+    for i in range(len(sides), len(rows), len(sides)):
+        axes.axhline(i - 0.5, color="#CCCCCC", linewidth=0.4, zorder=0)
     axes.set_xlim(0, 1.2 * top)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel(f"busy time of {of_step} ({unit.unit})")
-    entries = [bar_entry(bound, *look) for bound, look in _BOUND_LOOKS.items() if bound in present]
-    add_wrapped_legend(figure, entries, len(entries))
+    axes.set_xlabel(f"busy time of {step_name(phase)} ({unit.unit})")
+    legend_below(figure, [bar_entry(bound, BOUNDS[bound]) for bound in BOUNDS if bound in present])
     return figure
 
 
-def layers_figure(anatomy: Anatomy, subject: str, of_step: str) -> Figure | None:
-    """Plot the time of each layer by role, as colours.
+def _row_name(kind: str, side: str | None, *, is_first: bool) -> str:
+    """Return the name of a row: the kind at its first side, and the side where there are two."""
+    if side is None:
+        return short(kind)
+    return f"{short(kind)}, {side}" if is_first else side
 
-    The roles are those that take a hundredth of the time of the largest, over all layers.
+
+def layers_figure(phase: Phase, subject: str) -> Figure | None:
+    """Plot the time of each layer by role, as colours; dense above pruned, on one scale.
 
     Args:
-        anatomy: The anatomy of the phase; None is returned for fewer than two layers.
+        phase: The phase; None is returned for fewer than two layers.
         subject: Model, method and phase, for the title.
-        of_step: The step that the times belong to, by `step_name`.
     """
-    layers = [layer for layer in anatomy.layers if layer.layer is not None]
-    time: dict[str, float] = {}
-    for layer in layers:
-        for role, ns in layer.roles.items():
-            time[role] = time.get(role, 0.0) + ns
-    ranked = sorted(time, key=lambda role: (-time[role], role))
-    roles = [role for role in ranked if time[role] > max(time.values()) / 100][:_MOST_ROLES]
-    if len(layers) < _FEWEST_LAYERS or not roles:
+    sides = {side: numbered_layers(anatomy) for side, anatomy in phase.anatomies.items()}
+    sides = {side: layers for side, layers in sides.items() if layers}
+    roles = longest_roles(sides.values())
+    if not roles:
         return None
-    unit = numbers.scale(ns for layer in layers for ns in layer.roles.values())
-    cells = [[layer.roles.get(role, 0.0) / unit.per for layer in layers] for role in roles]
-    figure, axes = page_axes(0.95 + 0.15 * len(roles), "Busy time of each layer by role", subject)
-    image = axes.imshow(cells, aspect="auto", cmap="cividis", interpolation="nearest", vmin=0)
-    axes.set_yticks(range(len(roles)), [short(role) for role in roles])
-    step = max(1, -(-len(layers) // 8))
-    axes.set_xticks(range(0, len(layers), step), [str(layer.layer) for layer in layers[::step]])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    axes.set_xlabel("layer")
-    bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=30)
-    bar.set_label(f"{unit.unit}, {of_step}")
+    times = [ns for layers in sides.values() for layer in layers for ns in layer.roles.values()]
+    unit = numbers.scale(times)
+    height = 0.75 + (0.25 + 0.14 * len(roles)) * len(sides)
+    figure = blank_figure(height)
+    add_title(figure, f"Busy time of each layer by role\n{subject}")
+    strips = figure.subplots(len(sides), 1, squeeze=False)[:, 0].tolist()
+    for axes, (side, layers) in zip(strips, sides.items(), strict=True):
+        cells = [[layer.roles.get(role, 0.0) / unit.per for layer in layers] for role in roles]
+        look: dict[str, Any] = {"aspect": "auto", "cmap": _CELLS, "interpolation": "nearest"}
+        image = axes.imshow(cells, vmin=0, vmax=max(times) / unit.per, **look)
+        axes.set_yticks(range(len(roles)), [short(role) for role in roles])
+        step = max(1, -(-len(layers) // 8))
+        axes.set_xticks(range(0, len(layers), step), [str(layer.layer) for layer in layers[::step]])
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.set_xlabel("layer" if side is None else f"layer, {side}")
+    bar = figure.colorbar(image, ax=strips, pad=0.02, aspect=30)
+    bar.set_label(f"{unit.unit}, {step_name(phase)}")
     bar.outline.set_linewidth(0.4)
     bar.ax.tick_params(length=2, width=THIN)
     return figure
 
 
-def waves_figure(anatomy: Anatomy, subject: str, of_step: str) -> Figure | None:
+def waves_figure(phase: Phase, subject: str) -> Figure | None:
     """Plot the predicted time of GEMMs over N, and mark the N that ran and the dense N.
 
     Args:
-        anatomy: The anatomy of the phase.
+        phase: The phase.
         subject: Model, method and phase, for the title.
-        of_step: The step that the times belong to, by `step_name`.
     """
-    shapes = [shape for shape in anatomy.shapes if shape.curve]
+    shapes = shapes_with_curves(phase)
     if not shapes:
         return None
     unit = numbers.scale(ns for shape in shapes for _, ns in shape.curve)
@@ -260,20 +293,20 @@ def waves_figure(anatomy: Anatomy, subject: str, of_step: str) -> Figure | None:
     is_dense_shown = False
     for i, shape in enumerate(shapes):
         n, ns = zip(*shape.curve, strict=True)
-        line: dict[str, Any] = {"color": PALETTE[i], "linewidth": 0.9}
+        line: dict[str, Any] = {"color": SERIES[i % len(SERIES)].colour, "linewidth": 0.9}
         # The curves are translucent because those of two GEMMs of one shape lie on each other.
         axes.plot(n, [y / unit.per for y in ns], drawstyle="steps-pre", alpha=0.85, **line)
         sizes = _mark_sizes(axes, shape, i, unit)
         is_dense_shown |= shape.dense in sizes - {shape.n}
-        marker = MARKERS[i] if shape.n in sizes else ""
+        marker = SERIES[i % len(SERIES)].marker if shape.n in sizes else ""
         entries.append(line_entry(short(shape.role), marker=marker, markersize=4, **line))
     if is_dense_shown:
         hollow: dict[str, Any] = {"color": "black", "linestyle": "", "markerfacecolor": "white"}
         entries.append(line_entry("dense N", marker="o", markersize=4, **hollow))
     _scale_widths(axes, shapes)
     axes.set_ylim(bottom=0)
-    axes.set(xlabel="N, output features", ylabel=f"{unit.unit}, {of_step}")
-    add_wrapped_legend(figure, entries, min(len(entries), 5))
+    axes.set(xlabel="N, output features", ylabel=f"{unit.unit}, {step_name(phase)}")
+    legend_below(figure, entries)
     return figure
 
 
@@ -299,12 +332,22 @@ def _mark_sizes(axes: Axes, shape: Shape, i: int, unit: numbers.Scale) -> set[in
     Return those of the two that lie on the curve.
     """
     ns = {int(n): ns for n, ns in shape.curve}
-    mark: dict[str, Any] = {"marker": MARKERS[i], "markersize": 5, "zorder": 4}
+    look = SERIES[i % len(SERIES)]
+    mark: dict[str, Any] = {"marker": look.marker, "markersize": 5, "zorder": 4}
     if shape.n in ns:
-        filled = {**mark, "color": PALETTE[i], "markeredgecolor": "black", "markeredgewidth": 0.4}
+        filled = {
+            **mark,
+            "color": SERIES[i % len(SERIES)].colour,
+            "markeredgecolor": "black",
+            "markeredgewidth": 0.4,
+        }
         axes.plot([shape.n], [ns[shape.n] / unit.per], **filled)
     if shape.dense in ns and shape.dense != shape.n:
-        hollow = {**mark, "markerfacecolor": "white", "markeredgecolor": PALETTE[i]}
+        hollow = {
+            **mark,
+            "markerfacecolor": "white",
+            "markeredgecolor": SERIES[i % len(SERIES)].colour,
+        }
         axes.plot([shape.dense], [ns[shape.dense] / unit.per], **hollow)
     return ns.keys() & {n for n in (shape.n, shape.dense) if n is not None}
 
@@ -316,11 +359,11 @@ def experts_figure(phase: Phase, subject: str) -> Figure | None:
     mean, and the entropy.
 
     Args:
-        phase: The phase; None is returned for fewer than two layers with routers.
+        phase: The phase; None is returned for one without routers.
         subject: Model, method and phase, for the title.
     """
     layers = phase.routing.layers if phase.routing else []
-    if len(layers) < _FEWEST_LAYERS:
+    if not layers:
         return None
     figure, strips = page_strips(3.1, "Tokens of experts, layer by layer", subject, 3)
     places = range(len(layers))
@@ -330,10 +373,10 @@ def experts_figure(phase: Phase, subject: str) -> Figure | None:
     is_on_random_ids = phase.token_ids == RANDOM_IDS
     line: dict[str, Any] = {"markersize": 2.5, "linewidth": 0.9}
     sides: list[tuple[str, str, dict[str, Any]]] = [
-        ("", "pruned" if is_pair else "this run", {"color": REALISED, "marker": "o"})
+        ("", "pruned" if is_pair else "this run", {"color": PRUNED.colour, "marker": PRUNED.marker})
     ]
     if is_pair:
-        sides.insert(0, ("dense_", "dense", {"color": BOUND, "marker": "s"}))
+        sides.insert(0, ("dense_", "dense", {"color": DENSE.colour, "marker": DENSE.marker}))
     for axes, (key, label) in zip(strips, _EXPERT_STRIPS.items(), strict=True):
         top = 0.0
         for prefix, _, look in sides:
@@ -351,6 +394,5 @@ def experts_figure(phase: Phase, subject: str) -> Figure | None:
         for axes in strips:
             axes.axhspan(*axes.get_ylim(), zorder=-1, **ground([RANDOM_IDS]))
         entries.append(no_evidence([RANDOM_IDS], RANDOM_IDS))
-    if entries:
-        add_legend(figure, entries, len(entries))
+    legend_below(figure, entries)
     return figure

@@ -20,7 +20,14 @@ from rich.text import Text
 from prunescope.analysis.report import escape
 from prunescope.analysis.report.view import Cell, Column, Table
 
-STYLES = {"loss": "red", "gain": "green", "quiet": "dim", "total": "bold", "promise": "cyan"}
+STYLES = {
+    "best": "bold",
+    "loss": "red",
+    "gain": "green",
+    "quiet": "dim",
+    "total": "bold",
+    "promise": "cyan",
+}
 _LEAST = 36  # fewest useful characters of a cut name or evidence: else dropped, if it may be
 _LEAST_FOLDED = 16  # fewest characters of a line of a wrapped column that may not be dropped
 _OF_NUMBERS = "0123456789.,"

@@ -18,7 +18,6 @@ import polars as pl
 from prunescope.analysis.report import rows
 from prunescope.analysis.report.escape import cell, csv_text
 from prunescope.analysis.report.titles import phase_slugs
-from prunescope.analysis.schema.anatomy import RooflinePoint
 from prunescope.analysis.schema.fields import FieldInfo, fields_of
 from prunescope.analysis.schema.fields import unit_of as unit_of_name
 from prunescope.analysis.schema.report import GemmRow, KernelRow, Phase, Report
@@ -123,7 +122,7 @@ TABLES: dict[str, tuple[type[msgspec.Struct], Rows]] = {
     "kernels.csv": (KernelRow, lambda phase: phase.kernels),
     "bounds.csv": (rows.BoundLine, rows.bound_lines),
     "layers.csv": (rows.LayerLine, rows.layer_lines),
-    "roofline.csv": (RooflinePoint, lambda phase: phase.anatomy.points if phase.anatomy else ()),
+    "roofline.csv": (rows.RooflineLine, rows.roofline_lines),
     "waves.csv": (rows.WaveLine, rows.wave_lines),
     "experts.csv": (LayerRouting, lambda phase: phase.routing.layers if phase.routing else ()),
 }

@@ -14,6 +14,7 @@ from prunescope.analysis.report.escape import clean
 from prunescope.analysis.schema.report import Phase, Report
 from prunescope.analysis.schema.sides import DeviceRates, DeviceUsed
 from prunescope.analysis.summary.causes import find_moved
+from prunescope.analysis.summary.paper_words import method_name
 from prunescope.taxonomy import numbers
 from prunescope.taxonomy.dtypes import QUANTISED, THREE_TF32, three_tf32_rate
 from prunescope.taxonomy.words import when
@@ -104,7 +105,7 @@ def title(report: Report) -> str:
     """Return the measured model, method and device in one line."""
     subject = report.subject
     name = named(subject.get("name")) or named(subject.get("model")) or "report"
-    facts = [named(subject.get(key)) for key in ("model", "method")]
+    facts = [named(subject.get("model")), method_name(subject)]
     facts.append(_formats(report))
     facts.append(named(report.device.get("name")))
     parts = [name]
@@ -192,7 +193,7 @@ def facts_of(report: Report, name: str) -> list[str]:
     subject, phase = report.subject, report.phases[name]
     model = named(subject.get("model")) or named(subject.get("name"))
     family = phase.family.id if phase.family and phase.family.id not in _NO_FAMILY else ""
-    facts = [model, named(subject.get("method")) or family, heading(name, phase)]
+    facts = [model, method_name(subject) or family, heading(name, phase)]
     return [fact for fact in facts if fact]
 
 

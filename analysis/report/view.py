@@ -36,13 +36,13 @@ class Cell:
         text: What people read.
         value: The value to sort by; None where there is none.
         code: Whether the text is a name of code.
-        tone: "loss", "gain" or "quiet" for a colour; else empty.
+        tone: "loss", "gain" or "quiet" for a colour, "best" for bold type; else empty.
     """
 
     text: str
     value: float | None = None
     code: bool = False
-    tone: str = ""  # "loss" | "gain" | "quiet" | ""
+    tone: str = ""  # "loss" | "gain" | "quiet" | "best" | ""
 
 
 @dataclass(frozen=True, slots=True)

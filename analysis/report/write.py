@@ -11,8 +11,10 @@ import shutil
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from prunescope.analysis.report.formats import FORMATS, PhaseFrames, RequestedFormats
+from prunescope.analysis.report.printing import printed_as, printing_of
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.atomic_write import partial_folder, put_in_place
 from prunescope.taxonomy.errors import PrunescopeError, nearest
@@ -31,7 +33,7 @@ def write_report(
     *,
     formats: Sequence[str] = DEFAULT_FORMATS,
     frames: PhaseFrames | None = None,
-    label_prefix: str = "",
+    **look: Any,
 ) -> list[Path]:
     """Write a report in several formats into a folder, replacing older files of the same name.
 
@@ -40,14 +42,14 @@ def write_report(
         folder: Where the files go; it is made where it is not there.
         formats: The names of the formats.
         frames: The frames of each phase, for csv, parquet, perfetto and html; None without.
-        label_prefix: What stands in front of the labels in LaTeX.
+        **look: How figures are printed, as `printing_of` takes it: width, font, label_prefix.
 
     Returns:
         The paths of the files.
 
     Raises:
-        PrunescopeError: A format is unknown, parquet or perfetto lack frames, or the folder
-            cannot be written.
+        PrunescopeError: A format is unknown, parquet or perfetto lack frames, the look is none,
+            or the folder cannot be written.
     """
     check_formats(formats)
     files: dict[str, bytes] = {}
@@ -60,10 +62,10 @@ def write_report(
             report=report,
             name=name,
             frames=frames,
-            label_prefix=label_prefix,
             figures=figures,
         )
-        files |= FORMATS[name].render(request)
+        with printed_as(printing_of(formats, **look)):
+            files |= FORMATS[name].render(request)
     return write_files(files, folder)
 
 

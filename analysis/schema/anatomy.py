@@ -161,12 +161,17 @@ class Communication(msgspec.Struct, kw_only=True):
     kinds: dict[str, float]
 
 
-class Anatomy(msgspec.Struct, kw_only=True):
-    """The anatomy of one phase."""
+class SideAnatomy(msgspec.Struct, kw_only=True):
+    """What figures compare of the dense and the pruned side of a phase."""
 
     kind_bounds: Annotated[dict[str, dict[str, float]], meaning("busy of a kind by bound")]
     layers: list[LayerTime]
     points: list[RooflinePoint]
+
+
+class Anatomy(SideAnatomy, kw_only=True):
+    """The anatomy of one phase."""
+
     tiles: Annotated[
         dict[str, float], meaning("GEMM time by how the tile explains the grid, or why it cannot")
     ]

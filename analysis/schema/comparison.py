@@ -22,6 +22,7 @@ class ComparisonRow(msgspec.Struct, kw_only=True):
     model: str | None
     method: str | None
     family: Annotated[str | None, meaning("the verdict")]
+    display_name: Annotated[str | None, meaning("how the method is called; null: as it is")] = None
     phase: str
     batch: int | None
     prompt_len: int | None
@@ -61,6 +62,11 @@ class ComparisonRow(msgspec.Struct, kw_only=True):
         str | msgspec.UnsetType,
         meaning("forward or training, where a step is one and decodes nothing: it has no prompt"),
     ] = msgspec.UNSET
+
+    @property
+    def called(self) -> str | None:
+        """The display name of the method, else the method as it was given."""
+        return self.display_name or self.method
 
     @property
     def is_evidence(self) -> bool:

@@ -67,6 +67,14 @@ class Loss(TextLoss, kw_only=True):
     ] = None
 
     @property
+    def perplexity_ci95(self) -> list[float] | None:
+        """The interval of the perplexity, by that of its ratio to the dense model."""
+        if self.perplexity is None or self.perplexity_rel is None or self.ci95 is None:
+            return None
+        dense = self.perplexity / (1 + self.perplexity_rel)
+        return [dense * (1 + end) for end in self.ci95]
+
+    @property
     def has_tasks(self) -> bool:
         """Whether a change over tasks is known."""
         return isinstance(self.tasks_signed, float | int)
@@ -131,6 +139,7 @@ class SweepPoint(RunSetting, kw_only=True, frozen=False):  # type: ignore[misc]
 
     id: str
     family: str
+    display_name: Annotated[str | None, meaning("how the family is called; null: as it is")] = None
     sparsity: Annotated[
         float | None, meaning("nominal; the least of `sparsities`. null: a checkpoint")
     ]
@@ -188,6 +197,10 @@ class SweepPoint(RunSetting, kw_only=True, frozen=False):  # type: ignore[misc]
         ),
     ] = []
     timing_valid: Annotated[bool, meaning("of all random samples")] = True
+    peak_memory_bytes: int | None = None
+    dense_peak_memory_bytes: int | None = None
+    samples: Annotated[int | None, meaning("unprofiled, of the pruned model")] = None
+    placements: Annotated[int | None, meaning("of the weights in memory; null: one")] = None
     closure: Annotated[
         dict[str, LayerSum] | msgspec.UnsetType,
         meaning("by dense and pruned, of the first random sample; absent: the whole model ran"),
@@ -222,10 +235,15 @@ class SweepPoint(RunSetting, kw_only=True, frozen=False):  # type: ignore[misc]
         return bool(rows) and min(rows) == 1 and self.sparsity != 0
 
     @property
+    def method(self) -> str:
+        """The display name of the family, else the family."""
+        return self.display_name or self.family
+
+    @property
     def label(self) -> str:
-        """The family, with the way to choose and the options where there are several."""
+        """The method, with the way to choose and the options where there are several."""
         words = [*([self.select] if self.select else []), *self.set]
-        return f"{self.family} ({', '.join(words)})" if words else self.family
+        return f"{self.method} ({', '.join(words)})" if words else self.method
 
     @property
     def removed_nothing(self) -> bool:
@@ -312,6 +330,15 @@ class AtSparsity(msgspec.Struct, kw_only=True):
     families: dict[str, SpeedLoss]
 
 
+class BestPoints(msgspec.Struct, kw_only=True):
+    """The best points of a measure at one sparsity, or in a whole cell."""
+
+    measure: Annotated[str, meaning("speedup, perplexity, tasks or memory")]
+    sparsity: Annotated[float | None, meaning("null: no two methods have one sparsity")]
+    ids: Annotated[list[str], meaning("the best first, then those that noise does not tell apart")]
+    beyond_noise: Annotated[bool, meaning("whether the first is the best beyond noise")]
+
+
 class SweepCell(RunSetting, kw_only=True, frozen=False):  # type: ignore[misc]
     """One batch and length of a phase, and one way to run; points are compared inside a cell."""
 
@@ -322,6 +349,7 @@ class SweepCell(RunSetting, kw_only=True, frozen=False):  # type: ignore[misc]
     break_even: dict[str, float | None] = {}
     equal_flops: list[AtFlops] = []
     equal_sparsity: list[AtSparsity] = []
+    best: Annotated[list[BestPoints], meaning("where points compete; empty: nowhere")] = []
 
 
 class ParetoPhase(msgspec.Struct, kw_only=True):

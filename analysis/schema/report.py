@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Required, TypedDict
 
 import msgspec
 
-from prunescope.analysis.schema.anatomy import Anatomy, Communication
+from prunescope.analysis.schema.anatomy import Anatomy, Communication, SideAnatomy
 from prunescope.analysis.schema.categories import CategoryTime
 from prunescope.analysis.schema.encode import json_bytes
 from prunescope.analysis.schema.fields import meaning
@@ -32,6 +32,7 @@ from prunescope.analysis.schema.sides import (
     Totals,
     Unprofiled,
 )
+from prunescope.analysis.schema.workload import PhaseWorkload
 from prunescope.taxonomy.contradictions import differs
 from prunescope.taxonomy.formats import decode
 from prunescope.taxonomy.scrubbed import scrubbed
@@ -552,6 +553,10 @@ class PhaseAnswer(msgspec.Struct, kw_only=True):
             "nothing is to be done"
         ),
     ]
+    sentence: Annotated[
+        str | None,
+        meaning("the result as a paper prints it, with its setting; not in `summary`"),
+    ] = None
 
     @property
     def change(self) -> str:
@@ -704,6 +709,9 @@ class Phase(msgspec.Struct, kw_only=True):
         list[MovedShapes],
         meaning("convolutions whose shapes moved, by axis; the GEMMs that did are in `gemms`"),
     ] = []
+    workload: Annotated[
+        PhaseWorkload | msgspec.UnsetType, meaning("of a run; absent: a trace without run.json")
+    ] = msgspec.UNSET
 
     def contradictions(self) -> Iterator[str]:
         """Yield which of its times, rates and findings do not follow from its other fields."""
@@ -879,6 +887,14 @@ class Phase(msgspec.Struct, kw_only=True):
         if comm is None or comm.exposed_ns + comm.overlapped_ns <= _MUCH_COMM * self.wall_ns:
             return None
         return comm
+
+    @property
+    def anatomies(self) -> dict[str | None, SideAnatomy]:
+        """The anatomy of each side, dense first; the side of a run alone is None."""
+        if self.anatomy is None:
+            return {}
+        dense = self.baseline and self.baseline.anatomy
+        return {"dense": dense, "pruned": self.anatomy} if dense else {None: self.anatomy}
 
     @property
     def busy_by_kind(self) -> dict[str, float]:

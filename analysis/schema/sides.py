@@ -12,6 +12,7 @@ from typing import Annotated, Any, NotRequired, Required, TypedDict
 
 import msgspec
 
+from prunescope.analysis.schema.anatomy import SideAnatomy
 from prunescope.analysis.schema.fields import meaning
 from prunescope.taxonomy.contradictions import differs
 from prunescope.taxonomy.runs.run_blocks import LayerAlone
@@ -30,6 +31,7 @@ class SideFacts(TypedDict, total=False):
     model: str | None
     architecture: Any
     method: str | None
+    display_name: NotRequired[str]  # of the method; absent: it has none
     sparsity: Any
     selection: Any
     dtype: str
@@ -304,3 +306,6 @@ class Totals(msgspec.Struct, kw_only=True):
     phase_kind: Annotated[PhaseKind | None | msgspec.UnsetType, meaning("unset for a run")] = (
         msgspec.UNSET
     )
+    anatomy: Annotated[
+        SideAnatomy | None, meaning("of the dense side; null: of the phase, or an older report")
+    ] = None

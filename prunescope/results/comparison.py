@@ -63,7 +63,7 @@ class Comparison(StructResult, TabledResult, schema.Comparison, kw_only=True, di
 
     @property
     def plot(self) -> ComparisonPlots:
-        """The figure `comparison.plot.speedups()`."""
+        """The figures `comparison.plot.speedups()` and `comparison.plot.ledgers()`."""
         from prunescope.analysis.report.comparison_figure import ComparisonPlots
 
         return ComparisonPlots(self)
@@ -74,13 +74,17 @@ class Comparison(StructResult, TabledResult, schema.Comparison, kw_only=True, di
         formats: Sequence[str] | str = ("md", "json", "html"),
         *,
         label_prefix: str = "",
+        width: str | float | None = None,
+        font: str = "sans",
     ) -> list[Path]:
-        """Write the table and the figure into a folder.
+        """Write the table and the figures into a folder.
 
         Args:
             folder: The folder, which is made if it does not exist.
-            formats: md, json, html, tex, csv, and png, pdf and svg for the figure.
+            formats: md, json, html, tex, csv, and png, pdf and svg for the figures.
             label_prefix: What every label in LaTeX begins with.
+            width: The width that figures are drawn for: column, page, or mm.
+            font: Their typeface: sans or serif.
 
         Returns:
             The paths of the files.
@@ -90,8 +94,9 @@ class Comparison(StructResult, TabledResult, schema.Comparison, kw_only=True, di
         """
         from prunescope.analysis.report.comparison import write_comparison
 
+        names, look = format_names(formats), {"width": width, "font": font}
         return write_comparison(
-            self, needed_path(folder), formats=format_names(formats), label_prefix=label_prefix
+            self, needed_path(folder), formats=names, label_prefix=label_prefix, **look
         )
 
     def to_json(self) -> bytes:

@@ -95,15 +95,18 @@ class Pareto(StructResult, schema.Pareto, kw_only=True, dict=True):
         *,
         figures: str | None = None,
         gemm: Path | str | None = None,
+        **look: Any,
     ) -> list[Path]:
-        """Write pareto.md, pareto.json and figures into a folder.
+        """Write pareto.md, pareto.json, tables of results and figures into a folder.
 
         Args:
             folder: The folder, which is made if it does not exist.
-            formats: md, json, and png, pdf and svg for the figures.
+            formats: md, json, tex, csv, and png, pdf and svg for the figures.
             figures: "paper" for the kinds of figure of the taxonomy's paper as well; paper.md then
                 says which could not be plotted. None: none of them.
             gemm: The file that `prunescope gemm --json` wrote, for the figures of GEMMs.
+            **look: How figures are printed: `width` (column, page, or mm), `font` (sans or serif),
+                and `label_prefix`, which every label in LaTeX begins with.
 
         Returns:
             The paths of the files.
@@ -113,14 +116,16 @@ class Pareto(StructResult, schema.Pareto, kw_only=True, dict=True):
                 not a file of replayed GEMMs, or the folder cannot be written.
         """
         from prunescope.analysis.pareto.write import paper_files, paper_set, write_pareto
+        from prunescope.analysis.report.printing import printed_as, printing_of
 
         names = format_names(formats)
         if figures not in (None, "paper"):
             raise PrunescopeError(f"figures is {figures!r}", hint='accepted: "paper"')
         more = None
         if figures is not None:
-            more = paper_files(paper_set(self, None, as_path(gemm)), names)
-        return write_pareto(self, needed_path(folder), formats=names, more=more)
+            with printed_as(printing_of(names, **look)):
+                more = paper_files(paper_set(self, None, as_path(gemm)), names)
+        return write_pareto(self, needed_path(folder), formats=names, more=more, **look)
 
     def to_json(self) -> bytes:
         """Return the UTF-8 JSON of pareto.json, indented by two spaces."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
-from prunescope.results.result import PICTURES, TabledResult
+from prunescope.results.result import PICTURES, TabledResult, format_names
 from prunescope.taxonomy.by_name import ByName, by_name
 from prunescope.taxonomy.words import plural
 
@@ -55,13 +55,18 @@ class Prediction(TabledResult, ByName):
         return PredictionPlots(self)
 
     def save(
-        self, folder: Path | str, formats: Sequence[str] | str = ("md", "json", "csv")
+        self,
+        folder: Path | str,
+        formats: Sequence[str] | str = ("md", "json", "csv"),
+        **look: Any,
     ) -> list[Path]:
         """Write prediction.md, prediction.json, prediction.csv and curves into a folder.
 
         Args:
             folder: The folder, which is made if it does not exist.
-            formats: md, json, csv, and png, pdf and svg for the curves.
+            formats: md, json, csv, and png, pdf, svg and tex for the curves.
+            **look: How figures are printed: `width` (column, page, or mm), `font` (sans or serif),
+                and `label_prefix`, which every label in LaTeX begins with.
 
         Returns:
             The paths of the files.
@@ -70,10 +75,13 @@ class Prediction(TabledResult, ByName):
             PrunescopeError: A format is unknown, there is no curve to plot, or the folder cannot be
                 written.
         """
-        return self._save(folder, formats, ("md", "json", "csv", *PICTURES))
+        from prunescope.analysis.report.printing import printed_as, printing_of
+
+        with printed_as(printing_of(format_names(formats), **look)):
+            return self._save(folder, formats, ("md", "json", "csv", "tex", *PICTURES))
 
     def _render(self, names: Sequence[str]) -> dict[str, bytes]:
-        from prunescope.analysis.report.figure_style import plotting, saved
+        from prunescope.analysis.report.predict_figure import curve_files
         from prunescope.analysis.report.predict_records import render_prediction
 
         files: dict[str, bytes] = {}
@@ -85,8 +93,7 @@ class Prediction(TabledResult, ByName):
             elif name == "csv":
                 files["prediction.csv"] = self.to_polars().write_csv().encode()
             else:
-                with plotting():
-                    files[f"curves.{name}"] = saved(self.plot.curves(), name)
+                files |= curve_files(self, [name])
         return files
 
     def __repr__(self) -> str:

@@ -115,6 +115,8 @@ class Report(Result, schema.Report, kw_only=True, dict=True):
         formats: Sequence[str] | str = ("md", "json", "html"),
         *,
         label_prefix: str = "",
+        width: str | float | None = None,
+        font: str = "sans",
     ) -> list[Path]:
         """Write the report into a folder.
 
@@ -123,6 +125,8 @@ class Report(Result, schema.Report, kw_only=True, dict=True):
             formats: Formats as `--format` takes them, such as tex or csv.
             label_prefix: What every label in LaTeX begins with, so that several reports fit into
                 one paper.
+            width: The width that figures are drawn for: column, page, or mm.
+            font: Their typeface: sans or serif.
 
         Returns:
             The paths of the files.
@@ -159,6 +163,8 @@ class Report(Result, schema.Report, kw_only=True, dict=True):
             formats=names,
             frames=frames,
             label_prefix=label_prefix,
+            width=width,
+            font=font,
         )
 
     def to_json(self) -> bytes:

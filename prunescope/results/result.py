@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from prunescope.analysis.report.records import Frame, Records
 
 T = TypeVar("T")  # a struct of the schema with methods
-PICTURES = ("png", "pdf", "svg")
+PICTURES = ("png", "pdf", "svg")  # formats of figures
 
 
 class Result:

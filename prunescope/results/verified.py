@@ -50,7 +50,7 @@ class Verified(Result, ByName):
         """
         left = [entry["file"] for entry in self["not_compared"]]
         if allow_missing_figures:
-            left = [name for name in left if not name.endswith((".svg", ".png"))]
+            left = [name for name in left if not name.endswith((".svg", ".png", ".pdf"))]
         return bool(self["ok"] and not left and self["samples_agree"] is not False)
 
     def __repr__(self) -> str:

@@ -17,6 +17,7 @@ from prunescope.taxonomy.formats import (
     Block,
     Count,
     Counts,
+    DisplayName,
     Interval,
     Layer,
     Layers,
@@ -348,7 +349,10 @@ class Pruning(Block, kw_only=True):
 
     method: str | None = None
     sparsity: Share | None = None  # nominal; null for a composite
-    selection: OmitDefault[Name | None] = None  # one of family.SELECTIONS
+    # How it is called in reports, tables and figures, if that is not `method`.
+    display_name: OmitDefault[DisplayName | None] = None
+    # One of family.SELECTIONS; of a function what it says it selects by, if anything.
+    selection: OmitDefault[Name | None] = None
     knobs: OmitDefault[dict[str, Any] | None] = None
     # Shares of FLOPs, parameters and bytes that go, by phase; null where there is no theory.
     theory: OmitDefault[dict[str, dict[str, float]] | None] = None

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import msgspec
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.formats import Block, decode_file
+from prunescope.taxonomy.formats import Block, DisplayName, decode_file
 from prunescope.taxonomy.own_files import refuse_own_file
 from prunescope.taxonomy.runs.run import MANIFEST
 from prunescope.taxonomy.runs.run_blocks import HeldOut, Recovered
@@ -31,6 +31,7 @@ BEGUN = "begun and not ended: a process is at it, or died there"
 # A file in `quality`, named by the way of scoring and by what tells passages of another length.
 CONTROL = "control-{}{}.json"
 _LONGEST_ID = 200  # bytes; what a name of a file may have, less an ending
+MethodNames = dict[str, DisplayName]  # by the `family` of results, where they have another name
 State = Literal["done", "failed", "pending", "running"]
 DONE: Literal["done"] = "done"
 FAILED: Literal["failed"] = "failed"
@@ -79,6 +80,7 @@ class PlanFile(msgspec.Struct, kw_only=True):
     schema: Literal[1] = 1
     config: dict[str, Any] = {}
     notes: list[str] = []
+    names: MethodNames = {}
     results: list[Planned]
 
 
@@ -88,6 +90,7 @@ class SweepFile(msgspec.Struct, kw_only=True):
     schema: Literal[1] = 1
     config: dict[str, Any] = {}
     notes: list[str] = []
+    names: MethodNames = {}
     results: list[SweepResult]
 
     def contradictions(self) -> Iterator[str]:

@@ -13,12 +13,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from matplotlib.figure import Figure
 
 from prunescope.analysis.compare_runs import _said_once, compare
 from prunescope.analysis.inputs.options import CompareRequest, Options
 from prunescope.analysis.named_runs import find_runs
-from prunescope.analysis.report import hatches
 from prunescope.analysis.report.comparison import (
     COMPARISON_FORMATS,
     comparison_table,
@@ -28,9 +29,8 @@ from prunescope.analysis.report.comparison import (
     render_markdown,
     write_comparison,
 )
-from prunescope.analysis.report.comparison_figure import _ROWS as comparison_figure_rows
-from prunescope.analysis.report.comparison_figure import comparison_figure, plot_comparison
-from prunescope.analysis.report.pareto_figures import _ROWS as pareto_rows
+from prunescope.analysis.report.comparison_figure import comparison_pictures
+from prunescope.analysis.report.figure_style import plotting
 from prunescope.analysis.report.phase_tables import sides_table
 from prunescope.analysis.schema.comparison import Comparison, ComparisonRow
 from prunescope.analysis.schema.report import Ladder
@@ -129,7 +129,10 @@ def test_a_subject_that_fails_has_no_row_and_is_named(runs: Path) -> None:
 def test_every_format_is_written_and_agrees(runs: Path, tmp_path: Path) -> None:
     done = compare([runs])
     paths = write_comparison(done, tmp_path / "o", formats=COMPARISON_FORMATS)
-    assert {p.name for p in paths} == {f"comparison.{f}" for f in COMPARISON_FORMATS}
+    names = {f"comparison.{f}" for f in COMPARISON_FORMATS}
+    names |= {f"comparison-ledger.{f}" for f in ("png", "pdf", "svg")}
+    names |= {"figure-comparison.tex", "figure-comparison-ledger.tex"}
+    assert {p.name for p in paths} == names
     lines = list(csv.DictReader(io.StringIO((tmp_path / "o" / "comparison.csv").read_text())))
     plain = json.loads((tmp_path / "o" / "comparison.json").read_bytes())
     assert [float(x["speedup_realised"]) for x in lines] == [
@@ -183,84 +186,128 @@ def rows(count: int, name: str = "method") -> list[ComparisonRow]:
     ]  # fmt: skip
 
 
+def figures_of(some: list[ComparisonRow]) -> list[Figure]:
+    """The figures of rows, drawn at the resolution of print."""
+    drawn = []
+    for picture in comparison_pictures(Comparison(tool="t", baseline=None, rows=some)):
+        with plotting():
+            figure = picture.plot()
+        assert figure is not None
+        figure.set_dpi(300)
+        figure.draw_without_rendering()
+        drawn.append(figure)
+    return drawn
+
+
+def legend_of(figure: Figure) -> list[str]:
+    return [text.get_text().replace("\n", " ") for text in figure.legends[0].get_texts()]
+
+
 @pytest.mark.parametrize("count", [1, 3, 40])
 @pytest.mark.parametrize("name", ["method", HOSTILE, "a-very-long-method-name-of-somebody " * 3])
-def test_no_text_of_the_figure_overlaps_or_leaves_the_page(count: int, name: str) -> None:
-    figure = comparison_figure(rows(count, name))
-    assert figure is not None
-    figure.set_dpi(300)
-    figure.draw_without_rendering()
-    texts: list[Any] = []
-    for axes in figure.axes:
-        low, high = sorted(axes.get_xlim())
-        ticks = [t for t, x in zip(axes.get_xticklabels(), axes.get_xticks(), strict=True)
-                 if low <= x <= high]  # fmt: skip
-        bottom, top = sorted(axes.get_ylim())
-        ticks += [t for t, y in zip(axes.get_yticklabels(), axes.get_yticks(), strict=True)
-                  if bottom <= y <= top]  # fmt: skip
-        legend = axes.get_legend()
-        assert legend is not None
-        texts += [*ticks, axes.xaxis.label, axes.yaxis.label, *legend.get_texts()]
-    boxes = [t.get_window_extent() for t in texts if t.get_text()]
-    for a, b in combinations([box.expanded(1, 0.75) for box in boxes], 2):
-        assert not a.overlaps(b)
-    page = figure.bbox
-    assert all(b.x0 >= page.x0 - 1 and b.x1 <= page.x1 + 1 for b in boxes)
-    assert all(b.y0 >= page.y0 - 1 and b.y1 <= page.y1 + 1 for b in boxes)
+def test_no_text_of_the_figures_overlaps_or_leaves_the_page(count: int, name: str) -> None:
+    for figure in figures_of(rows(count, name)):
+        texts: list[Any] = list(figure.legends[0].get_texts())
+        for axes in figure.axes:
+            low, high = sorted(axes.get_xlim())
+            ticks = [t for t, x in zip(axes.get_xticklabels(), axes.get_xticks(), strict=True)
+                     if low <= x <= high]  # fmt: skip
+            bottom, top = sorted(axes.get_ylim())
+            ticks += [t for t, y in zip(axes.get_yticklabels(), axes.get_yticks(), strict=True)
+                      if bottom <= y <= top]  # fmt: skip
+            texts += [*ticks, axes.xaxis.label, axes.yaxis.label, *axes.texts]
+        boxes = [t.get_window_extent() for t in texts if t.get_text()]
+        for a, b in combinations([box.expanded(1, 0.75) for box in boxes], 2):
+            assert not a.overlaps(b)
+        page = figure.bbox
+        assert all(b.x0 >= page.x0 - 1 and b.x1 <= page.x1 + 1 for b in boxes)
+        assert all(b.y0 >= page.y0 - 1 and b.y1 <= page.y1 + 1 for b in boxes)
+        assert figure.get_figheight() < 9
 
 
 @pytest.mark.parametrize("doubted", [True, False])
 def test_what_is_no_evidence_is_drawn_open(*, doubted: bool) -> None:
     some = rows(2)
     some[0].critical = ["timing-not-valid"] if doubted else ["no-speedup"]
-    figure = comparison_figure(some)
-    assert figure is not None
-    curves, bars = figure.axes
-    for axes in (curves, bars):
-        marks = [line for line in axes.get_lines() if line.get_marker() not in ("None", "_")]
+    curves, bars = figures_of(some)
+    for figure in (curves, bars):
+        lines = [line for axes in figure.axes for line in axes.get_lines()]
+        marks = [line for line in lines if line.get_marker() not in ("None", "_")]
         assert any(line.get_markerfacecolor() == "white" for line in marks) == doubted
-    legend = curves.get_legend()
-    assert legend is not None
-    said = [text.get_text() for text in legend.get_texts()]
-    assert ("open: timing not valid" in said) == doubted
-    ground = [one.get_hatch() for one in bars.patches if one.get_zorder() < 0]
+    assert ("open: timing not valid" in legend_of(curves)) == doubted
+    ground = [one.get_hatch() for one in bars.axes[0].patches if one.get_zorder() < 0]
     assert ground == (["xxxx"] if doubted else [])
-    below = bars.get_legend()
-    assert below is not None
-    assert ("timing not valid" in [text.get_text() for text in below.get_texts()]) == doubted
+    assert ("timing not valid" in legend_of(bars)) == doubted
 
 
-def test_every_run_and_every_reason_of_the_figure_is_named() -> None:
-    """Rows have the names of the table; a run without a point, and all reasons, are in legends."""
+def test_every_run_and_every_reason_of_the_figures_is_named() -> None:
+    """Bars stand in groups of one setting; a run without a point, and all reasons, are named."""
     some = rows(3, "run")
     some[0].comparable, some[0].critical, some[0].sparsity = False, ["timing-not-valid"], {}
     some[1].critical = ["timing-not-valid"]
     some[2].critical, some[2].token_ids = ["timing-not-valid"], "random token ids"
-    figure = comparison_figure(some)
-    assert figure is not None
-    curves, bars = figure.axes
-    labels = [label.get_text() for label in bars.get_yticklabels()]
-    assert [label.split(":")[0] for label in labels] == [f"{one.run} decode" for one in some]
-    above, below = curves.get_legend(), bars.get_legend()
-    assert above is not None and below is not None
-    assert "unknown: run run 0 decode" in above.get_title().get_text().replace("\n", " ")
-    assert "open: timing not valid, random token ids" in [t.get_text() for t in above.get_texts()]
-    said = [text.get_text() for text in below.get_texts()]
+    curves, bars = figures_of(some)
+    labels = [label.get_text() for label in bars.axes[0].get_yticklabels()]
+    assert labels == ["run-0", "run-1 0.116667", "run-2 0.133333"]
+    headings = [text.get_text() for text in bars.axes[0].texts]
+    assert headings == [f"decode, batch {batch}, 512 tokens" for batch in (1, 2, 4)]
+    first = next(iter(comparison_pictures(Comparison(tool="t", baseline=None, rows=some))))
+    assert "1 of unknown sparsity without a point" in first.caption
+    assert "open: timing not valid, random token ids" in legend_of(curves)
+    said = legend_of(bars)
     assert "sides not comparable, timing not valid" in said
     assert "timing not valid, some random token ids" in said
 
 
-def test_no_row_of_a_ledger_has_the_strokes_of_what_is_no_evidence() -> None:
-    strokes = {hatch[0] for hatch in hatches.HATCHES.values()}
-    for looks in (comparison_figure_rows.values(), (look[1:] for look in pareto_rows)):
-        assert not strokes & {hatch[0] for _, hatch in looks if hatch}
+def test_runs_of_one_name_are_told_apart_by_their_folders() -> None:
+    some = rows(1) * 2
+    some[1] = msgspec.structs.replace(some[1], run="other")
+    _, bars = figures_of(some)
+    labels = [label.get_text() for label in bars.axes[0].get_yticklabels()]
+    assert labels == ["method-0 0.1, method run 0", "method-0 0.1, other"]
+
+
+def test_more_than_eight_methods_are_small_multiples() -> None:
+    """Twelve methods of one setting: eight in the first panel, four in the second.
+
+    Their ids have no character that an SVG would have to escape.
+    """
+    some = [
+        msgspec.structs.replace(row, method=f"own-{i}.py:prune", batch=1)
+        for i, row in enumerate(rows(12))
+    ]
+    curves, _ = figures_of(some)
+    lines = [
+        {line.get_gid() for line in axes.lines if str(line.get_gid()).startswith("family-")}
+        for axes in curves.axes
+    ]
+    assert [len(names) for names in lines] == [8, 4]
+
+
+def test_one_wide_interval_is_clipped_with_an_arrow() -> None:
+    """1.25 [1.2, 30]: the axis ends near 1.4 times the largest mark, and an arrow stands there."""
+    some = rows(2)
+    assert some[0].ladder is not None
+    wide = msgspec.structs.replace(some[0].ladder, realised_ci95=[1.2, 30.0])
+    some[0] = msgspec.structs.replace(some[0], ladder=wide)
+    (axes, *_) = figures_of(some)[0].axes
+    top = axes.get_ylim()[1]
+    assert top < 3
+    arrows = [line for line in axes.lines if str(line.get_gid()).startswith("clipped")]
+    assert [line.get_ydata()[0] for line in arrows] == [top]
+
+
+def test_gains_below_zero_are_in_the_panel() -> None:
+    some = rows(1)
+    assert some[0].ledger is not None
+    some[0].ledger |= {"promised": 10.0, "shape": -30.0}
+    _, bars = figures_of(some)
+    assert bars.axes[0].get_xlim()[0] <= -26  # 10 less 30 and 6
 
 
 def test_at_one_sparsity_the_promise_is_seen_too() -> None:
-    figure = comparison_figure(rows(1))
-    assert figure is not None
-    axes = figure.axes[0]
-    promised = next(line for line in axes.get_lines() if "promised" in str(line.get_label()))
+    axes = figures_of(rows(1))[0].axes[0]
+    promised = max(axes.get_lines(), key=lambda line: len(line.get_xdata()))
     at = promised.get_xdata()
     assert min(at) < 0.1 < max(at) and list(axes.get_xticks()) == [0.1]
 
@@ -268,7 +315,7 @@ def test_at_one_sparsity_the_promise_is_seen_too() -> None:
 def test_nothing_to_draw_is_no_figure() -> None:
     bare = rows(1)
     bare[0].ladder = None
-    assert plot_comparison(bare, "png") == {}
+    assert figures_of(bare) == []
 
 
 def test_hostile_names_are_inert_in_every_format() -> None:

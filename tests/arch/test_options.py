@@ -23,8 +23,10 @@ from prunescope.tracer.repairs.request import FixCall
 from prunescope.tracer.sweep.plan import SweepConfig
 from prunescope.tracer.sweep.request import SweepRequest
 
+LOOK = ("--width", "--font", "--label-prefix")  # of figures
 COMMANDS = {
     "trace": {
+        "--name",
         "--model", "--method", "--sparsity", "--set", "--phase", "--batch", "--prompt-len",
         "--decode-steps", "--logits", "--attn", "--dtype", "--device", "--select", "--text",
         "--recover",
@@ -36,7 +38,7 @@ COMMANDS = {
         "--save-model", "--allow-code", "--save-adapter", "--perplexity", "--legal", "--legal-tp",
     },
     "analyze": {
-        "subjects", "--baseline", "--sparsity", "--device", "--out", "--format", "--label-prefix",
+        "subjects", "--baseline", "--sparsity", "--device", "--out", "--format", *LOOK,
         "--json", "--eager-trace", "--baseline-eager-trace", "--phase-pattern", "--peak",
         "--bandwidth", "--hta", "--model", "--baseline-model", "--batch", "--prompt-len",
         "--context", "--phase", "--gemm", "--jobs", "--engine", "--full",
@@ -48,6 +50,7 @@ COMMANDS = {
     },
     "history": {"file", "--out", "--openmetrics", "--json"},
     "predict": {
+        *LOOK,
         "--model", "--pruned-model", "--device", "--method", "--sparsity", "--set", "--phase",
         "--batch", "--prompt-len", "--context", "--logits", "--dtype", "--peak", "--bandwidth",
         "--launch",
@@ -89,7 +92,7 @@ COMMANDS = {
         "--example", "--print-preset", "--json",
     },
     "pareto": {
-        "folder", "--out", "--figures", "--gemm", "--json",
+        "folder", "--out", "--figures", "--gemm", "--json", "--format", *LOOK,
         "--save-model", "--models", "--model", "--text", "--allow-code",
     },
     "check": {
@@ -101,7 +104,8 @@ COMMANDS = {
         "--engine",
     },
     "reproduce": {"sweep", "--against", "--out", "--json"},
-    "bundle": {"runs", "--out", "-o", "--anonymous", "--overwrite"},
+    "cite": {"runs", "--method", "--json"},
+    "bundle": {"runs", "--out", "-o", "--source", "--wheel", "--anonymous", "--overwrite"},
     "verify": {"path", "--allow-missing-figures", "--allow-undrawn", "--json"},
     "gemm": {
         "run", "--m", "--n", "--k", "--dtype", "--device", "--warmup", "--repeats",

@@ -70,6 +70,8 @@ def apply_request(request: TraceRequest, loaded: Loaded) -> tuple[Applied, Pruni
     before = _num_parameters(loaded.model)
     zeros = zero_shares(loaded.model) if request.recovery is not None else None
     pruning: Record = {"method": request.method, "sparsity": request.sparsity}
+    if request.name is not None:
+        pruning["display_name"] = request.name
     if request.plan is not None:
         applied = _apply_plan(request.plan, request, loaded)
         # A plan has no single sparsity; the shapes give the removed FLOPs.
@@ -78,7 +80,6 @@ def apply_request(request: TraceRequest, loaded: Loaded) -> tuple[Applied, Pruni
     elif parts is None:
         point = Point(sparsity=request.sparsity, select=request.select, seed=request.seed)
         applied = apply_method(request.method, loaded.model, point)
-        pruning["selection"] = request.select
         pruning |= {"knobs": {}, **applied.record}
     elif len(parts) == 1:
         applied, record = _apply_family(parts[0], request, loaded)

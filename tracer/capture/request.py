@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import check_sparsity
-from prunescope.taxonomy.method_names import is_plan
+from prunescope.taxonomy.method_names import check_display_name, is_plan
 from prunescope.taxonomy.option import (
     MOST,
     MOST_SAMPLES,
@@ -235,6 +235,15 @@ class TraceRequest:
 
     model: Model = field(kw_only=False)
     method: Method = None
+    name: Annotated[
+        str | None,
+        Option(
+            help="Name of the method in reports, tables and figures, such as Ours; without it, "
+            "what --method says.",
+            metavar="NAME",
+            canonical=check_display_name,
+        ),
+    ] = None
     sparsity: Sparsity = 0.25
     knobs: Knobs = field(default_factory=dict)
     phase: Phases = "both"
@@ -518,6 +527,11 @@ class TraceRequest:
                 raise PrunescopeError(
                     "--set was given without --method",
                     hint="it sets an option of a pruning family: add --method",
+                )
+            if self.name is not None:
+                raise PrunescopeError(
+                    "--name was given without --method",
+                    hint="it names a pruning method in tables: add --method, or remove it",
                 )
             return
         families = self.parts

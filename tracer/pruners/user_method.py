@@ -1,6 +1,7 @@
 """A pruning method of the user's own: `package.module:function`, called as f(model, sparsity).
 
-It is imported from the working directory or the environment, after the installed packages.
+It is imported from the working directory or the environment, after the installed packages. What it
+selects by is known if the function says so, as `by_norm.selects_by = "norm of a channel"`.
 """
 
 from __future__ import annotations
@@ -85,7 +86,26 @@ def apply_method(spec: str, model: nn.Module, point: Point) -> Applied:
             # The dense baseline has it too, and torch chooses kernels by it
             # (tracer.model.narrow.successor).
             parameter.requires_grad_()
-    return Applied(model=pruned.eval(), record={})
+    selects_by = _selects_by(spec, function)
+    record = {} if selects_by is None else {"selection": selects_by}
+    return Applied(model=pruned.eval(), record=record)
+
+
+def _selects_by(spec: str, function: Any) -> str | None:
+    """Return what a function says it selects by; None if it says nothing.
+
+    Raises:
+        PrunescopeError: Its `selects_by` is no text of one line.
+    """
+    selects_by = getattr(function, "selects_by", None)
+    if selects_by is None:
+        return None
+    if not isinstance(selects_by, str) or not selects_by.isprintable() or len(selects_by) > 80:
+        raise PrunescopeError(
+            f"{spec}.selects_by is no text of one line",
+            hint='name what it selects by, as in by_norm.selects_by = "norm of a channel"',
+        )
+    return selects_by or None
 
 
 def check_returned(spec: str, model: nn.Module) -> None:

@@ -21,6 +21,7 @@ import yaml
 from prunescope.taxonomy.arguments import home_path
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.keep import check_sparsity
+from prunescope.taxonomy.method_names import check_display_name
 from prunescope.taxonomy.option import MOST, NamedOption, as_path, options_of
 from prunescope.taxonomy.own_files import refuse_own_file
 from prunescope.taxonomy.words import when
@@ -234,7 +235,9 @@ def _resolve_paths(key: str, value: Any, path: Path) -> Any:
     if key == "model":
         return _path_from_file(value, path)
     if key == "families":
-        return tuple(_path_from_file(name, path) if is_file(name) else name for name in value)
+        return tuple(_method_path(name, path) for name in value)
+    if key == "names":
+        return {_method_path(method, path): name for method, name in value.items()}
     if key in ("text", "other_text"):
         return _text_path(value, path)
     if key == "recover" and value.text is not None:
@@ -248,6 +251,11 @@ def _resolve_paths(key: str, value: Any, path: Path) -> Any:
             )
         return folder.resolve()  # the harness runs inside it, and a worker elsewhere
     return value
+
+
+def _method_path(method: str, path: Path) -> str:
+    """Return a checkpoint or a plan as a path relative to the sweep file, a method as it is."""
+    return _path_from_file(method, path) if is_file(method) else method
 
 
 def _text_path(value: Path | str, path: Path) -> Path:
@@ -363,7 +371,17 @@ def _choose_reader(named: NamedOption) -> Callable[[str, Any], Any]:
     return _list_reader(read) if get_origin(named.type) is tuple else read
 
 
+def _read_display_names(key: str, value: Any) -> dict[str, str]:
+    """Read {METHOD: name} from a mapping of texts."""
+    if not isinstance(value, dict) or not all(
+        isinstance(text, str) for pair in value.items() for text in pair
+    ):
+        raise _invalid_value(key, value, "methods with their names, as {'mine:prune': Ours}")
+    return {method: check_display_name(name) for method, name in value.items()}
+
+
 _SPECIAL_READERS: dict[str, Callable[[str, Any], Any]] = {
+    "names": _read_display_names,
     "select": _read_selection,
     "recover": lambda key, value: read_recovery(value, where=key),
     "set": _read_knobs,

@@ -18,7 +18,7 @@ import msgspec
 from prunescope.taxonomy.applies import check_applies
 from prunescope.taxonomy.architecture_traits import Traits, traits_of
 from prunescope.taxonomy.arguments import number
-from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.families import cutting, families, family
 from prunescope.taxonomy.family import GEMM_GROUPS, Family, read_selection
 from prunescope.taxonomy.method_names import is_plan, method_parts
@@ -79,6 +79,14 @@ class SweepConfig:
             example=f"[{cutting('layers')}, {cutting('heads', 'channels')}]",
         ),
     ]
+    names: Annotated[
+        Mapping[str, str],
+        Option(
+            help="Names of methods in tables and figures, by their entry in families; without it, "
+            "that entry. They may change between calls.",
+            example="{'mine:prune': Ours}",
+        ),
+    ] = dataclasses.field(default_factory=dict, hash=False)
     sparsities: Annotated[tuple[float, ...], _lists("sparsity")] = (0.125, 0.25, 0.375, 0.5)
     phases: Annotated[
         tuple[Phase, ...], Option(help="Phases of inference to run.", lists="phase")
@@ -163,10 +171,11 @@ class SweepConfig:
     def identity(self) -> dict[str, Any]:
         """Return the settings that comparable results share, as JSON without local paths.
 
-        These are the keys that list nothing. plan.json holds them, and a folder has results of one
-        identity.
+        These are the keys that list nothing, without the names in tables, which change no number.
+        plan.json holds them, and a folder has results of one identity.
         """
         listing = {named.name for named in options_of(SweepConfig) if named.option.lists}
+        listing.add("names")
         values = {
             field.name: _without_path(getattr(self, field.name))
             for field in dataclasses.fields(self)
@@ -266,6 +275,7 @@ def make_plan(configs: Sequence[SweepConfig], shape: ModelShape | None) -> Sweep
         _check_count(config)
         _check_knobs(config)
         _check_names(config.families)
+        _check_display_names(config)
         if SweepConfig.placements != config.placements > config.repeats:
             notes[
                 f"placements: {config.placements:,} requested, {config.repeats:,} measured: each "
@@ -448,6 +458,7 @@ def request_of(
         model=result.family if checkpoint else config.model,
         baseline_model=config.model if checkpoint else None,
         method=None if checkpoint else result.family,
+        name=None if checkpoint else config.names.get(result.family),
         sparsity=0.0 if result.sparsity is None else result.sparsity,
         knobs=knobs_of(config, result.family, result.set),
         out=out,
@@ -732,6 +743,28 @@ def recording_problem(method: str, mode: str, knobs: Mapping[str, str]) -> str |
         for part, _ in _known_parts(method)
     )
     return next(filter(None, problems), None)
+
+
+def _check_display_names(config: SweepConfig) -> None:
+    """Check that each display name belongs to a method of the sweep, and to no other one.
+
+    Raises:
+        PrunescopeError: One does not.
+    """
+    shown = {method: config.names.get(method, method) for method in config.families}
+    for method in config.names:
+        if method not in shown:
+            raise PrunescopeError(
+                f"names: {method!r} is not in families",
+                hint=f"nearest: {nearest(method, config.families)}",
+            )
+    for method, name in shown.items():
+        others = [other for other in shown if other != method and shown[other] == name]
+        if others:
+            raise PrunescopeError(
+                f"names: {method!r} and {others[0]!r} are both called {name!r}",
+                hint="give each method a name of its own",
+            )
 
 
 def _check_names(names: Iterable[str]) -> None:

@@ -139,7 +139,10 @@ class SweepFolder:
             _check_same(before.config, identity, path)
             planned = {r.id: r for r in (*before.results, *map(_without_path, plan.results))}
             after = PlanFile(
-                config=identity, notes=list(plan.notes), results=list(planned.values())
+                config=identity,
+                notes=list(plan.notes),
+                names={**before.names, **_names_in_files(plan)},
+                results=list(planned.values()),
             )
             write_json(path / PLAN, after)
         self.refresh()
@@ -152,7 +155,9 @@ class SweepFolder:
             results = [self._entry(result) for result in plan.results]
             if plan.config.get("recover"):
                 results = [self._add_held_out(entry) for entry in results]
-            after = SweepFile(config=plan.config, notes=plan.notes, results=results)
+            after = SweepFile(
+                config=plan.config, notes=plan.notes, names=plan.names, results=results
+            )
             write_json(self.path / SWEEP, after)
 
     def entries(self, plan: SweepPlan) -> list[SweepResult]:
@@ -305,6 +310,14 @@ def _without_path(result: Planned) -> Planned:
     if not is_file(result.family):
         return result
     return msgspec.structs.replace(result, family=family_slug(result.family))
+
+
+def _names_in_files(plan: SweepPlan) -> dict[str, str]:
+    """Return the display names of a plan by the families that files hold."""
+    return {
+        family_slug(method) if is_file(method) else method: name
+        for method, name in plan.config.names.items()
+    }
 
 
 def _check_same(before: dict[str, Any], now: dict[str, Any], path: Path) -> None:

@@ -78,7 +78,7 @@ def sign(files: dict[str, bytes]) -> None:
     index["outputs"] = {
         name: hashlib.sha256(files[name]).hexdigest()
         for name in sorted(files)
-        if not name.startswith("runs/") and name not in ("bundle.json", "SHA256SUMS")
+        if name not in (*index["inputs"], "bundle.json", "SHA256SUMS")
     }
     files["bundle.json"] = (json.dumps(index, indent=1) + "\n").encode()
     files["SHA256SUMS"] = sums_text(files).encode()

@@ -16,7 +16,7 @@ import prunescope
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.comparison import comparison_table
-from prunescope.analysis.report.comparison_figure import plot_comparison
+from prunescope.analysis.report.comparison_figure import comparison_pictures
 from prunescope.analysis.schema.report import Allocation, Phase
 from prunescope.analysis.summary.headline import headline
 from prunescope.analysis.summary.paragraph import summary
@@ -76,7 +76,7 @@ def test_a_trace_without_shapes_leads_with_what_is_missing(tmp_path: Path, *, cp
     beside = prunescope.compare([p, d], baseline=d)
     assert beside.rows[0].ledger is not None and "shape" not in beside.rows[0].ledger
     assert "not explained" in [column.title for column in comparison_table(beside).columns]
-    assert plot_comparison(beside.rows, "svg")
+    assert [picture.stem for picture in comparison_pictures(beside)]
 
 
 @pytest.mark.parametrize("seen", [None, "aten::embedding", "aten::_flash_attention_forward"])

@@ -262,7 +262,9 @@ def test_tables_hold_what_the_json_holds() -> None:
 def test_curve_files() -> None:
     result = ask(method="static-m,dynamic-m", curves=True)
     files = curve_files(result)
-    assert set(files) == {"curves.png", "curves.pdf", "curves.svg", "curves.csv"}
+    assert set(files) == {
+        "curves.png", "curves.pdf", "curves.svg", "curves.csv", "figure-curves.tex"
+    }  # fmt: skip
     assert files["curves.png"].startswith(b"\x89PNG")
     assert files["curves.pdf"].startswith(b"%PDF")
     svg = files["curves.svg"].decode()

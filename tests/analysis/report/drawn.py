@@ -20,7 +20,8 @@ def drawn(files: Callable[[Report, str], dict[str, bytes]], of: Report) -> dict[
     """The figures that `files` draws of a report at 300 dpi, by the name of their file."""
     kept: list[Figure] = []
 
-    def keep(figure: Figure, endings: Sequence[str]) -> dict[str, bytes]:
+    def keep(figure: Figure, endings: Sequence[str], alt: str = "") -> dict[str, bytes]:
+        assert alt
         figure.set_dpi(300)
         figure.draw_without_rendering()
         kept.append(figure)

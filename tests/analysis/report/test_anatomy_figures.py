@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from itertools import combinations
 from typing import Any
 
@@ -13,6 +15,7 @@ from matplotlib.text import Text
 from prunescope.analysis.report import figures
 from prunescope.analysis.report.measured import idle_and_tiles
 from prunescope.analysis.report.phase_tables import experts_table, host_table, shapes_table
+from prunescope.analysis.report.tables import csv_tables
 from prunescope.analysis.report.titles import device
 from prunescope.analysis.schema.anatomy import (
     Anatomy,
@@ -22,6 +25,7 @@ from prunescope.analysis.schema.anatomy import (
     LayerTime,
     RooflinePoint,
     Shape,
+    SideAnatomy,
 )
 from prunescope.analysis.schema.report import Finding, Report
 from prunescope.analysis.schema.routing import LayerRouting, PhaseRouting
@@ -143,7 +147,7 @@ def test_the_roofline_holds_every_point_and_both_ceilings() -> None:
     assert measured.get_xdata()[1] == pytest.approx(8e14 / 3e12)
     assert table.get_ydata()[-1] == pytest.approx(989)
     (low, high), (left, right) = axes.get_ylim(), axes.get_xlim()
-    offsets = axes.collections[0].get_offsets()
+    offsets = [tuple(one.get_offsets()[0]) for one in axes.collections]
     assert sorted(y for _, y in offsets) == pytest.approx([1, 600, 2000])
     assert all(left <= x <= right and low <= y <= high for x, y in offsets)
     labels = [t.get_text() for t in figure.legends[0].get_texts()]
@@ -284,3 +288,50 @@ def test_a_figure_of_a_phase_whose_timing_is_not_valid_says_so(kind: str) -> Non
     assert drawing is not None
     texts = [text.get_text() for text in drawing.findobj(Text)]
     assert any("timing not valid" in text for text in texts), texts
+
+
+def test_the_largest_points_of_a_roofline_are_named_by_their_roles() -> None:
+    of = anatomy()
+    for point_of, role in zip(of.points, ("down", "attention", "gate"), strict=False):
+        point_of.role = role
+    (axes,) = figure_of(report(of), "roofline").axes
+    assert {text.get_text() for text in axes.texts} == {"down", "attention", "gate"}
+
+
+def pair_with_anatomies() -> Report:
+    """A pair whose dense side has twice the time of the pruned one in every part."""
+    pair = example.two_phases()
+    phase = pair.phases["prefill"]
+    assert phase.baseline is not None
+    phase.anatomy, dense = anatomy(3), anatomy(3)
+    parts = {kind: {bound: 2 * ns for bound, ns in own.items()}
+             for kind, own in dense.kind_bounds.items()}  # fmt: skip
+    phase.baseline.anatomy = SideAnatomy(
+        kind_bounds=parts, layers=dense.layers, points=dense.points
+    )
+    pair.device |= {"peaks": {"dense_flop_per_s": {"bf16": 8e14}, "byte_per_s": 3e12}}
+    return pair
+
+
+def test_the_dense_side_is_in_bounds_layers_and_roofline() -> None:
+    pair = pair_with_anatomies()
+    bounds, layers, roofline = (
+        figures.plot(pair, "prefill", kind) for kind in ("bounds", "layers", "roofline")
+    )
+    assert bounds is not None and layers is not None and roofline is not None
+    names = [label.get_text() for label in bounds.axes[0].get_yticklabels()][:4]
+    assert names == ["gemm, dense", "pruned", "attention, dense", "pruned"]
+    totals = [text.get_text() for text in bounds.axes[0].texts][:2]
+    assert totals == ["24.000", "12.000"]  # 9 + 1 + 1 + 1 ms, twice of it dense
+    assert [axes.get_xlabel() for axes in layers.axes[:2]] == ["layer, dense", "layer, pruned"]
+    sides = {str(one.get_gid()).split("-")[0] for one in roofline.axes[0].collections}
+    assert sides == {"dense", "pruned"}
+
+
+def test_rows_of_tables_name_their_side() -> None:
+    pair = pair_with_anatomies()
+    for file in ("bounds.csv", "layers.csv", "roofline.csv"):
+        lines = list(csv.DictReader(io.StringIO(csv_tables(pair)[file])))
+        assert {line["side"] for line in lines if line["phase"] == "prefill"} == {"dense", "pruned"}
+    alone = list(csv.DictReader(io.StringIO(csv_tables(report())["bounds.csv"])))
+    assert {line["side"] for line in alone} == {""}

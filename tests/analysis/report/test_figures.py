@@ -14,9 +14,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from prunescope.analysis.report import figure_style, figures, titles
+from prunescope.analysis.report import figures, looks, titles
 from prunescope.analysis.report.ledger_view import waterfall
 from prunescope.analysis.report.write import write_report
 from prunescope.analysis.schema.report import Finding, Report, Row
@@ -43,7 +44,7 @@ def test_png_is_one_column_wide_at_300_dpi() -> None:
     for data in files.values():
         assert data.startswith(b"\x89PNG")
         (width,) = struct.unpack(">I", data[16:20])
-        assert width == round(figure_style.WIDTH * 300)
+        assert width == round(84 / 25.4 * 300)
 
 
 def test_pdf_fonts_are_type_42() -> None:
@@ -111,14 +112,20 @@ def test_every_axis_names_its_unit() -> None:
 def test_every_figure_says_what_it_shows_and_in_which_unit() -> None:
     ladder, ledger, *_ = figures_of_a_pair()
     title = ledger.get_suptitle()
-    assert title.startswith("Where the time went\n") and title.endswith("static-nk, prefill")
+    assert title.startswith("Where the time of a step went\n") and title.endswith(
+        "static-nk, prefill"
+    )
     assert [t.get_text() for t in ladder.legends[0].get_texts()] == [
         "bound", "measured", "95 % interval", "1× (dense)"
     ]  # fmt: skip
     # The row without evidence, 0.05 of 140 ms, is a hair whose colour nobody sees.
-    assert [t.get_text() for t in ledger.legends[0].get_texts()] == [
-        "lost", "gained", "95 % interval"
-    ]  # fmt: skip
+    # Rows have their colours in every figure, and are named at the axis.
+    assert [t.get_text() for t in ledger.legends[0].get_texts()] == ["95 % interval"]
+    colours = {str(p.get_gid()).split("_2")[0]: to_hex(p.get_facecolor())
+               for p in ledger.axes[0].patches if str(p.get_gid()).startswith("row-")}  # fmt: skip
+    assert colours["row-coverage"] == looks.ROWS["coverage"].colour.lower()
+    (broken,) = [x for x in ledger.axes[0].lines if x.get_gid() == "broken-axis"]
+    assert ledger.axes[0].get_xlim()[0] > 0 and broken is not None
     assert "ms" in [t.get_text() for t in ledger.axes[0].texts]  # above the numbers at the right
 
 
@@ -182,7 +189,8 @@ def test_an_interval_that_is_not_seen_is_not_in_the_legend() -> None:
     ]
     report.phases = {"prefill": msgspec.structs.replace(phase, ladder=ladder, ledger=rows)}
     for figure in figures_of(report):
-        assert "95 % interval" not in [t.get_text() for t in figure.legends[0].get_texts()]
+        texts = [t.get_text() for legend in figure.legends for t in legend.get_texts()]
+        assert "95 % interval" not in texts
 
 
 def test_dollars_are_not_mathematics() -> None:

@@ -12,8 +12,10 @@ import msgspec
 import pytest
 
 from prunescope.analysis.report.html import prose, render_html
+from prunescope.analysis.report.looks import ROWS
 from prunescope.analysis.report.notebook import render_notebook
 from prunescope.analysis.schema.report import Finding, Report
+from prunescope.analysis.summary.labels import CHANGES
 from tests.analysis.report import example
 
 VOID = {"meta", "br", "rect", "line"}
@@ -95,7 +97,10 @@ def test_the_ledger_is_drawn_for_every_row() -> None:
     ledger = ledger[: ledger.index("</table>")]
     assert ledger.count("<svg") == 9
     assert ledger.count('class="mark"') == 3  # dense, promised, pruned
-    assert ledger.count('<rect class="gain"') == 1  # added work is negative
+    rows = re.findall(r'data-row="(\w+)".*?</tr>', ledger, re.S)
+    fills = re.findall(r'<rect class="row" style="fill: ([#\w]+)"', ledger)
+    shown = [row for row in rows if row in CHANGES]
+    assert fills == [("none" if row == "shape" else ROWS[row].colour) for row in shown]
 
 
 NOT_VALID = Finding(
@@ -142,11 +147,10 @@ def test_evidence_is_not_hatched() -> None:
 def test_the_legend_names_what_is_drawn() -> None:
     ledger = example.two_phases().phases["prefill"].ledger
     assert ledger is not None
-    flat = [msgspec.structs.replace(row, ns=0.0) if row.row == "added_work" else row
+    flat = [msgspec.structs.replace(row, ns=0.0) if row.row == "shape" else row
             for row in ledger]  # fmt: skip
-    assert "</span> gained" in render_html(prefill_with())
-    without = render_html(prefill_with(ledger=flat))
-    assert "</span> gained" not in without and '<rect class="gain"' not in without
+    assert "</span> no evidence" in render_html(prefill_with())
+    assert "</span> no evidence" not in render_html(prefill_with(ledger=flat))
 
 
 def test_backticks_are_code_and_escaped() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -20,10 +20,14 @@ from prunescope.analysis.paper.reproduce import reproduce
 from prunescope.analysis.paper.reproduction_figure import reproduction_files
 from prunescope.analysis.report import figures
 from prunescope.analysis.report.allocation_figure import plan_figure
-from prunescope.analysis.report.comparison_figure import plot_comparison
-from prunescope.analysis.report.pareto_figures import pareto_figures
+from prunescope.analysis.report.comparison_figure import comparison_pictures
+from prunescope.analysis.report.figure_style import plotting
+from prunescope.analysis.report.looks import ROWS
+from prunescope.analysis.report.pareto_figures import pareto_pictures
+from prunescope.analysis.report.picture import Picture
 from prunescope.analysis.report.predict_figure import curve_files
 from prunescope.analysis.report.replay_figure import replay_figure
+from prunescope.analysis.schema.comparison import Comparison
 from prunescope.analysis.schema.report import Finding, Report
 from prunescope.analysis.schema.reproduction import Reproduction
 from prunescope.taxonomy.allocations.allocation_plan import (
@@ -68,6 +72,10 @@ def _is_seen(axes: Axes, artist: Artist) -> bool:
     return box is not None and min(box.width, box.height) > _PIXELS
 
 
+def _is_row(patch: Patch) -> bool:
+    return str(patch.get_gid()).startswith("row-")
+
+
 def _marks(figure: Figure) -> tuple[list[Patch], list[Line2D], list[Collection]]:
     """What is drawn and seen."""
     every = [axes for axes in figure.axes if axes.get_visible()]
@@ -99,7 +107,7 @@ def without_mark(figure: Figure) -> list[str]:
     for label, handle in _entries(figure):
         if isinstance(handle, Patch):
             face, hatch = _look(handle)
-            found = (face, hatch) in looks or hatch in hatches or (not hatch and face in colours)
+            found = (face, hatch) in looks or hatch in hatches or face in colours
         elif not isinstance(handle.get_marker(), str):
             continue  # a letter, as it stands beside names
         else:
@@ -124,6 +132,9 @@ def without_entry(figure: Figure) -> list[Any]:
         to_hex(one.get_color()) for one in entries if isinstance(one, Line2D)
     }
     colours |= {to_hex(axes.yaxis.label.get_color()) for axes in figure.axes} | {"#ffffff"}
+    # Rows of a ledger that stand one below the other are named at their axis.
+    named = {to_hex(look.colour) for look in ROWS.values()} if len(looks) < 4 else set()
+    patches = [one for one in patches if not (_is_row(one) and _look(one)[0] in named)]
     found: list[Any] = [
         look for look in map(_look, patches)
         if look not in looks and (look[1] or look[0] not in colours)
@@ -192,18 +203,25 @@ def plan() -> PlanOfLayers:
                         expected=expected, layers=layers)  # fmt: skip
 
 
+def drawn(pictures: Iterable[Picture]) -> list[Figure | None]:
+    with plotting():
+        return [picture.plot() for picture in pictures]
+
+
 INVALID = [Finding(id="timing-not-valid", severity="critical", text="x", evidence=[], change=None,
                    predicted_ns=None)]  # fmt: skip
 CASES: dict[str, Callable[[], object]] = {
     "pair": lambda: figures.figure_files(pair(), "png"),
     "pair, not valid": lambda: figures.figure_files(pair(findings=INVALID), "png"),
     "one run": lambda: figures.figure_files(one_run(), "png"),
-    "sweep": lambda: pareto_figures(sweep(), "png"),
-    "comparison": lambda: plot_comparison(rows(4), "png"),
+    "sweep": lambda: drawn(pareto_pictures(sweep())),
+    "comparison": lambda: drawn(
+        comparison_pictures(Comparison(tool="t", baseline=None, rows=rows(4)))
+    ),
     "prediction": lambda: curve_files(ask(method="static-m,dynamic-m", curves=True)),
     "prediction of one": lambda: curve_files(ask(method="static-m", curves=True)),
     "reproduction": lambda: reproduction_files(reproduced(), ["png"]),
-    "paper": lambda: [one.plotted() for one in of_one_cell().figures],
+    "paper": lambda: drawn(of_one_cell().figures),
     "plan": lambda: plan_figure(plan(), "png"),
     "replay": lambda: replay_figure(replays().curves, [], "m"),
 }

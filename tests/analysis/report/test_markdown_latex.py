@@ -11,8 +11,9 @@ import pytest
 
 from prunescope.analysis.report.latex import render_latex
 from prunescope.analysis.report.markdown import render_markdown
+from prunescope.analysis.report.printing import Printing, printed_as
 from prunescope.analysis.report.write import write_report
-from prunescope.analysis.schema.report import FamilyVerdict
+from prunescope.analysis.schema.report import FamilyVerdict, Report
 from prunescope.analysis.schema.sides import Unprofiled
 from prunescope.taxonomy.errors import PrunescopeError
 from tests.analysis.report import example
@@ -28,6 +29,11 @@ DOCUMENT = r"""\documentclass{article}
 \input{../hostile/report.tex}
 \end{document}
 """
+
+
+def latex_of(report: Report, label_prefix: str) -> str:
+    with printed_as(Printing(label_prefix=f"{label_prefix}-")):
+        return render_latex(report)
 
 
 def test_markdown_tables_are_rectangular() -> None:
@@ -66,7 +72,7 @@ def test_latex_numbers_are_ready_for_siunitx() -> None:
     text = render_latex(example.two_phases())
     assert r"coverage & +9.20 & +6.6 &" in text
     assert r"added work & -1.50 & -1.1 &" in text
-    assert "S[table-format=+3.2,retain-explicit-plus]" in text
+    assert "S[table-format=+3.3,retain-explicit-plus]" in text
     assert r"\SI" not in text and r"\si{\milli\second}" in text
 
 
@@ -133,7 +139,7 @@ def test_two_reports_in_one_paper_without_a_warning(tmp_path: Path) -> None:
 
 
 def test_captions_say_model_phase_device_and_n() -> None:
-    text = render_latex(example.two_phases(), label_prefix="a")
+    text = latex_of(example.two_phases(), "a")
     captions = re.findall(r"\\caption\{(.*)\}\\label", text)
     assert len(captions) >= 8
     for caption in (c for c in captions if c.startswith(("Ladder", "Ledger", "Speedup"))):
@@ -156,10 +162,10 @@ def test_every_caption_has_the_whole_name_the_method_the_kind_of_phase_and_n() -
     phase.family = FamilyVerdict(id="static-nk-mlp", confidence=1.0, evidence=[])
     phase.phase_kind = {"kind": "prefill", "confidence": 1.0, "evidence": []}
     text = render_latex(report)
-    captions = re.findall(r"\\caption\{(.*)\}\\label", text)
+    captions = re.findall(r"\\caption\{(?!Checklist)(.*)\}\\label", text)
     assert captions
     for caption in captions:
-        assert r"SmolLM2-135M-Instruct.Q4\_K\_M-and-more, static-nk-mlp" in caption
+        assert r"SmolLM2-135M-Instruct.Q4\_K\_M-and-more pruned by static-nk-mlp" in caption
         assert "(prefill)" in caption
         assert re.search(r"n~=~\d+", caption), caption
 
@@ -174,5 +180,5 @@ def test_a_caption_says_in_how_many_placements_the_samples_lie() -> None:
     assert phase.baseline is not None
     phase.unprofiled_ns = phase.baseline.unprofiled_ns = timed
     text = render_latex(report)
-    assert "n~=~8 unprofiled samples in 4 placements" in text
+    assert "over 4 placements of medians, n~=~8 unprofiled samples a side" in text
     assert "besides them" not in text

@@ -158,7 +158,9 @@ def test_what_papers_print_beside_a_speedup() -> None:
     back = from_json(to_json(report)).phases["decode"]
     assert sides_table(back) == sides_table(report.phases["decode"])
     assert "<summary>Dense and pruned</summary>" in render_markdown(report)
-    assert "Dense and pruned, tiny-llama, static-nk, decode" in render_latex(report)
+    assert "Dense and pruned: tiny-llama pruned by static-nk; s = 0.5, decode" in render_latex(
+        report
+    )
     assert sides_table(example.alone().phases["trace"]) is None
 
 

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("torch")
 
+import torch
+
 import prunescope
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.formats import plain
+from prunescope.tracer.capture.application import apply_request
+from prunescope.tracer.capture.request import TraceRequest
 
 pytestmark = [pytest.mark.torch, pytest.mark.four_layers]
 
@@ -47,6 +54,24 @@ def own(model, sparsity):
 def breaks(model, sparsity):
     model.model.layers[0].mlp.up_proj = None
     return model
+"""
+NORM = """\
+def by_norm(model, sparsity):
+    return model
+
+
+by_norm.selects_by = "norm of a channel"
+
+
+def silent(model, sparsity):
+    return model
+
+
+def wrong(model, sparsity):
+    return model
+
+
+wrong.selects_by = 3
 """
 CASES = {
     "fails": ("raised ValueError: no layer in mine9.py fits", "mine9.py, line 5"),
@@ -115,3 +140,24 @@ def test_a_module_that_fails(
 
 def test_an_interrupt_in_it_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert told("mine9:interrupted", 130, tmp_path, capsys)[0] == "interrupted"
+
+
+def test_a_run_says_what_an_own_method_selects_by_or_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A norm is not "random": the run names what the function says, and else no selection."""
+    (tmp_path / "norms.py").write_text(NORM)
+    monkeypatch.chdir(tmp_path)
+    loaded = SimpleNamespace(model=torch.nn.Linear(2, 2))
+    for name, selection in (("by_norm", "norm of a channel"), ("silent", None)):
+        request = TraceRequest("tiny-llama", method=f"norms:{name}", name="Ours")
+        _, pruning = apply_request(request, loaded)  # type: ignore[arg-type]
+        assert (pruning.selection, pruning.display_name) == (selection, "Ours")
+        assert ("selection" in plain(pruning)) is (selection is not None)
+    with pytest.raises(PrunescopeError, match=r"wrong\.selects_by is no text"):
+        apply_request(TraceRequest("tiny-llama", method="norms:wrong"), loaded)  # type: ignore[arg-type]
+
+
+def test_a_name_without_a_method_is_refused() -> None:
+    with pytest.raises(PrunescopeError, match="--name was given without --method"):
+        TraceRequest("tiny-llama", name="Ours").check()

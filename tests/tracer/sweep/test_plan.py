@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -416,3 +417,38 @@ def test_what_a_model_does_not_allow_is_planned_as_impossible() -> None:
     said = "static-nk-heads cannot be applied to this model: one KV head serves all query heads"
     assert all(str(why[name]).startswith(said) for name in names[1:])
     assert any(note.startswith(said) for note in plan.notes)
+
+
+NAMED = """model: tiny-llama
+families: [static-nk, 'mine:by_norm']
+sparsities: [0.5]
+names: {'mine:by_norm': Ours}
+"""
+
+
+def test_a_display_name_is_kept_apart_from_the_method(tmp_path: Path) -> None:
+    """It is in the requests of its method's results, in no id, and may change between calls."""
+    (named,) = read_configs(config(tmp_path, NAMED), None)
+    (plain,) = read_configs(config(tmp_path, NAMED.replace("names", "# names")), None)
+    assert named.names == {"mine:by_norm": "Ours"}
+    assert named.identity() == plain.identity()
+    results = make_plan([named], None).results
+    assert [r.id for r in results] == [r.id for r in make_plan([plain], None).results]
+    names = {r.family: request_of(named, r, out=tmp_path).name for r in results}
+    assert names == {"static-nk": None, "mine:by_norm": "Ours"}
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        ("{'mine:by_nrm': Ours}", "'mine:by_nrm' is not in families"),
+        ("{'mine:by_norm': static-nk}", "are both called 'static-nk'"),
+        ("{'mine:by_norm': ''}", "is no display name"),
+        ("{'mine:by_norm': 3}", "methods with their names"),
+        ("Ours", "methods with their names"),
+    ],
+)
+def test_a_mistake_in_names_is_named(names: str, says: str, tmp_path: Path) -> None:
+    text = NAMED.replace("{'mine:by_norm': Ours}", names)
+    with pytest.raises(PrunescopeError, match=re.escape(says)):
+        make_plan(read_configs(config(tmp_path, text), None), None)
