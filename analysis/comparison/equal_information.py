@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import polars as pl
 
 from prunescope.analysis.comparison.more_calls import with_work_on_weights
+from prunescope.analysis.comparison.placed_pair import place_pair
 from prunescope.analysis.comparison.replacements import with_replacements
 from prunescope.analysis.inputs.side import Diagnostics, SidePhase
-from prunescope.analysis.kernels.assignment import place_pair
 from prunescope.analysis.kernels.columns import is_one_of
 from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, PRODUCTS, Kernels
 from prunescope.analysis.schema.notice import Notice, note, warning

@@ -1,7 +1,7 @@
 """The layer and role of every row, from all that says something of it.
 
-In: Evidence of one side or of two: what modules, ranges, the order of kernels, gradients, graphs,
-an eager pass, a config say of its rows. Out: an Assignment of each side, and where sources
+In: RoleEvidence of one side or of two: what modules, ranges, the order of kernels, gradients,
+graphs, an eager pass, a config say of its rows. Out: an Assignment of each side, and where sources
 disagree. Two sides are aligned by what they run (kernels/sequence.py), before anything has a name:
 what one side knows of a product, its partner on the other side takes. Where neither side knows a
 layer, the parts that repeat are layers.
@@ -11,22 +11,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from prunescope.analysis.kernels.columns import (
-    Floats,
-    Mask,
-    instance_numbers,
-    is_one_of,
-    known_ids,
-)
-from prunescope.analysis.kernels.frame import ATTENTION, Kernels
-from prunescope.analysis.kernels.role import PRODUCT_KINDS
+from prunescope.analysis.kernels.columns import Floats, Mask, known_ids
 from prunescope.analysis.kernels.sequence import (
     Product,
     align_products,
@@ -36,6 +28,7 @@ from prunescope.analysis.kernels.sequence import (
     product_of_gemms,
 )
 from prunescope.analysis.ops.call import OpCall, Work
+from prunescope.analysis.ops.kernel_kinds import MATMUL_KINDS
 from prunescope.analysis.schema.notice import Notice, note
 from prunescope.analysis.trace.collector import NONE, Ints
 from prunescope.taxonomy.roles import UNPLACED
@@ -54,7 +47,7 @@ Disagreements = Counter[tuple[str, str, str, str]]
 
 
 @dataclass(frozen=True)
-class Evidence:
+class RoleEvidence:
     """What one source says of the rows of a side.
 
     Attributes:
@@ -118,7 +111,7 @@ Steps = dict[int, list[tuple[int, Product]]]
 
 
 @dataclass(frozen=True)
-class Rows:
+class SideRows:
     """The rows of one side.
 
     Attributes:
@@ -127,12 +120,12 @@ class Rows:
         op: The number of each row's op: what a product takes, the other rows of its op take too.
     """
 
-    evidence: Sequence[Evidence]
+    evidence: Sequence[RoleEvidence]
     steps: Steps = field(default_factory=dict)
     op: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
-def resolve(sides: Sequence[Rows]) -> list[Assignment]:
+def resolve(sides: Sequence[SideRows]) -> list[Assignment]:
     """Assign layers and roles to the rows of one side or of two.
 
     Of the sources that speak of a row, the most trusted holds. Of two sides, a partner fills in
@@ -165,7 +158,7 @@ def resolve(sides: Sequence[Rows]) -> list[Assignment]:
     ]
 
 
-def _overlay(evidence: Sequence[Evidence]) -> Assignment:
+def _overlay(evidence: Sequence[RoleEvidence]) -> Assignment:
     """Take what the most trusted source says of each row; a source of low confidence is left out.
 
     Where two sources that both know the role of a row differ, the row is counted.
@@ -190,13 +183,13 @@ def _overlay(evidence: Sequence[Evidence]) -> Assignment:
     return Assignment(layer, role, source, confidence, disagreements)
 
 
-def spread(op: Ints, evidence: Evidence) -> Evidence:
+def spread(op: Ints, evidence: RoleEvidence) -> RoleEvidence:
     """Say of all rows of an op what is said of one of them; `op` numbers the op of each row."""
     said = np.flatnonzero(evidence.says)
     giver = np.full(int(op.max(initial=0)) + 1, NONE)
     giver[op[said]] = said
     at = giver[op]
-    return Evidence(
+    return RoleEvidence(
         evidence.source,
         evidence.layer[at],
         evidence.role[at],
@@ -216,7 +209,7 @@ def _is_placed(role: Names) -> Mask:
 class _Party:
     """One of two sides: its rows, and where its own sources put them."""
 
-    rows: Rows
+    rows: SideRows
     own: Assignment
 
     @cached_property
@@ -250,7 +243,7 @@ def _are_of_one_model(old: _Party, new: _Party) -> bool:
     return len(partners) >= LEAST * shorter
 
 
-def _number_by_repeats(party: _Party) -> Evidence | None:
+def _number_by_repeats(party: _Party) -> RoleEvidence | None:
     """Give layers to the products of a side that repeat; None where most do not."""
     layer = np.full(len(party.own.layer), NONE)
     known: dict[tuple[Product, ...], list[int | None]] = {}
@@ -265,7 +258,7 @@ def _number_by_repeats(party: _Party) -> Evidence | None:
             return None
         for (row, _), number in zip(products, numbers, strict=True):
             layer[row] = NONE if number is None else number
-    return spread(party.rows.op, Evidence("repeats", layer, party.own.role, layer != NONE))
+    return spread(party.rows.op, RoleEvidence("repeats", layer, party.own.role, layer != NONE))
 
 
 def _take_from(giver: _Party, taker: _Party, *, may_renumber: bool) -> Assignment:
@@ -304,8 +297,8 @@ def _take_from(giver: _Party, taker: _Party, *, may_renumber: bool) -> Assignmen
         layer[row] = theirs.layer[at]
     says = (layer != own.layer) | (role != own.role)
     confidence = np.zeros(len(says))
-    confidence[row] = theirs.confidence[at] * np.maximum(likeness / _EQUAL, LEAST)
-    taken = spread(taker.rows.op, Evidence("partner", layer, role, says, confidence))
+    confidence[row] = np.maximum(theirs.confidence[at] * likeness / _EQUAL, LEAST)
+    taken = spread(taker.rows.op, RoleEvidence("partner", layer, role, says, confidence))
     return Assignment(
         np.where(taken.says, taken.layer, own.layer),
         np.where(taken.says, taken.role, own.role),
@@ -351,88 +344,12 @@ def _most_similar(
     return max(every, key=lambda s: ((own & Counter(s)).total(), -abs(len(s) - len(sequence))))
 
 
-# Kernels of a side, whose own sources have been asked.
-
-
-def _list_rows(kernels: Kernels) -> Rows:
-    """Return the rows of a side, with what its own sources said and what multiplies."""
-    frame = kernels.frame
-    layer = frame["layer"].fill_null(NONE).to_numpy()
-    role, placed_by = (frame[name].to_numpy() for name in ("role", "placed_by"))
-    confidence = frame["confidence"].to_numpy()
-    evidence = [
-        Evidence(source, layer, role, placed_by == source, confidence)
-        for source in frame["placed_by"].unique()
-    ]
-    return Rows(evidence, _list_products(kernels), instance_numbers(frame))
-
-
-def _list_products(kernels: Kernels) -> Steps:
-    """List the products of each step in the order of their launch."""
-    frame = kernels.frame.with_row_index("row")
-    is_product = is_one_of(frame["kind"], PRODUCT_KINDS) | is_one_of(
-        frame["class"], (ATTENTION, "conv")
-    )
-    rows = frame.filter(is_product & frame["primary"]).sort("step", "launched", "start")
-    rows = rows.unique(["step", "instance"], keep="first", maintain_order=True)
-    known: dict[tuple[str, int], Product] = {}
-    steps: Steps = {}
-    columns = ("row", "step", "kind", "op", "name", "call")
-    for row, step, kind, op, name, call in rows.select(columns).iter_rows():
-        if call is not None and (kind, call) not in known:
-            own = kernels.shapes.calls[call], kernels.shapes.works[call]
-            known[kind, call] = describe(kind, op or name, *own)
-        product = Product(op or name) if call is None else known[kind, call]
-        steps.setdefault(step, []).append((row, product))
-    return steps
-
-
 def describe(kind: str, op: str, call: OpCall, work: Work | None) -> Product:
     """Describe a product by its kind and the dimensions of its call."""
     if work is not None and work.gemms:
         return product_of_gemms(_KINDS.get(kind, kind), work.gemms)
     shapes = call.shapes[:2]
     is_image = len(shapes) == 2 and all(isinstance(s, tuple) and len(s) > 2 for s in shapes)
-    if kind in PRODUCT_KINDS or not is_image:
+    if kind in (*MATMUL_KINDS, "attention") or not is_image:
         return Product(op, ())
     return product_of_convolution(*shapes)
-
-
-def place_pair(dense: Kernels, pruned: Kernels) -> tuple[Kernels, Kernels]:
-    """Give the products of each side the layers and roles that only the other side knows."""
-    both = dense, pruned
-    rows = [_list_rows(kernels) for kernels in both]
-    old, new = resolve(rows)
-    by_repeats = any((a.source == _RANKS["repeats"]).any() for a in (old, new))
-    dense, pruned = (
-        _with_places(
-            kernels,
-            _Party(own, assigned),
-            "order" if by_repeats else other.modules.source,
-            by_repeats=by_repeats,
-        )
-        for kernels, own, assigned, other in zip(both, rows, (old, new), both[::-1], strict=True)
-    )
-    return dense, _noted(pruned, *new.notices())
-
-
-def _with_places(kernels: Kernels, party: _Party, source: str, *, by_repeats: bool) -> Kernels:
-    """Put the assignment of a side into its frame, with a note of what was taken."""
-    assigned = party.own
-    taken = party.products[assigned.source[party.products] >= _RANKS["repeats"]]
-    if not len(taken):
-        return kernels
-    before = kernels.frame["layer"]
-    kernels = replace(kernels, frame=assigned.put_into(kernels.frame))
-    if kernels.frame["layer"].ne_missing(before).any():
-        modules = replace(kernels.modules, source=source, were_aligned=True)
-        kernels = replace(kernels, modules=modules)
-    if by_repeats:
-        layers = {*assigned.layer[taken].tolist()} - {NONE}
-        return _noted(kernels, note("layers-by-repeats", count=len(layers)))
-    roles = [role for role in dict.fromkeys(assigned.role[taken]) if role not in UNPLACED]
-    return _noted(kernels, note("roles-of-other-side", roles=roles)) if roles else kernels
-
-
-def _noted(kernels: Kernels, *notices: Notice) -> Kernels:
-    return replace(kernels, notes=[*kernels.notes, *notices])

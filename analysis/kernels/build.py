@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from prunescope.analysis.kernels.assignment import (
     LEAST,
     Assignment,
-    Evidence,
-    Rows,
+    RoleEvidence,
+    SideRows,
     resolve,
     spread,
 )
@@ -106,7 +106,7 @@ class PassContext:
     calls: list[OpCall] = field(default_factory=list)
     works: list[Work | None] = field(default_factory=list)
     num_trace_calls: int = 0
-    evidence: list[Evidence] = field(default_factory=list)
+    evidence: list[RoleEvidence] = field(default_factory=list)
     placed: Assignment | None = None
     roles_from: str = "none"
     filled: Filled | None = None
@@ -195,11 +195,11 @@ def add_places(frame: pl.DataFrame, context: PassContext) -> pl.DataFrame:
     elif takes_modules and context.roles_from in ("order", "none"):
         evidence += _read_pass(frame, context)
     context.evidence = evidence
-    context.placed = resolve([Rows(evidence)])[0]
+    context.placed = resolve([SideRows(evidence)])[0]
     return context.placed.put_into(frame)
 
 
-def _read_pass(frame: pl.DataFrame, context: PassContext) -> list[Evidence]:
+def _read_pass(frame: pl.DataFrame, context: PassContext) -> list[RoleEvidence]:
     """Return what an eager pass says of the rows, if its modules give roles."""
     eager = context.eager
     if eager is None:
@@ -252,19 +252,19 @@ def fill_shapes(frame: pl.DataFrame, context: PassContext) -> pl.DataFrame:
     context.works = context.works + filled.works
     context.roles_from = filled.source
     if filled.places:
-        context.placed = resolve([Rows([*context.evidence, _read_config(filled)])])[0]
+        context.placed = resolve([SideRows([*context.evidence, _read_config(filled)])])[0]
         return context.placed.put_into(filled.frame)
     return filled.frame
 
 
-def _read_config(filled: Filled) -> Evidence:
+def _read_config(filled: Filled) -> RoleEvidence:
     """Return what a config says of the kernels that run its GEMMs, and of their ops' others."""
     count = len(filled.frame)
     layer, role = np.full(count, NONE), np.full(count, "unknown", object)
     says = np.zeros(count, bool)
     for row, of_row, name in filled.places:
         layer[row], role[row], says[row] = NONE if of_row is None else of_row, name, True
-    return spread(instance_numbers(filled.frame), Evidence("config", layer, role, says))
+    return spread(instance_numbers(filled.frame), RoleEvidence("config", layer, role, says))
 
 
 def split_work(frame: pl.DataFrame, context: PassContext) -> pl.DataFrame:

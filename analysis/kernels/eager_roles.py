@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 import polars as pl
 
-from prunescope.analysis.kernels.assignment import Evidence, describe
+from prunescope.analysis.kernels.assignment import RoleEvidence, describe
 from prunescope.analysis.kernels.graph_match import align
 from prunescope.analysis.kernels.role import PRODUCT_KINDS
 from prunescope.analysis.kernels.sequence import Product
@@ -33,7 +33,7 @@ def roles_of_pass(
     of: tuple[Sequence[OpCall], Sequence[Work | None]],
     eager: pl.DataFrame,
     of_eager: tuple[Sequence[OpCall], Sequence[Work | None]],
-) -> Evidence:
+) -> RoleEvidence:
     """Return what an eager pass says of the layers and roles of all rows.
 
     Its confidence is the share of the products' time that is matched: a pass of another step
@@ -72,7 +72,7 @@ def roles_of_pass(
     role = np.append(there["role"].to_numpy(), "unknown")
     every = np.ones(len(at), bool)
     share = matched_ns / whole if whole else 1.0
-    return Evidence("eager pass", layer[of_row], role[of_row], every, share)
+    return RoleEvidence("eager pass", layer[of_row], role[of_row], every, share)
 
 
 def _matched(names: Sequence[Product], known: list[Product], products: Collection[Product]) -> Ints:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from prunescope.analysis.kernels.assignment import LEAST, Evidence
+from prunescope.analysis.kernels.assignment import LEAST, RoleEvidence
 from prunescope.analysis.kernels.graph_match import (
     UNNAMED,
     GraphPart,
@@ -342,8 +342,10 @@ class GraphReplay:
             instance=pl.when(known).then(instance).otherwise("instance"),
         )
 
-    def evidence(self) -> Evidence:
+    def evidence(self) -> RoleEvidence:
         """Return what the eager pass says of the layers and roles of mapped rows."""
         roles, at = self.eager.roles, np.maximum(self.at, 0)
         names = np.array(roles.role, object)
-        return Evidence("eager pass", roles.layer[at], names[at], self.at >= 0, self.rate or 0.0)
+        return RoleEvidence(
+            "eager pass", roles.layer[at], names[at], self.at >= 0, self.rate or 0.0
+        )

@@ -1,7 +1,7 @@
 """What a trace itself says of the layer and role of each row.
 
-In: the kernels frame with kinds and calls, and its linked rows. Out: Evidence: of modules or of the
-order of kernels, of the passes of a training step, of the graphs that rows are replayed from.
+In: the kernels frame with kinds and calls, and its linked rows. Out: RoleEvidence: of modules
+or of the order of kernels, of the passes of a training step, of the graphs of replayed rows.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from prunescope.analysis.kernels.assignment import Evidence, Names
+from prunescope.analysis.kernels.assignment import Names, RoleEvidence
 from prunescope.analysis.kernels.columns import instance_numbers, is_one_of, is_true
 from prunescope.analysis.kernels.role import PRODUCT_KINDS, find_roles
 from prunescope.analysis.kernels.role_shapes import LaunchedRows
@@ -27,7 +27,7 @@ from prunescope.taxonomy.roles import BACKWARD
 
 def find_evidence(
     frame: pl.DataFrame, trace: Trace, linked: Linked, calls: list[OpCall], *, takes_modules: bool
-) -> list[Evidence]:
+) -> list[RoleEvidence]:
     """Return what a trace itself says of the layers and roles of its rows.
 
     Of replayed rows, and of those without an op among modules, their graph does, else their kind.
@@ -61,8 +61,8 @@ def find_evidence(
     if len(scopes.place) and scopes.source != "none":
         says &= linked.thread >= 0
     source = "kernel" if roles.source == "none" else roles.source
-    own = Evidence(source, layer[product], role[product], says, roles.confidence)
-    evidence = [Evidence("kernel", nowhere, by_kind, np.ones(len(host), bool)), own]
+    own = RoleEvidence(source, layer[product], role[product], says, roles.confidence)
+    evidence = [RoleEvidence("kernel", nowhere, by_kind, np.ones(len(host), bool)), own]
     if passes is not None:
         evidence.append(_read_passes(own, host, passes))
     if (graphs := find_graph_places(trace, linked)) is not None:
@@ -70,11 +70,11 @@ def find_evidence(
     return evidence
 
 
-def _read_graphs(graphs: Scopes, by_kind: Names) -> Evidence:
+def _read_graphs(graphs: Scopes, by_kind: Names) -> RoleEvidence:
     """Return what graphs say of their replays: where their kernels belong."""
     layers = [NONE if place.layer is None else place.layer for place in graphs.places]
     roles = np.array([place.role for place in graphs.places], object)[graphs.place]
-    return Evidence(
+    return RoleEvidence(
         "graph",
         np.array(layers, np.int64)[graphs.place],
         np.where(roles == "unknown", by_kind, roles),
@@ -100,7 +100,7 @@ def _products_of_rows(frame: pl.DataFrame, host: Ints) -> Ints:
     return giver
 
 
-def _read_passes(own: Evidence, host: Ints, passes: Passes) -> Evidence:
+def _read_passes(own: RoleEvidence, host: Ints, passes: Passes) -> RoleEvidence:
     """Return what a training step says of gradients and of the optimizer.
 
     A gradient has the layer and role of the op that it is of. `host` holds the rows of `passes`.
@@ -115,7 +115,7 @@ def _read_passes(own: Evidence, host: Ints, passes: Passes) -> Evidence:
     layer[host[known]] = np.where(passes.alike(layers.tolist())[forward], layers[forward], NONE)
     forward_roles = np.where(passes.alike(roles.tolist())[forward], roles[forward], "unknown")
     role[host[known]] = [f"{name}{BACKWARD}" for name in forward_roles]
-    return Evidence("gradients", layer, role, says & own.says)
+    return RoleEvidence("gradients", layer, role, says & own.says)
 
 
 def multiplying_ops(frame: pl.DataFrame) -> list[str]:

@@ -1,6 +1,6 @@
 """Which GEMM of which layer each kernel of a step runs, by the order of the kernels alone.
 
-In: items of a step in launch order, the config. Out: an `Assignment` for each forward pass: GEMMs
+In: items of a step in launch order, the config. Out: an `AssignedPass` for each forward pass: GEMMs
 with slots and layers, attentions with layers, or why the order does not identify them. Times in ns.
 
 Terms, from the largest to the smallest:
@@ -37,7 +37,7 @@ from prunescope.analysis.shapes.items import (
     ATTENTION,
     BATCHED,
     MIXER,
-    Assignment,
+    AssignedPass,
     Item,
     Placed,
     Token,
@@ -70,7 +70,7 @@ _CELLS = 250_000  # of one alignment
 _ALONE = 1.5  # factor of slack for the duration of a kernel with a key of its own in the layer
 
 
-def align(items: Sequence[Item], shape: ModelShape, ranks: int) -> list[Assignment]:
+def align(items: Sequence[Item], shape: ModelShape, ranks: int) -> list[AssignedPass]:
     """Assign the kernels of every forward pass of a step to the GEMMs and layers of the config.
 
     Args:
@@ -96,7 +96,7 @@ def align(items: Sequence[Item], shape: ModelShape, ranks: int) -> list[Assignme
         else:
             strategy = _uniform_strategy(items, shape, ranks)
     if isinstance(strategy, list):
-        return [Assignment(by_order=True, problems=strategy)]
+        return [AssignedPass(by_order=True, problems=strategy)]
     return [_assign(part, usual, shape) for part, usual in strategy.passes(items)]
 
 
@@ -114,11 +114,11 @@ class _Segment:
     damaged: bool = False
 
 
-def _assign(items: Sequence[Item], strategy: _Strategy | None, shape: ModelShape) -> Assignment:
+def _assign(items: Sequence[Item], strategy: _Strategy | None, shape: ModelShape) -> AssignedPass:
     """Assign the kernels of one pass."""
     if strategy is None:
-        return Assignment(by_order=True, problems=[warning("unequal-passes")])
-    assignment = Assignment(by_order=True, explained=strategy.explained)
+        return AssignedPass(by_order=True, problems=[warning("unequal-passes")])
+    assignment = AssignedPass(by_order=True, explained=strategy.explained)
     anchors, anchors_per_layer = anchors_of(items), strategy.anchors_per_layer
     anchor, damaged = -1, 0  # the anchor before a segment
     for number, (before, after) in enumerate(pairwise([-1, *anchors, len(items)])):
@@ -140,7 +140,7 @@ def _assign(items: Sequence[Item], strategy: _Strategy | None, shape: ModelShape
         counts = {"layers": layers, "config": shape.layers, "damaged": damaged}
         lacking = warning("layers-lack-kernels", **counts)
         problems = [lacking if damaged else wrong_layers(layers, shape)]
-        return Assignment(by_order=True, problems=problems)
+        return AssignedPass(by_order=True, problems=problems)
     if strategy.compares_times:
         set_aside_misplaced(assignment)
     return assignment

@@ -1,6 +1,6 @@
 """Which GEMM of which layer each kernel of a step runs, in a model whose layers differ.
 
-In: items of a step in launch order, the config. Out: an `Assignment` for each forward pass, as
+In: items of a step in launch order, the config. Out: an `AssignedPass` for each forward pass, as
 `align` gives it. The segments between two attentions need not be alike, so each is compared with
 what its own layers run: a segment with as many GEMMs, of the same forms, gets their slots, and any
 other none. Layers without attention make a segment longer.
@@ -18,7 +18,7 @@ from prunescope.analysis.shapes.items import (
     ATTENTION,
     BATCHED,
     MIXER,
-    Assignment,
+    AssignedPass,
     Item,
     Placed,
     anchors_of,
@@ -67,25 +67,25 @@ class _Way:
         return matches
 
 
-def align_uneven(items: Sequence[Item], shape: ModelShape, ranks: int) -> list[Assignment]:
+def align_uneven(items: Sequence[Item], shape: ModelShape, ranks: int) -> list[AssignedPass]:
     """Assign the kernels of every forward pass of a step, in a model whose layers differ.
 
     The result is one assignment with `problems` where the order of the kernels is not that of the
     config's layers.
     """
     if shape.mixer_layers or shape.other_layers:
-        return [Assignment(by_order=True, problems=[warning("layers-of-several-sizes")])]
+        return [AssignedPass(by_order=True, problems=[warning("layers-of-several-sizes")])]
     items = [item for item in items if item.form not in (BATCHED, MIXER)]
     ways = list(_enumerate_ways(shape, ranks))
     anchors, attending = anchors_of(items), len(ways[0].attending)
     if not anchors or not attending or len(anchors) % attending:
         counts = {"attentions": len(anchors), "layers": attending}
         problem = warning("another-number-of-attentions", **counts)
-        return [Assignment(by_order=True, problems=[problem])]
+        return [AssignedPass(by_order=True, problems=[problem])]
     passes = _passes(items, anchors, ways)
     chosen = _choose_way(ways, [_split_at_attention(items_of_pass) for items_of_pass in passes])
     if isinstance(chosen, Notice):
-        return [Assignment(by_order=True, problems=[chosen])]
+        return [AssignedPass(by_order=True, problems=[chosen])]
     return [_assign(items_of_pass, chosen) for items_of_pass in passes]
 
 
@@ -136,9 +136,9 @@ def _cost(way: _Way, passes: list[list[Sequence[Item]]]) -> float:
     return misfit([ns for ns, _ in pairs], [slot for _, slot in pairs])
 
 
-def _assign(items: Sequence[Item], way: _Way) -> Assignment:
+def _assign(items: Sequence[Item], way: _Way) -> AssignedPass:
     """Assign the kernels of one pass in the chosen way."""
-    assignment, parts = Assignment(by_order=True), _split_at_attention(items)
+    assignment, parts = AssignedPass(by_order=True), _split_at_attention(items)
     for part, match in zip(parts, way.match_parts(parts), strict=True):
         assignment.gemms += [Placed(item, slot, layer) for item, (slot, layer) in match or ()]
         rows = {item.row for item, _ in match or ()}

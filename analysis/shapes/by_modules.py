@@ -1,7 +1,7 @@
 """Which GEMM of which layer each kernel of a step runs, where the trace names modules.
 
-In: items of a step in launch order with roles and layers, the config. Out: an `Assignment` for each
-call of the model, or why the config contradicts its modules. Times in ns.
+In: items of a step in launch order with roles and layers, the config. Out: an `AssignedPass`
+for each call of the model, or why the config contradicts its modules. Times in ns.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import pairwise
 from prunescope.analysis.shapes.items import (
     ATTENTION,
     MIXER,
-    Assignment,
+    AssignedPass,
     Item,
     Placed,
     wrong_layers,
@@ -39,7 +39,7 @@ _ADAPTED = 3  # GEMMs of a linear with an adapter: its own and two of a low rank
 _SMALL = 0.5  # share of the linear's own time that each of those two takes at most
 
 
-def assign_by_modules(items: Sequence[Item], shape: ModelShape, ranks: int) -> list[Assignment]:
+def assign_by_modules(items: Sequence[Item], shape: ModelShape, ranks: int) -> list[AssignedPass]:
     """Assign the kernels of every call of the model in a step.
 
     A call begins where the first layer follows another one.
@@ -53,9 +53,9 @@ def assign_by_modules(items: Sequence[Item], shape: ModelShape, ranks: int) -> l
     return [_assign_call(items[a:b], shape, ranks) for a, b in pairwise([*cuts, len(items)])]
 
 
-def _assign_call(items: Sequence[Item], shape: ModelShape, ranks: int) -> Assignment:
+def _assign_call(items: Sequence[Item], shape: ModelShape, ranks: int) -> AssignedPass:
     """Assign the kernels of one call of the model."""
-    assignment = Assignment()
+    assignment = AssignedPass()
     layers = {item.layer for item in items if item.layer is not None}
     beyond = shape.layer_shapes and max(layers, default=0) >= shape.layers
     if len(layers) != shape.layers or beyond:

@@ -21,7 +21,7 @@ from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.device.tiles import Tile, tile_of
 from prunescope.analysis.schema.notice import Notice, note, warning
 from prunescope.analysis.shapes.grids import Intervals, holds, meet, rows_of, widths_of
-from prunescope.analysis.shapes.items import ATTENTION, Assignment, Item, Placed
+from prunescope.analysis.shapes.items import ATTENTION, AssignedPass, Item, Placed
 from prunescope.analysis.shapes.slots import EXPERT, GEMM, Slot
 from prunescope.taxonomy.shape import ModelShape
 
@@ -225,7 +225,7 @@ def time_contradictions(
     return contradictions
 
 
-def set_aside_misplaced(assignment: Assignment) -> None:
+def set_aside_misplaced(assignment: AssignedPass) -> None:
     """Make GEMMs unsure whose times are those of another slot."""
     if moved := _find_misplaced(assignment.gemms):
         assignment.unsure += [gemm.item for gemm in assignment.gemms if gemm.item.row in moved]

@@ -22,7 +22,7 @@ from prunescope.analysis.schema.notice import Notice, note, warning
 from prunescope.analysis.shapes import config_evidence
 from prunescope.analysis.shapes.config_evidence import fitting_widths
 from prunescope.analysis.shapes.counts import elementwise_counts
-from prunescope.analysis.shapes.items import ATTENTION, Assignment, Item, Placed, items_of
+from prunescope.analysis.shapes.items import ATTENTION, AssignedPass, Item, Placed, items_of
 from prunescope.analysis.shapes.rank_slots import degrees
 from prunescope.analysis.shapes.slots import (
     EXPERT,
@@ -157,7 +157,7 @@ class Writer:
         self.alone: list[int] = []  # rows that are an instance of their own
         self.time = self.total = 0
 
-    def add(self, key: Pass, assignment: Assignment) -> None:
+    def add(self, key: Pass, assignment: AssignedPass) -> None:
         """Add the items of one forward pass."""
         for gemm in assignment.gemms:
             self.total += gemm.item.ns

@@ -77,7 +77,7 @@ class Placed:
 
 
 @dataclass
-class Assignment:
+class AssignedPass:
     """The kernels of one forward pass.
 
     `gemms` and `attentions` (item, layer) are certain; `unsure` are items that more than one place

@@ -21,7 +21,7 @@ from prunescope.analysis.shapes.align_uneven import align_uneven
 from prunescope.analysis.shapes.by_modules import assign_by_modules
 from prunescope.analysis.shapes.counts import Count, CountingKernels, RowCounts
 from prunescope.analysis.shapes.grids import Intervals, holds, meet, only
-from prunescope.analysis.shapes.items import Assignment, Item, Placed
+from prunescope.analysis.shapes.items import AssignedPass, Item, Placed
 from prunescope.analysis.shapes.rank_slots import ExpertSlots, experts_of
 from prunescope.analysis.shapes.slots import formats
 from prunescope.analysis.shapes.workload import UNKNOWN, ModelConfig, Tokens, annotated
@@ -60,7 +60,7 @@ _FEW = 1 / 3  # share of the steps that may lack kernels: a profiler stops withi
 _LONGER = 2  # times the GEMM time of the shortest pass: a pass of prompts
 
 
-def _phases_of_passes(passes: Sequence[Assignment]) -> list[str | None]:
+def _phases_of_passes(passes: Sequence[AssignedPass]) -> list[str | None]:
     """Return the phases of several passes of one step, where some take much longer than others."""
     times = [sum(gemm.item.ns for gemm in assignment.gemms) for assignment in passes]
     if len(passes) < 2 or max(times) < _LONGER * min(times):
@@ -81,7 +81,7 @@ class Trial:
     ) -> None:
         self.traced, self.model, self.device = traced, model, device
         self.ranks, self.sm = ranks, device.sm if device is not None else None
-        self.placed: dict[Pass, Assignment] = {}
+        self.placed: dict[Pass, AssignedPass] = {}
         self.rows: dict[Pass, int | None] = {}
         self.tokens: dict[Pass, Tokens] = {}
         self.allowed: dict[Pass, Intervals | None] = {}

@@ -28,9 +28,9 @@ from prunescope.analysis.comparison.other_inputs import (
     batch_ratio,
     other_inputs,
 )
+from prunescope.analysis.comparison.placed_pair import place_pair
 from prunescope.analysis.comparison.replacements import with_replacements
 from prunescope.analysis.inputs.side import SidePhase
-from prunescope.analysis.kernels.assignment import place_pair
 from prunescope.analysis.kernels.frame import HostWork, Kernels, ModuleRoles
 from prunescope.analysis.ledger.gemm_calls import collect_gemm_calls
 from prunescope.analysis.ledger.gemms import Pair, pair_calls

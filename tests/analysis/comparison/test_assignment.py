@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from prunescope.analysis.comparison.placed_pair import place_pair
 from prunescope.analysis.comparison.solved_inputs import (
     leading_sizes,
     solve_inputs,
@@ -15,9 +16,8 @@ from prunescope.analysis.comparison.solved_inputs import (
 )
 from prunescope.analysis.kernels.assignment import (
     SOURCES,
-    Evidence,
-    Rows,
-    place_pair,
+    RoleEvidence,
+    SideRows,
     resolve,
 )
 from prunescope.analysis.kernels.frame import Kernels, ModuleRoles
@@ -95,17 +95,19 @@ def test_of_two_roles_of_a_product_the_more_trusted_source_holds(
     assert said.numbers["count"] == 1 and says in sentence(said)
 
 
-def evidence(source: str, *roles: str, says: tuple[int, ...], confidence: float = 1.0) -> Evidence:
+def evidence(
+    source: str, *roles: str, says: tuple[int, ...], confidence: float = 1.0
+) -> RoleEvidence:
     layer = np.array([0 if role != "unknown" else -1 for role in roles])
     mask = np.isin(np.arange(len(roles)), says)
-    return Evidence(source, layer, np.array(roles, object), mask, confidence)
+    return RoleEvidence(source, layer, np.array(roles, object), mask, confidence)
 
 
 def test_the_most_trusted_source_that_speaks_of_a_row_holds() -> None:
     """A config knows rows 0 and 1 and says that 1 has no role; the order knows all."""
     order = evidence("order", "q", "k", "v", says=(0, 1, 2))
     config = evidence("config", "qkv", "unknown", "unknown", says=(0, 1))
-    (assigned,) = resolve([Rows([config, order])])
+    (assigned,) = resolve([SideRows([config, order])])
     assert assigned.role.tolist() == ["qkv", "unknown", "v"]
     assert assigned.layer.tolist() == [0, -1, 0]
     assert [SOURCES[i] for i in assigned.source] == ["config", "config", "order"]
@@ -115,7 +117,7 @@ def test_the_most_trusted_source_that_speaks_of_a_row_holds() -> None:
 def test_a_source_that_explains_less_than_half_is_about_something_else() -> None:
     order = evidence("order", "q", says=(0,))
     of_another = evidence("eager pass", "up", says=(0,), confidence=0.4)
-    (assigned,) = resolve([Rows([order, of_another])])
+    (assigned,) = resolve([SideRows([order, of_another])])
     assert assigned.role.tolist() == ["q"]
     assert not assigned.disagreements
 
