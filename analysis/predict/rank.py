@@ -21,6 +21,7 @@ from prunescope.analysis.predict.answers import (
     speed_of,
 )
 from prunescope.analysis.predict.engine_formats import engine_runs
+from prunescope.analysis.predict.evidence import largest_tried
 from prunescope.analysis.predict.loss_curves import SweepLosses, read_losses
 from prunescope.analysis.predict.predict_request import (
     PredictRequest,
@@ -165,16 +166,20 @@ def _requested_share(request: PredictRequest) -> float:
 def _rank_rows(
     rows_by_family: Mapping[str, Callable[[], Ranked]], left_out: dict[str, str]
 ) -> list[Ranked]:
-    """Return the rows that exist, the fastest first; `left_out` gets the reasons of the others."""
+    """Return the rows that exist, the fastest first; `left_out` gets the reasons of the others.
+
+    A row whose sparsity is larger than any that was tried follows those that were.
+    """
     rows: list[Ranked] = []
     for name, make in rows_by_family.items():
         try:
             rows.append(make())
         except PrunescopeError as error:
             left_out.setdefault(name, error.problem)
-    rows.sort(key=lambda row: -row.speedup)
+    rows.sort(key=lambda row: (row.is_beyond_tried, -row.speedup))
     for row in rows:
-        row.ties = row.range[1] >= rows[0].range[0]
+        is_behind = row.is_beyond_tried and not rows[0].is_beyond_tried
+        row.ties = not is_behind and row.range[1] >= rows[0].range[0]
     return rows
 
 
@@ -228,6 +233,7 @@ def _row_at_loss(
         row.speedup * math.exp(math.hypot(high, max(0.0, faster))),
     ]
     row.select = curve.select
+    row.tried = max(row.tried or 0.0, row.sparsity)  # by the sweep
     return row
 
 
@@ -307,4 +313,5 @@ def _rank_family(setting: Setting, dense: Answer) -> Ranked:
         ties=False,
         fits=answer_memory(pruned, pruned=True).fits,
         runs=engine_runs(setting.runtime.name if setting.runtime else None, setting).runs,
+        tried=largest_tried(setting),
     )
