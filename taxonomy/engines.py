@@ -61,9 +61,9 @@ _SOURCES = {
     "transformers 2:4": EngineSource(address=f"{_TRANSFORMERS}/pull/46342", version="5.24.0"),
     "transformers tp": EngineSource(address=f"{_TRANSFORMERS}/issues/48307", version="2026-08-25"),
     "vllm": EngineSource(
-        address=f"{_VLLM}/blob/0035bdf2b1ac243ef6f31eef27411b022461df8e/"
+        address=f"{_VLLM}/blob/e06c9ba2a6ea923a84add30f5dafaea126429b81/"
         "vllm/model_executor/models/llama.py",
-        version="0035bdf2",
+        version="e06c9ba2",  # older ones read no head_dim, which fewer heads need
     ),
     "vllm per-layer": EngineSource(
         address=f"{_VLLM}/blob/00bd1493b3e82d6c13c68ee8a0e1c5a96707e190/"
@@ -130,7 +130,7 @@ _PER_LAYER = {
         "transformers",
         runs=False,
         reason="a class reads `per_layer_config` or lists of sizes only if its own code does so "
-        "(Gemma 4 and Step 3.7 do, Llama and Qwen3 do not)",
+        "(Gemma 4 of heads, Gemma 3n of widths; Llama and Qwen3 do not)",
     ),
     "vllm": _row(
         "vllm",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -299,3 +299,29 @@ def test_the_planned_model_is_saved_with_sizes_that_an_engine_takes(
         prunescope.allocate(
             model, speedup=1.2, save_model=saved, out=tmp_path / "other.json", **H100
         )
+
+
+def test_the_time_that_evaluations_take_is_told_from_the_first_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """100 evaluations of 3 s: 99 left after the first take 297 s, about 5 min."""
+    from prunescope import allocation
+
+    clock = iter([100.0, 103.0, 106.0])
+    monkeypatch.setattr(allocation.time, "monotonic", lambda: next(clock))
+
+    class Said:
+        """A display that keeps what it is told."""
+
+        texts: ClassVar[list[str]] = []
+
+        def advance(self) -> None:
+            """Do nothing."""
+
+        def describe(self, text: str) -> None:
+            """Keep a text."""
+            self.texts.append(text)
+
+    remaining = allocation._Remaining(Said(), 100, "plan.losses.json", _begun=clock.__next__())
+    remaining.advance()
+    assert "1 of 100, about 5 min left, kept in plan.losses.json" in Said.texts[0]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.runs.run import sha256_of
@@ -126,6 +127,11 @@ def write_checkpoint(
         raise PrunescopeError(
             f"its config cannot be saved ({reason})",
             hint="no class of transformers takes these sizes: choose another sparsity or method",
+        ) from error
+    except (OSError, SafetensorError) as error:
+        raise PrunescopeError(
+            f"the model could not be written ({whole_sentences(str(error))})",
+            hint="nothing was saved: make room, or name a folder on another disk",
         ) from error
     finally:
         model.config = own

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from prunescope.taxonomy.engines import engine_answers, layouts_of, legal_sizes
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.calibration.point import Point
+from prunescope.tracer.capture.application import _pad
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.export import checkpoint
 from prunescope.tracer.export.checking import Checked
-from prunescope.tracer.export.checkpoint import check_target, write_checkpoint
+from prunescope.tracer.export.checkpoint import check_target, stored_bytes, write_checkpoint
 from prunescope.tracer.export.holding import find_holding
 from prunescope.tracer.export.padding import pad
 from prunescope.tracer.model.load import Loaded, load_model
@@ -239,6 +243,58 @@ def test_the_new_process_compares_and_refuses_another_model(
     other.mkdir()
     with pytest.raises(PrunescopeError, match="gives other logits"):
         write_checkpoint(other, model, loaded, find_holding(model))
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+@pytest.mark.parametrize(("name", "family"), [("llama", "static-nk"), ("qwen2", "static-m")])
+def test_vllm_builds_the_stored_shapes_from_the_config_that_it_would_get(
+    name: str, family: str, tp: int
+) -> None:
+    """By what LlamaAttention and LlamaMLP of vLLM e06c9ba2 do with a config; vLLM is not run."""
+    pruned = prune(tiny_model(name).eval(), family, 0.5)
+    pad(pruned, legal_sizes("vllm", tp))
+    config = find_holding(pruned).config.to_dict()
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    assert heads % tp == 0
+    assert kv_heads % tp == 0 if kv_heads >= tp else tp % kv_heads == 0
+    assert config["intermediate_size"] % tp == 0
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    shapes = {key: tuple(tensor.shape) for key, tensor in pruned.state_dict().items()}
+    hidden, wide = config["hidden_size"], config["intermediate_size"]
+    for layer in range(config["num_hidden_layers"]):
+        path = f"model.layers.{layer}"
+        assert shapes[f"{path}.self_attn.q_proj.weight"] == (heads * head_dim, hidden)
+        assert shapes[f"{path}.self_attn.k_proj.weight"] == (kv_heads * head_dim, hidden)
+        assert shapes[f"{path}.self_attn.o_proj.weight"] == (hidden, heads * head_dim)
+        assert shapes[f"{path}.mlp.gate_proj.weight"] == (wide, hidden)
+        assert shapes[f"{path}.mlp.down_proj.weight"] == (hidden, wide)
+    assert f"model.layers.{config['num_hidden_layers']}.mlp.down_proj.weight" not in shapes
+
+
+def test_padding_states_what_it_costs_in_time_and_bytes() -> None:
+    request = TraceRequest("tiny-llama", method="static-m", legal="vllm", legal_tp=8, prompt_len=16)
+    record = _pad(request, tiny_model("llama").eval())
+    assert record["bytes"] == record["parameters"] * 4 > 0
+    assert set(record["ns"]) == {"prefill", "decode"}
+    assert all(ns > 0 for pair in record["ns"].values() for ns in pair)
+    assert "bytes" not in _pad(replace(request, legal_tp=1), tiny_model("llama").eval())
+
+
+def test_a_disk_that_is_full_is_told_before_and_while_the_model_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = prune(tiny_model("llama").eval(), "static-nk")
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _path: Namespace(free=1000))
+    with pytest.raises(PrunescopeError, match="are free for saved"):
+        checkpoint.check_space(tmp_path / "saved", stored_bytes(model))
+
+    def full(*_args: Any, **_options: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    monkeypatch.setattr(type(model), "save_pretrained", full)
+    loaded = Loaded(model=model, id="tiny", source="preset", notes=[])
+    with pytest.raises(PrunescopeError, match="No space left"):
+        write_checkpoint(tmp_path, model, loaded, find_holding(model))
 
 
 @pytest.mark.parametrize(("out", "saved"), [("x", "x"), ("x", "x/model"), ("x/runs", "x")])
