@@ -45,20 +45,34 @@ def step_events(trace: Trace, kernels: pl.DataFrame) -> pl.DataFrame:
         A frame with the columns start and duration (ns), name, category and thread; the longest
         events where there are more than MOST.
     """
-    first = kernels.filter(pl.col("step") == pl.col("step").min())
-    begin = first.select(pl.min_horizontal(pl.col("start", "launched").min())).item()
-    end = first.select((pl.col("start") + pl.col("duration")).max()).item()
-    parts = {"scope": trace.annotations}
+    first = kernels.filter(kernels["step"] == kernels["step"].min())
+    begins = (first["start"].min(), first["launched"].min())
+    begin = min((time for time in begins if isinstance(time, int)), default=0)
+    end = (first["start"] + first["duration"]).max()
+    end = end if isinstance(end, int) else 0
+    tables = {"scope": trace.annotations}
     if trace.on_device:
-        parts |= {"op": trace.ops, "launch": trace.launches}
-    frames = []
-    for category, table in parts.items():
-        is_open = (table["ts"] < (end or 0)) & (table["ts"] + table["dur"] > (begin or 0))
+        tables |= {"op": trace.ops, "launch": trace.launches}
+    rows = []
+    for number, table in enumerate(tables.values()):
+        is_open = (table["ts"] < end) & (table["ts"] + table["dur"] > begin)
         inside = np.flatnonzero(is_open & (table["dur"] >= 0))
-        columns = {name: table[name][inside] for name in ("ts", "dur", "name", "thread")}
-        frames.append(_events(trace, category, columns))
-    longest = pl.concat(frames).sort("duration", descending=True).head(MOST)
-    return longest.sort("start", "duration", descending=[False, True])
+        columns = [table[name][inside] for name in ("ts", "dur", "name", "thread")]
+        rows.append(np.stack([*columns, np.full(len(inside), number)]))
+    ts, dur, name, thread, category = np.concatenate(rows, axis=1)
+    longest = np.argsort(-dur, kind="stable")[:MOST]
+    kept = longest[np.lexsort((-dur[longest], ts[longest]))]
+    categories = list(tables)
+    return pl.DataFrame(
+        {
+            "start": ts[kept],
+            "duration": dur[kept],
+            "name": [trace.names[i] for i in name[kept].tolist()],
+            "category": [categories[i] for i in category[kept].tolist()],
+            "thread": thread[kept],
+        },
+        schema_overrides={"name": pl.String, "category": pl.String},
+    )
 
 
 def _events(trace: Trace, category: str, table: dict[str, Ints]) -> pl.DataFrame:
