@@ -579,7 +579,7 @@ def _marks(row: Ranked) -> str:
     marks = (
         when(row.ties, "ties"),
         when(row.fits is False, "no fit"),
-        when(row.runs is False, "not run by the engine"),
+        when(row.runs is False, "not run"),
         beyond,
     )
     return ", ".join(filter(None, marks))
