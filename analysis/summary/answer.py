@@ -404,7 +404,7 @@ def _cost(phase: Phase, row: Row, *, with_parts: bool = False) -> str:
 
 def _repeats(name: str, words: str) -> bool:
     """Return whether the words of a row name a part of it already."""
-    return name.removesuffix(" kernels") in words
+    return name.removesuffix(" kernels") in words.split()
 
 
 def _largest_parts(phase: Phase, row: Row) -> list[tuple[str, float]]:

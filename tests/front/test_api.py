@@ -133,10 +133,10 @@ def test_replayed_gemms_are_a_result_like_the_others(
 
 
 def test_a_report_is_the_one_of_the_command(report: prunescope.Report) -> None:
-    from prunescope.analysis.pipeline import analyze
+    from prunescope.analysis.pipeline import analyze, with_commands
 
     assert isinstance(report, Plain)
-    assert to_json(report) == to_json(analyze(RUNS / "tiny-static-nk").report)
+    assert to_json(report) == to_json(with_commands(analyze(RUNS / "tiny-static-nk")).report)
     assert report.to_dict() == json.loads(to_json(report))
 
 
