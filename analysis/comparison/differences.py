@@ -281,7 +281,7 @@ def find_other_model(pairs: list[Pair]) -> Difference | None:
 
     Pruning only narrows, and no linear of two models has the same size. A linear of the pruned side
     is larger than every one of its role on the dense side in one dimension and smaller in the
-    other, or hidden size, attention and MLP all differ and one of them grew.
+    other, or hidden size, attention and MLP all differ, and one of them grew or layers came.
     """
     dense, pruned = _collect_sizes(p.dense for p in pairs), _collect_sizes(p.pruned for p in pairs)
     if set().union(*dense.values()) & set().union(*pruned.values()):
@@ -294,7 +294,15 @@ def find_other_model(pairs: list[Pair]) -> Difference | None:
             texts = [f"{role} of N {n:g}, K {k:g}" for n, k in (max(old), max(new))]
             return Difference("linears", texts[0], texts[1], hides_pruning=True)
     widths = other_widths(pairs)
-    if widths is None or not any(new > old for old, new in widths.values()):
+    if widths is None:
+        return None
+    old_layers, new_layers = (
+        len({call.layer for call in calls if call is not None} - {None})
+        for calls in ([p.dense for p in pairs], [p.pruned for p in pairs])
+    )
+    if new_layers > old_layers:
+        widths["layers"] = old_layers, new_layers
+    elif not any(new > old for old, new in widths.values()):
         return None
     texts = [", ".join(f"{name} {of[i]:g}" for name, of in widths.items()) for i in range(2)]
     return Difference("widths", texts[0], texts[1], hides_pruning=True)

@@ -142,8 +142,8 @@ _WHY: dict[str, Callable[[object, object], str]] = {
         f"{pruned}: these are two models"
     ),
     "widths": lambda dense, pruned: (
-        f"the model has {pruned}, the dense one {dense}: all differ, one of them is larger, and no "
-        "linear has the same size in both: these are two models"
+        f"the model has {pruned}, the dense one {dense}: all differ, no linear has the same size "
+        "in both, and no pruning widens a model or adds layers: these are two models"
     ),
     "window": lambda dense, pruned: (
         f"the attention window differs: {pruned} in the pruned run, {dense} in the dense run"

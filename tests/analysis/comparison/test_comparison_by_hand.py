@@ -242,10 +242,11 @@ def test_a_linear_that_is_larger_and_smaller_is_of_another_model(
         assert difference.pruned == f"up of N {n}, K {k}"
 
 
-def transformer(hidden: int, attention: int, channels: int) -> Kernels:
+def transformer(hidden: int, attention: int, channels: int, *, layers: int = 1) -> Kernels:
     sizes = {"q": (attention, hidden), "o": (hidden, attention), "up": (channels, hidden),
              "down": (hidden, channels)}  # fmt: skip
-    return kernels_of(*[kernel_row(0, role, product(*size)) for role, size in sizes.items()])
+    each = [(i, role, size) for i in range(layers) for role, size in sizes.items()]
+    return kernels_of(*[kernel_row(i, role, product(*size)) for i, role, size in each])
 
 
 BERT_BASE = (768, 768, 3072)
@@ -264,6 +265,8 @@ def test_a_model_whose_three_widths_differ_may_be_another_one(
     *, widths: tuple[int, int, int], differ: bool, is_another: bool
 ) -> None:
     pairs = pairs_of(transformer(*BERT_BASE), transformer(*widths))
+    deeper = pairs_of(transformer(*BERT_BASE), transformer(*widths, layers=2))
+    assert (find_other_model(deeper) is not None) == differ
     known = {name: both for name, *both in zip(("hidden size", "attention", "MLP"), BERT_BASE,
                                                widths, strict=True)}  # fmt: skip
     assert other_widths(pairs) == ({k: tuple(v) for k, v in known.items()} if differ else None)
