@@ -19,7 +19,7 @@ import prunescope
 from prunescope.analysis.ledger.noise import speedup_interval
 from prunescope.analysis.ledger.samples import Samples
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.schema.report import Report
+from prunescope.analysis.schema.report import INVALID_TIMES, Report
 from prunescope.fix_store import Store
 from prunescope.taxonomy.atomic_write import claimed, clean_termination, write_file
 from prunescope.taxonomy.fixes import (
@@ -132,11 +132,15 @@ class _Fixer:
         self.outputs = self.subject.outputs(self.before)
         candidates = self._candidates(advice, self.before, [])
         alone = self._measure("", self.before, candidates)
-        self._predict(advice, next(iter(alone.values()), None))
         helpful = [c for c in candidates if self._judge(c.row, alone.get(c.row.id))]
         helpful.sort(key=lambda c: -(c.row.gain or 0.0))
         kept, side = self._combine(helpful, advice)
-        return self._finish(kept, side, next(iter(alone.values()), None))
+        first = next(iter(alone.values()), None)
+        self._predict(advice, first)
+        fixes = self._finish(kept, side, first)
+        if not INVALID_TIMES.isdisjoint(advice):
+            fixes.notes.append("the trace was disturbed: its findings predict no gain")
+        return fixes
 
     # -- what is tried --------------------------------------------------------------------------
 

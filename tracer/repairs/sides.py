@@ -20,6 +20,7 @@ from prunescope.tracer.capture.phases import Sampled, prefill
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.variants import Variant
 from prunescope.tracer.model import compat
+from prunescope.tracer.repairs.plain.linear_maps import FAILURES
 
 _COMPARED, _DECODED = 16, 4  # positions of a prompt, and tokens after it, whose logits are compared
 _MOST_CALLS = 8  # of a user's step, whose outputs are compared
@@ -75,6 +76,7 @@ class TracedSubject:
         self.request, self.variant, self.device = request, variant, device
         self.phases = request.phases
         self._recorded: dict[tuple[str, int], Sampled] = {}
+        self._decoded, self._has_outputs = _DECODED, False
 
     def steps(self, phase: str) -> int:
         """Return 1 for prefill, and the number of tokens for decode."""
@@ -101,21 +103,26 @@ class TracedSubject:
         return with_threads(loop, side.call.threads)
 
     def outputs(self, side: TimedModel) -> list[Tensor]:
-        """Return the logits of the last positions of the prompt, and of a few tokens after it."""
-        model = side.model
-        length = self.request.prompt_len + _DECODED
+        """Return the logits of the last positions of the prompt, and of a few tokens after it.
+
+        Of a model that has no positions after the prompt, those of the prompt alone.
+        """
+        model, length = side.model, self.request.prompt_len
         variant = replace(self.variant, model=model)
-        ids = input_ids(self.request, [variant], length=length)[0].to(self.device)
-        prompt, tokens = ids[:, : self.request.prompt_len], ids[:, self.request.prompt_len :]
+        ids = input_ids(self.request, [variant], length=length + self._decoded)[0].to(self.device)
+        keep: Any = min(_COMPARED, length)
         with evaluated(model), torch.inference_mode():
             cache = compat.new_cache(model)
-            keep: Any = min(_COMPARED, prompt.shape[1])
-            parts = [prefill(model, prompt, cache=cache, logits=keep).logits[:, -keep:]]
-            parts += [
-                prefill(model, token, cache=cache, logits="last").logits[:, -1:]
-                for token in tokens.split(1, dim=1)
-            ]
-        return [torch.cat(parts, 1)]
+            prompt = prefill(model, ids[:, :length], cache=cache, logits=keep).logits[:, -keep:]
+            try:
+                tokens = ids[:, length:].split(1, dim=1) if self._decoded else ()
+                parts = [prefill(model, t, cache=cache, logits="last").logits for t in tokens]
+            except FAILURES:
+                if self._has_outputs:  # another one could
+                    raise
+                parts, self._decoded = [], 0
+        self._has_outputs = True
+        return [torch.cat([prompt, *(part[:, -1:] for part in parts)], 1)]
 
 
 class CalledSubject:

@@ -198,3 +198,20 @@ class TestCalls:
             assert torch.get_num_threads() == 4
         finally:
             torch.set_num_threads(threads)
+
+
+def test_a_model_without_further_positions_is_compared_on_its_prompt() -> None:
+    """GPT-2 has learnt positions: 16 of them are those of the prompt."""
+    from prunescope.tracer.capture.request import TraceRequest
+    from prunescope.tracer.capture.variants import Variant
+    from prunescope.tracer.model.load import Loaded
+    from prunescope.tracer.repairs.sides import TracedSubject
+
+    model = tiny_model("gpt2", max_position_embeddings=16)
+    loaded = Loaded(model=model, id="gpt2", source="folder", notes=[])
+    variant = Variant(name="dense", model=model, loaded=loaded)
+    for length, positions in ((16, 16), (12, 16)):  # 12 of the prompt and 4 tokens
+        request = TraceRequest("gpt2", phase="prefill", prompt_len=length)
+        subject = TracedSubject(request, variant, torch.device("cpu"))
+        (outputs,) = subject.outputs(TimedModel(model))
+        assert outputs.shape[1] == positions
