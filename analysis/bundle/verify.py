@@ -3,6 +3,7 @@
 In: a zip. Out: plain values. Every file is compared with its SHA-256. Reports, figures and
 annotated traces are rebuilt from the bundled traces and compared: numbers within a rounding error,
 pixels within what another processor rounds, and nothing may be missing, added, or there twice.
+A text that agrees so, and not to the byte, is listed as not compared, and the result is partial.
 Manifests and traces are as `bundle` writes them: read and written again, they are the same. What
 a bundle says about the versions that wrote it decides nothing: all is rebuilt. If another version
 wrote other bytes, the file is listed as not compared, and the result is partial; labels of figures
@@ -36,6 +37,7 @@ from prunescope.analysis.bundle.differences import difference, same_text
 from prunescope.analysis.bundle.edited import with_edited
 from prunescope.analysis.bundle.same_files import (
     content_digest,
+    is_to_the_byte,
     is_whole_pdf,
     is_whole_png,
     read_json,
@@ -60,6 +62,9 @@ from prunescope.taxonomy.runs.run import CARD, MANIFEST, Run, read_run
 FIGURES = (".svg", ".png", ".pdf")
 _FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}")
 _ACTIVE = re.compile(rb"<script|javascript:|\son[a-z]+\s*=", re.IGNORECASE)
+_ROUNDED = (
+    "the same but for layout or last digits, as another processor may round them, or an editor"
+)
 # Every other file is a text.
 _SAME = {".gz": same_packed, ".png": same_pixels, ".pdf": same_pdf}
 
@@ -364,7 +369,7 @@ class _Rebuild:
         if data is None:
             self._differs(name, "missing")
         elif _SAME.get(ending, same_text)(data, wanted):
-            self.done.add(name)
+            self._agrees(name, is_exact=ending in (".png", ".pdf") or is_to_the_byte(data, wanted))
         elif self.same_tool and ending in FIGURES and self.plotted != plotted_with():
             self.apart[name] = f"plotted with {self.plotted}, here is {plotted_with()}"
             is_right = {
@@ -390,3 +395,11 @@ class _Rebuild:
             return
         if differs:
             self._differs(name, f"its traces give other numbers: {differs}")
+        else:
+            self._agrees(name, is_exact=self.files[name] == wanted)
+
+    def _agrees(self, name: str, *, is_exact: bool) -> None:
+        """Note a file that says the same, which is compared as a whole if each sign is the same."""
+        self.done.add(name)
+        if not is_exact:
+            self.apart[name] = _ROUNDED

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from prunescope.analysis.trace.collector import NONE, Ints, unique_ids
+from prunescope.analysis.trace.collector import NONE, Ints
 
 _DEEP = 256  # rounds: calls nest less deep, and each round is a pass over the remaining spans
 
@@ -160,18 +160,16 @@ def innermost(spans: dict[str, Ints], thread: Ints, ts: Ints) -> Ints:
     the outer one.
     """
     inner = np.full(len(ts), NONE)
-    for t in unique_ids(thread):
-        if t < 0:
-            continue
-        rows = np.flatnonzero(spans["thread"] == t)
-        if not len(rows):
+    rows_of_spans = rows_by_value(spans["thread"])
+    for number, wanted in rows_by_value(thread).items():
+        rows = rows_of_spans.get(number)
+        if number < 0 or rows is None:
             continue
         ids = spans["order"][rows] if "order" in spans else rows
         rows = rows[np.lexsort((ids, -spans["dur"][rows], spans["ts"][rows]))]
         start = spans["ts"][rows]
         end = start + spans["dur"][rows]
         up = parents(start, end)
-        wanted = np.flatnonzero(thread == t)
         at = np.searchsorted(start, ts[wanted], side="right") - 1
         open_ = at >= 0
         while True:
@@ -201,14 +199,21 @@ def parents(start: Ints, end: Ints) -> Ints:
     return _parents_by_stack(start.tolist(), end.tolist())
 
 
+def rows_by_value(values: Ints) -> dict[int, Ints]:
+    """Return the rows of each value, in order; sorted once, however many values there are."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    first = np.flatnonzero(np.diff(ordered, prepend=ordered[:1] - 1))
+    return dict(zip(ordered[first].tolist(), np.split(order, first[1:]), strict=False))
+
+
 def parents_on_threads(thread: Ints, start: Ints, end: Ints) -> Ints:
     """Return the span directly around each one on its thread, -1 at the top.
 
     The spans are in order of start, longer first.
     """
     up = np.full(len(start), NONE)
-    for t in unique_ids(thread):
-        rows = np.flatnonzero(thread == t)
+    for rows in rows_by_value(thread).values():
         local = parents(start[rows], end[rows])
         up[rows] = np.where(local >= 0, rows[np.maximum(local, 0)], NONE)
     return up

@@ -13,8 +13,8 @@ import numpy as np
 
 from prunescope.analysis.ops.kernel_kinds import is_work_op
 from prunescope.analysis.timeline.correlate import launch_of, op_of_launch, taken
-from prunescope.analysis.timeline.intervals import Windows, parents_on_threads
-from prunescope.analysis.trace.collector import Floats, Ints, Mask, unique_ids
+from prunescope.analysis.timeline.intervals import Windows, parents_on_threads, rows_by_value
+from prunescope.analysis.trace.collector import Floats, Ints, Mask
 from prunescope.analysis.trace.trace_columns import Trace
 
 # Shares of the launches of a usual part, for most parts and for all: the first pass of a loop also
@@ -157,9 +157,10 @@ def _outermost_begin(trace: Trace, thread: Ints, ts: Ints) -> Ints:
     """
     ops = trace.ops
     begin = ts.copy()
-    for number in unique_ids(thread):
-        rows, own = np.flatnonzero(thread == number), np.flatnonzero(ops["thread"] == number)
-        if not len(own):
+    rows_of_ops = rows_by_value(ops["thread"])
+    for number, rows in rows_by_value(thread).items():
+        own = rows_of_ops.get(number)
+        if own is None:
             continue
         own = own[np.lexsort((-ops["dur"][own], ops["ts"][own]))]
         start = ops["ts"][own]

@@ -87,7 +87,7 @@ def test_fields_that_an_older_or_anonymous_run_lacks_have_a_default() -> None:
     ("path", "value", "reason"),
     [(("phases", "prefill", "batch"), 0, "expected `int` >= 1"),
      (("phases", "prefill", "batch"), True, "expected `int`, got `bool`"),
-     (("phases", "prefill", "trace"), "../run.json", "expected `str` matching"),
+     (("phases", "prefill", "trace"), "../run.json", "expected the name of a file"),
      (("phases", "prefill", "samples_ns", 1), 0.5, "expected `int`, got `float`"),
      (("phases", "prefill", "placements", 0, "switches"), -1, "expected `int` >= 0"),
      (("phases", "prefill", "placements", 0, "steps_disturbed"), "waits", "expected `array`"),
@@ -97,7 +97,7 @@ def test_fields_that_an_older_or_anonymous_run_lacks_have_a_default() -> None:
      (("census", "dynamic", "prefill", "mlp", "active", 0), "x", "expected `int`, got `str`"),
      (("device", "peaks", "dense_flop_per_s", "bf16"), 1e30, "expected `float` < 1e+30"),
      (("layer_map",), [0] * 20_000, "expected `array` of length <= 10000"),
-     (("variant",), "sparse", "expected `str` matching")],
+     (("variant",), "sparse", "expected dense or pruned")],
 )  # fmt: skip
 def test_a_wrong_field_is_refused_with_its_place(
     path: tuple[str | int, ...], value: Any, reason: str

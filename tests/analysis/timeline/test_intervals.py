@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunescope.analysis.timeline.intervals import innermost, parents
+from prunescope.analysis.timeline.intervals import innermost, parents, rows_by_value
 from prunescope.analysis.trace.collector import Ints
 
 SPANS = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 40)), max_size=60)
@@ -56,3 +56,10 @@ def test_parents_and_innermost() -> None:
     assert innermost(spans, same_thread, at).tolist() == [0, 1, 1, 0, 3, 2, 0, -1, -1]
     assert innermost(spans, same_thread * 2, at).tolist() == [-1] * len(at)
     assert innermost(spans, same_thread * -1, at).tolist() == [-1] * len(at)
+
+
+@given(st.lists(st.integers(-3, 3)))
+def test_rows_of_each_value_are_in_order(values: list[int]) -> None:
+    wanted = {v: [at for at, one in enumerate(values) if one == v] for v in values}
+    rows = rows_by_value(np.array(values, dtype=np.int64))
+    assert {value: own.tolist() for value, own in rows.items()} == wanted
