@@ -53,6 +53,7 @@ from prunescope.taxonomy.words import factor, when
 
 Looks = dict[str, Look]
 MOST_FAMILIES = 8  # that a panel names
+_SWEEP = "sweep-"  # of labels, since reports of runs have ledgers too
 _FRONTIER, _CELL = 2.3, 2.5  # inches: the height of a panel
 _OTHERS = Look("#BBBBBB", "", "o")  # of points that a panel does not name
 
@@ -158,6 +159,7 @@ def _frontier_picture(pareto: Pareto, stem: str, panels: list[FamilyPanel]) -> P
     ]
     return Picture(
         stem=stem,
+        of=_SWEEP,
         title="Speed against loss",
         caption=_caption("Speed against loss", words, pareto, panels),
         alt=f"Scatter of {len(points)} points"
@@ -197,6 +199,7 @@ def _bound_picture(pareto: Pareto, stem: str, panels: list[FamilyPanel]) -> Pict
     words = ["points on the dashed line realise all of their bound, whiskers are 95 % intervals"]
     return Picture(
         stem=stem,
+        of=_SWEEP,
         title=title,
         caption=_caption(title, words, pareto, panels),
         alt=f"Scatter of {len(points)} points below and around a diagonal.",
@@ -220,6 +223,7 @@ def _ledger_picture(pareto: Pareto, stem: str, panels: list[FamilyPanel]) -> Pic
     named = "; ".join(f"{p.name} {_share(p, 'pruned'):.2f}" for _, p in bars)
     return Picture(
         stem=stem,
+        of=_SWEEP,
         title=title,
         caption=_caption(title, words, pareto, panels),
         alt=f"Stacked bars, as shares of the dense step; measured: {named}.",
