@@ -56,7 +56,7 @@ from prunescope.analysis.schema.report import (
     SecondOpinion,
 )
 from prunescope.analysis.schema.sides import LayerSum, PredictedRun, TimeScale, Totals
-from prunescope.analysis.schema.workload import Workload
+from prunescope.analysis.schema.workload import PhaseWorkload
 from prunescope.analysis.totals import (
     is_known,
     kernel_rows,
@@ -430,7 +430,9 @@ def _phase(
         token_ids=_token_ids(own.side.run, decides=compared.overhead is not None),
         categories=compared.categories,
         moved=compared.moved,
-        workload=Workload.of(own.side.run, own.run) if own.side.run and own.run else msgspec.UNSET,
+        workload=PhaseWorkload.of(own.side.run, own.run)
+        if own.side.run and own.run
+        else msgspec.UNSET,
     )
 
 

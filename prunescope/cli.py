@@ -73,10 +73,13 @@ def _trace(request: TraceCall, *, json_target: Json = None) -> None:
     """Run a pruned model and its dense baseline in turns, and write times, traces and statistics.
 
     `prunescope families` lists the families of --method and the presets of --model. With --set
-    match=flop the sparsity is the share of the FLOPs that are removed.
+    match=flop the sparsity is the share of the FLOPs that are removed. A method of your own is
+    `def prune(model, sparsity)` in mine.py, which returns the pruned model; `prune.selects_by =
+    "norm"` says what it selects by.
 
     \b
     prunescope trace --model tiny-llama --method static-nk --sparsity 0.5
+    prunescope trace --model ./Qwen3-0.6B --method mine:prune --name Ours
     prunescope trace --model ./Llama-3.2-1B --method static-m --set layers=3,9 --batch 8
     prunescope trace --model tiny-llama --method static-m:0.25+static-nk-mlp:0.5
     prunescope trace --model tiny-llama --method static-nk --sparsity 0.4 --set match=flop
@@ -319,11 +322,15 @@ def _sweep(
 ) -> None:
     """Trace and evaluate many pruned versions of a model in a folder; resumes when called again.
 
+    The exit code is 3 if a result that is possible is not done, or if no result has valid times;
+    --retry invalid then measures those again.
+
     \b
     prunescope sweep --example > sweep.yaml
     prunescope sweep sweep.yaml --out traces/sweep --dry-run
     prunescope sweep --preset paper --print-preset > paper.yaml
     prunescope sweep mine.yaml --preset paper --out traces/study --budget 8
+    prunescope sweep sweep.yaml --out traces/sweep --retry invalid
     """
     from prunescope.analysis.report.listings import sweep_state
     from prunescope.output import console_for, show_result
@@ -346,7 +353,8 @@ def _sweep(
     show_result(result, json_target, people=sweep_state(result))
     counts = result["plan"]
     undone = counts["failed"] + counts["pending"] - counts["left_out"]
-    if not dry_run and undone > counts["impossible"]:
+    has_none_valid = 0 < counts["done"] == counts["invalid"]
+    if not dry_run and (undone > counts["impossible"] or has_none_valid):
         raise typer.Exit(3)
 
 

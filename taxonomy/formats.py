@@ -20,8 +20,8 @@ from msgspec import Meta
 
 from prunescope.taxonomy.contradictions import contradictions
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.method_names import MOST_NAME
 from prunescope.taxonomy.scrub import free_key, scrub
+from prunescope.taxonomy.words import MOST_NAME
 
 T = TypeVar("T")
 B = TypeVar("B", bound="Block")

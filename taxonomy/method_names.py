@@ -10,8 +10,7 @@ from pathlib import Path
 
 from prunescope.taxonomy.arguments import number
 from prunescope.taxonomy.errors import PrunescopeError
-
-MOST_NAME = 40  # characters of a display name: a column of a table holds it
+from prunescope.taxonomy.words import MOST_NAME
 
 
 def is_function(method: str) -> bool:

@@ -73,7 +73,7 @@ def ratios(ci95: list[float] | None) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class RoundedEstimate:
     """A value and its 95 % interval, with the digits that the interval leaves meaning to.
 
     The ends are rounded as the Particle Data Group rounds an error, here half of the interval: to
@@ -122,7 +122,7 @@ class Estimate:
         return f"{self.text} {self.interval}".strip()
 
 
-def estimate(value: float | None, ci95: Sequence[float] | None = None) -> Estimate | None:
+def estimate(value: float | None, ci95: Sequence[float] | None = None) -> RoundedEstimate | None:
     """Return an estimate; None for a value that is unknown or not finite.
 
     An interval with an end that is not finite counts as none.
@@ -130,7 +130,7 @@ def estimate(value: float | None, ci95: Sequence[float] | None = None) -> Estima
     if value is None or not math.isfinite(value):
         return None
     is_known = ci95 is not None and all(map(math.isfinite, ci95))
-    return Estimate(value, ci95 if is_known else None)
+    return RoundedEstimate(value, ci95 if is_known else None)
 
 
 def _rounded(value: float, decimals: int) -> str:
@@ -144,8 +144,8 @@ def interval(ci95: Sequence[float] | None, form: Callable[[float], str]) -> str:
 
 
 def measured(value: float, ci95: Sequence[float] | None, unit: str = "") -> str:
-    """Return a number and its unit with its interval, as `Estimate` rounds them."""
-    shown = Estimate(value, ci95)
+    """Return a number and its unit with its interval, as `RoundedEstimate` rounds them."""
+    shown = RoundedEstimate(value, ci95)
     return f"{shown.text}{unit} {shown.interval}".strip()
 
 

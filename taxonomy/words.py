@@ -14,6 +14,7 @@ _AS_A_FACTOR = 100
 
 # Characters of a library's message: the sentence that ends beyond them is the last one shown.
 _ENOUGH = 400
+MOST_NAME = 40  # characters of the display name of a method: a column of a table holds it
 _WHOLE = 1e-6  # distance from a whole number that is rounding of a mean
 _THREE_DIGITS = 100
 _SENTENCE = re.compile(r"(?<=[.!?])(?=\s)|\n")

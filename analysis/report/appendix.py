@@ -11,7 +11,7 @@ from prunescope.analysis.report import measured, sentences, titles
 from prunescope.analysis.report.escape import clean, latex
 from prunescope.analysis.report.view import Column, Table, text_table
 from prunescope.analysis.schema.report import Phase, Report
-from prunescope.analysis.schema.workload import Workload
+from prunescope.analysis.schema.workload import PhaseWorkload
 from prunescope.analysis.summary.paper_words import method_name
 from prunescope.analysis.summary.setting import clock_words, setting_words
 from prunescope.taxonomy.words import plural, when
@@ -51,7 +51,7 @@ def _facts(name: str, phase: Phase, report: Report) -> Iterator[tuple[str, str]]
     yield "command", " ".join(["prunescope", *argv]) if argv else ""
 
 
-def _workload_facts(workload: Workload) -> Iterator[tuple[str, str]]:
+def _workload_facts(workload: PhaseWorkload) -> Iterator[tuple[str, str]]:
     facts = (
         f"{workload.attention} attention" if workload.attention else "",
         f"{workload.cache} cache" if workload.cache else "",
@@ -106,15 +106,10 @@ def prose_table(table: Table, caption: str, label: str) -> str:
     rows += [[cell.text for cell in row] for row in table.rows]
     head, *body = [rf"{' & '.join(map(_folded, row))} \\" for row in rows]
     notes = [rf"\par\smallskip\raggedright {latex(note)}" for note in table.notes]
-    return "\n".join([
-        r"\begin{table*}[p]\centering\footnotesize\setlength{\tabcolsep}{4pt}",
-        rf"\caption{{{latex(caption)}}}\label{{{label}}}\smallskip",
-        rf"\begin{{tabular}}{{{columns}}}",
-        r"\toprule", head, r"\midrule", *body, r"\bottomrule",
-        r"\end{tabular}", *notes,
-        r"\end{table*}",
-        "",
-    ])  # fmt: skip
+    lines = [r"\begin{table*}[p]\centering\footnotesize\setlength{\tabcolsep}{4pt}"]
+    lines += [rf"\caption{{{latex(caption)}}}\label{{{label}}}\smallskip"]
+    lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *notes, r"\end{table*}", ""])
 
 
 def _folded(text: str) -> str:

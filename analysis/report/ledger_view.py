@@ -26,7 +26,7 @@ from prunescope.analysis.schema.report import (
 from prunescope.analysis.summary.evidence import INVALID, bound_reasons, ledger_invalid_reasons
 from prunescope.analysis.summary.labels import INSTEAD_OF_FLOPS, LADDER, NOT_EXPLAINED, label_of
 from prunescope.taxonomy import numbers
-from prunescope.taxonomy.numbers import Estimate, estimate
+from prunescope.taxonomy.numbers import RoundedEstimate, estimate
 from prunescope.taxonomy.words import when
 
 WITHOUT_SHAPES = (
@@ -217,7 +217,7 @@ def _rounded(row: Row, rows: list[Row]) -> tuple[Cell, Cell]:
     if row.ns is None or ci95 is None:
         signed = _is_change(row)
         return Cell(unit.text(row.ns, signed=signed), row.ns), Cell(numbers.UNKNOWN)
-    shown = Estimate(row.ns / unit.per, [end / unit.per for end in ci95])
+    shown = RoundedEstimate(row.ns / unit.per, [end / unit.per for end in ci95])
     sign = when(_is_change(row) and row.ns > 0, "+")
     return Cell(f"{sign}{shown.text}", row.ns), Cell(shown.interval, ci95[0])
 

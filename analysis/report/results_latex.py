@@ -17,7 +17,7 @@ from prunescope.analysis.report.results_table import (
     Quantity,
     ResultRow,
     ResultsTable,
-    Value,
+    ResultValue,
     as_table,
     results_csv,
     rows_and_apart,
@@ -119,7 +119,7 @@ class _Form:
     """The form of the columns of a quantity, and the values that decide on it."""
 
     quantity: Quantity
-    values: Sequence[Value]
+    values: Sequence[ResultValue]
 
     @property
     def columns(self) -> str:
@@ -219,7 +219,7 @@ def _body(forms: Sequence[_Form], lines: Sequence[tuple[ResultRow, bool]]) -> It
         yield " & ".join(cells) + r" \\"
 
 
-def _cells(form: _Form, value: Value, *, apart: bool) -> list[str]:
+def _cells(form: _Form, value: ResultValue, *, apart: bool) -> list[str]:
     """Return the value with its mark, and its interval if the quantity has any."""
     if value.invalid and not apart:
         return ["{not valid}", ""][: form.span]
@@ -237,7 +237,7 @@ def _raised(letter: str) -> str:
     return rf"\textsuperscript{{{letter}}}"
 
 
-def _number(value: Value) -> str:
+def _number(value: ResultValue) -> str:
     """Return a value as siunitx reads it; empty for one that is unknown or has a power of ten."""
     text = value.text.replace(numbers.MINUS, "-").replace(",", "")
     return text if text.lstrip("-").replace(".", "", 1).isdecimal() else ""

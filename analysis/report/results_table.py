@@ -19,7 +19,7 @@ from prunescope.analysis.report.sweep_setting import setting_facts
 from prunescope.analysis.report.view import Cell, Column, Table
 from prunescope.analysis.schema.pareto import Loss, Pareto, SweepCell, SweepPoint
 from prunescope.taxonomy import numbers
-from prunescope.taxonomy.numbers import Estimate, estimate
+from prunescope.taxonomy.numbers import RoundedEstimate, estimate
 from prunescope.taxonomy.runs.run_setting import RunSetting
 from prunescope.taxonomy.words import spread, when
 
@@ -30,7 +30,7 @@ _MOST = 1e5  # a perplexity from which on it is written with a power of ten
 
 
 @dataclass(frozen=True)
-class Value:
+class ResultValue:
     """A cell of the table.
 
     Attributes:
@@ -40,7 +40,7 @@ class Value:
         invalid: Whether it is no evidence.
     """
 
-    shown: Estimate | None = None
+    shown: RoundedEstimate | None = None
     best: bool = False
     letter: str = ""
     invalid: bool = False
@@ -83,7 +83,7 @@ class ResultRow:
     method: str
     sparsity: str
     setting: RunSetting
-    values: Sequence[Value]
+    values: Sequence[ResultValue]
     points: Mapping[str, SweepPoint] = field(default_factory=dict)  # by phase
     block: str = ""  # the phase, where phases stand below each other
 
@@ -194,11 +194,11 @@ class _Builder:
                 name = marked(label, next(iter(points.values())))
                 yield ResultRow(name, share, setting, values, points)
 
-    def _value(self, quantity: Quantity, points: dict[str, SweepPoint]) -> Value:
+    def _value(self, quantity: Quantity, points: dict[str, SweepPoint]) -> ResultValue:
         """Return the value of a quantity of a row, whose points are given by phase."""
         name = quantity.phase or next(iter(points))
         if name not in points:
-            return Value()
+            return ResultValue()
         point, measure = points[name], quantity.measure
         shown = {
             "speedup": lambda: estimate(point.realised, point.realised_ci95),
@@ -207,14 +207,14 @@ class _Builder:
             "memory": lambda: self._memory(point.peak_memory_bytes),
         }[measure]()
         mark = (measure, point.id)
-        return Value(
+        return ResultValue(
             shown,
             best=mark in self.best,
             letter=self.letters.get(mark, ""),
             invalid=measure == "speedup" and not point.timing_valid,
         )
 
-    def _memory(self, size: float | None) -> Estimate | None:
+    def _memory(self, size: float | None) -> RoundedEstimate | None:
         return None if size is None else estimate(size / self.bytes_per_unit)
 
     def _dense_row(self, setting: RunSetting, points: Sequence[SweepPoint]) -> ResultRow:
@@ -230,7 +230,7 @@ class _Builder:
                 "tasks": estimate(0.0),
                 "memory": self._memory(_middle([p.dense_peak_memory_bytes for p in of_phase])),
             }[quantity.measure]
-            values.append(Value(shown))
+            values.append(ResultValue(shown))
         return ResultRow(DENSE, "0", setting, values)
 
     def table(
@@ -274,16 +274,13 @@ def _differs_by_phase(pareto: Pareto) -> bool:
     return any(len(values) > 1 for values in scored.values())
 
 
-def _perplexity(point: SweepPoint) -> Estimate | None:
+def _perplexity(point: SweepPoint) -> RoundedEstimate | None:
     """Return the perplexity of a point; its interval is that of the ratio to the dense model."""
     loss = point.loss or Loss()
-    if loss.perplexity is None or loss.perplexity_rel is None:
-        return None
-    per = loss.perplexity / (1 + loss.perplexity_rel)
-    return estimate(loss.perplexity, loss.ci95 and [per * (1 + end) for end in loss.ci95])
+    return estimate(loss.perplexity, loss.perplexity_ci95)
 
 
-def _tasks(point: SweepPoint) -> Estimate | None:
+def _tasks(point: SweepPoint) -> RoundedEstimate | None:
     """Return the mean relative change of the task scores, in percent."""
     loss = point.loss or Loss()
     if not loss.has_tasks:
@@ -422,7 +419,7 @@ def rows_and_apart(results: ResultsTable) -> Iterator[tuple[ResultRow, bool]]:
     yield from ((row, True) for row in results.rows if not row.is_evidence)
 
 
-def _text_of(value: Value, *, apart: bool) -> str:
+def _text_of(value: ResultValue, *, apart: bool) -> str:
     """Return a value with its marks for a table without type of its own."""
     text = value.text
     if apart and value.invalid:

@@ -67,6 +67,14 @@ class Loss(TextLoss, kw_only=True):
     ] = None
 
     @property
+    def perplexity_ci95(self) -> list[float] | None:
+        """The interval of the perplexity, by that of its ratio to the dense model."""
+        if self.perplexity is None or self.perplexity_rel is None or self.ci95 is None:
+            return None
+        dense = self.perplexity / (1 + self.perplexity_rel)
+        return [dense * (1 + end) for end in self.ci95]
+
+    @property
     def has_tasks(self) -> bool:
         """Whether a change over tasks is known."""
         return isinstance(self.tasks_signed, float | int)

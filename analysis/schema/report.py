@@ -32,7 +32,7 @@ from prunescope.analysis.schema.sides import (
     Totals,
     Unprofiled,
 )
-from prunescope.analysis.schema.workload import Workload
+from prunescope.analysis.schema.workload import PhaseWorkload
 from prunescope.taxonomy.contradictions import differs
 from prunescope.taxonomy.formats import decode, scrubbed
 from prunescope.taxonomy.words import plural
@@ -660,7 +660,7 @@ class Phase(msgspec.Struct, kw_only=True):
         meaning("convolutions whose shapes moved, by axis; the GEMMs that did are in `gemms`"),
     ] = []
     workload: Annotated[
-        Workload | msgspec.UnsetType, meaning("of a run; absent: a trace without run.json")
+        PhaseWorkload | msgspec.UnsetType, meaning("of a run; absent: a trace without run.json")
     ] = msgspec.UNSET
 
     def contradictions(self) -> Iterator[str]:

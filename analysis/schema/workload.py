@@ -14,7 +14,7 @@ from prunescope.analysis.schema.fields import meaning
 from prunescope.taxonomy.runs.run import PhaseRun, Run
 
 
-class Workload(msgspec.Struct, kw_only=True):
+class PhaseWorkload(msgspec.Struct, kw_only=True):
     """The inputs of a phase, the machine, and how it was timed, as its manifest has them."""
 
     batch: Annotated[int, meaning("sequences", "sequences")]
@@ -44,7 +44,7 @@ class Workload(msgspec.Struct, kw_only=True):
     placements: Annotated[int | None, meaning("of the weights in memory; null: not known")] = None
 
     @classmethod
-    def of(cls, run: Run, phase: PhaseRun) -> Workload:
+    def of(cls, run: Run, phase: PhaseRun) -> PhaseWorkload:
         """Return the setting of a phase of a run."""
         clocks, positions = run.device.clocks, phase.positions
         before, after = (clocks.before or {}, clocks.after or {}) if clocks else ({}, {})

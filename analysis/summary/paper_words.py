@@ -12,7 +12,7 @@ from prunescope.analysis.schema.sides import DeviceUsed, SideFacts, Unprofiled
 from prunescope.analysis.summary.headline import FAMILIES, has_nominal
 from prunescope.analysis.summary.setting import LONGEST, setting_words
 from prunescope.taxonomy import numbers
-from prunescope.taxonomy.numbers import Estimate, estimate
+from prunescope.taxonomy.numbers import RoundedEstimate, estimate
 from prunescope.taxonomy.words import plural, shortened, when
 
 
@@ -30,7 +30,7 @@ def subject_words(subject: SideFacts, phase: Phase) -> str:
     return f"{model} pruned by {method}" if method else model
 
 
-def realised(phase: Phase) -> Estimate | None:
+def realised(phase: Phase) -> RoundedEstimate | None:
     """Return the speedup of a phase with its interval; None without a baseline."""
     ladder = phase.ladder
     return None if ladder is None else estimate(ladder.realised, ladder.realised_ci95)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from prunescope.analysis.schema.report import Phase
-from prunescope.analysis.schema.workload import Workload
+from prunescope.analysis.schema.workload import PhaseWorkload
 from prunescope.taxonomy import numbers
 from prunescope.taxonomy.words import plural, shortened
 
@@ -42,7 +42,7 @@ def _sparsity(phase: Phase) -> Iterator[str]:
         yield f"{numbers.percent(flop)} of the FLOPs removed"
 
 
-def _inputs(phase: Phase, workload: Workload) -> Iterator[str]:
+def _inputs(phase: Phase, workload: PhaseWorkload) -> Iterator[str]:
     """Yield batch, lengths, format and mode."""
     yield f"batch {workload.batch:,}"
     if phase.items_per_s is None:
@@ -68,7 +68,7 @@ def run_words(phase: Phase) -> str:
     return f"run: {'; '.join(filter(None, facts))}"
 
 
-def clock_words(workload: Workload) -> str:
+def clock_words(workload: PhaseWorkload) -> str:
     """Return the clocks before and after a capture; empty if they cannot be read."""
     clocks = []
     for name, (before, after) in workload.clocks_hz.items():

@@ -79,6 +79,7 @@ COMMANDS = {
         "--save-model", "--allow-code", "--legal", "--legal-tp",
     },
     "sweep": {
+        "--retry",
         "config", "--preset", "--out", "--engine", "--shard", "--budget", "--dry-run",
         "--example", "--print-preset", "--json",
     },

@@ -165,7 +165,17 @@ def test_the_example_of_a_sweep_has_every_key(tmp_path: Path) -> None:
     (tmp_path / "every.yaml").write_text(every, encoding="utf-8")
     (full,) = read_configs(tmp_path / "every.yaml", None)
     # Shown with a value that is no default.
-    possible = {"text", "other_text", "recover", "threads", "tasks", "tasks_path", "knobs", "set"}
+    possible = {
+        "text",
+        "other_text",
+        "recover",
+        "threads",
+        "tasks",
+        "tasks_path",
+        "knobs",
+        "set",
+        "names",
+    }
     for field in dataclasses.fields(config):
         if field.name not in possible:
             assert getattr(full, field.name) == getattr(config, field.name), field.name

@@ -24,12 +24,12 @@ from prunescope.analysis.report.measured import lines
 from prunescope.analysis.report.pareto_tables import render_pareto
 from prunescope.analysis.report.view import Table
 from prunescope.analysis.schema.report import Finding, Report
-from prunescope.analysis.schema.workload import Workload
+from prunescope.analysis.schema.workload import PhaseWorkload
 from tests.analysis.report import example
 from tests.analysis.results_pareto import study
 from tests.stored import report_of
 
-WORKLOAD = Workload(
+WORKLOAD = PhaseWorkload(
     batch=4, prompt_len=512, context=512, dtype="bf16", mode="eager", device="AMD EPYC", threads=2,
     on_host=True, new_tokens=512, attention="sdpa", cache="dynamic", logits="last", warmup=3,
     order="alternating", inputs="random token ids", seed=7, placements=8, disturbed=1,

@@ -475,17 +475,21 @@ def test_samples_of_both_sides_are_the_ratio_of_a_ledger_that_is_as_profiled() -
     assert phase.ladder is not None
     phase.ladder.realised_ci95 = [0.9, 1.2]
     assert sentences.statistic(phase).startswith("ratio of geometric means over 8 placements")
-    assert "n = 16 unprofiled samples in 8 placements." in latex_of(phase)
+    assert "over 8 placements of medians, n = 16 unprofiled samples a side" in latex_of(phase)
     found = no_speedup(Context(phase=phase, candidate=None, caveats=[]))  # type: ignore[arg-type]
     assert found is not None and found.evidence == ["95 % interval over 8 placements"]
     assert phase.baseline is not None
     phase.baseline.unprofiled_ns = None
     assert "profiled (no unprofiled samples entered the ratio)" in sentences.statistic(phase)
-    assert "n = 5." in latex_of(phase)
+    assert "n = 5 profiled steps" in latex_of(phase)
 
 
 @pytest.mark.parametrize(
-    ("placements", "n"), [(0, "n = 12."), (8, "n = 16 unprofiled samples in 8 placements.")]
+    ("placements", "n"),
+    [
+        (0, "Median of n = 12 unprofiled samples."),
+        (8, "Geometric mean over 8 placements of medians of n = 16 unprofiled samples."),
+    ],
 )
 def test_a_caption_of_a_run_alone_counts_its_samples(placements: int, n: str) -> None:
     more = {"ladder": None, "baseline": None, "domain": "profiled"}

@@ -7,7 +7,7 @@ import pytest
 
 from prunescope.analysis.schema.report import Finding, Phase
 from prunescope.analysis.schema.sides import DeviceUsed, SideFacts
-from prunescope.analysis.schema.workload import Workload
+from prunescope.analysis.schema.workload import PhaseWorkload
 from prunescope.analysis.summary.answer import summary_of
 from prunescope.analysis.summary.paper_words import caption_words, paper_sentence
 from prunescope.taxonomy.numbers import estimate
@@ -16,7 +16,7 @@ from tests.stored import report_of
 
 SUBJECT = SideFacts(name="r", model="SmolLM2-135M", method="mine:by_norm", display_name="Ours")
 DEVICE = DeviceUsed(name="AMD EPYC", peaks=None, source=None, measured=False, sheet=None)
-WORKLOAD = Workload(
+WORKLOAD = PhaseWorkload(
     batch=4, prompt_len=512, context=512, dtype="bf16", mode="eager", device="AMD EPYC",
     threads=2, on_host=True, new_tokens=512, cache="dynamic",
 )  # fmt: skip
