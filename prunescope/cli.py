@@ -352,11 +352,15 @@ def _sweep(
 ) -> None:
     """Trace and evaluate many pruned versions of a model in a folder; resumes when called again.
 
+    The exit code is 3 if a result that is possible is not done, or if no result has valid times;
+    --retry invalid then measures those again.
+
     \b
     prunescope sweep --example > sweep.yaml
     prunescope sweep sweep.yaml --out traces/sweep --dry-run
     prunescope sweep --preset paper --print-preset > paper.yaml
     prunescope sweep mine.yaml --preset paper --out traces/study --budget 8
+    prunescope sweep sweep.yaml --out traces/sweep --retry invalid
     """
     from prunescope.analysis.report.listings import sweep_state
     from prunescope.output import console_for, show_result
@@ -379,7 +383,8 @@ def _sweep(
     show_result(result, json_target, people=sweep_state(result))
     counts = result["plan"]
     undone = counts["failed"] + counts["pending"] - counts["left_out"]
-    if not dry_run and undone > counts["impossible"]:
+    has_none_valid = 0 < counts["done"] == counts["invalid"]
+    if not dry_run and (undone > counts["impossible"] or has_none_valid):
         raise typer.Exit(3)
 
 

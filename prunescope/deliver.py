@@ -10,6 +10,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import RenderableType
 
@@ -52,7 +53,7 @@ class Delivery:
     folder: Path | None = None
     formats: str | None = None
     json: str | None = None
-    look: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    look: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     full: bool = False
     history: Path | None = None
     commit: str | None = None

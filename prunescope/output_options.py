@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from prunescope.analysis.inputs.options import AnalysisOptions
 from prunescope.taxonomy.option import Option
@@ -33,7 +33,7 @@ class FigureOptions:
     ] = ""
 
     @property
-    def look(self) -> dict[str, str | None]:
+    def look(self) -> dict[str, Any]:
         """The options as functions take them that write files."""
         return {"width": self.width, "font": self.font, "label_prefix": self.label_prefix}
 

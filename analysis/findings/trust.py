@@ -8,7 +8,6 @@ In: a Context. Out: Found, or None. Times are ns a step, shares 0..1, clocks Hz.
 from __future__ import annotations
 
 import msgspec
-import numpy as np
 import polars as pl
 
 from prunescope.analysis.findings.context import Context, communication, without_communication
@@ -32,10 +31,15 @@ from prunescope.analysis.wording.sentence import sentence
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.keep import ALIGN, aligned_words
 from prunescope.taxonomy.runs.run import RECORDER, PhaseRun
+from prunescope.taxonomy.runs.validity import (
+    FEW,
+    is_wide,
+    percentiles,
+    ratios_of_turns,
+    took_turns,
+)
 from prunescope.taxonomy.words import ms, percent, shortened, when
 
-_WIDE = 0.5  # 10th to 90th percentile ÷ median from which samples are too wide
-_FEW = 3  # samples; fewer have no percentiles
 _ROUNDED = 1.005  # times a bound: less prints as the bound
 _ABOVE = 1.05  # times a peak or bound from which it is exceeded
 _NAMED = 0.1  # of the gain beyond the bound: a ledger row worth naming
@@ -94,30 +98,22 @@ def _wide(c: Context) -> list[str]:
     down and recovers changes both alike.
     """
     dense, pruned = c.baseline_phase_run, c.phase_run
-    if dense is not None and pruned is not None and _took_turns(dense, pruned):
-        low, mid, high = np.percentile(np.divide(dense.samples_ns, pruned.samples_ns), [10, 50, 90])
-        if high - low <= _WIDE * mid:
+    if dense is not None and pruned is not None and took_turns(dense, pruned):
+        ratios = ratios_of_turns(dense, pruned)
+        if not is_wide(ratios):
             return []
+        low, mid, high = percentiles(ratios)
         return [
             f"dense ÷ pruned, sample by sample: 10th to 90th percentile {low:.2f} to {high:.2f}×, "
             f"median {mid:.2f}×"
         ]
     lines = []
     for label, side in c.sides:
-        if side.run is None or len(side.run.samples_ns) < _FEW:
+        if side.run is None or len(side.run.samples_ns) < FEW or not is_wide(side.run.samples_ns):
             continue
-        low, mid, high = np.percentile(side.run.samples_ns, [10, 50, 90])
-        if high - low > _WIDE * mid:
-            lines.append(
-                f"{label}10th to 90th percentile {ms(low)} to {ms(high)}, median {ms(mid)}"
-            )
+        low, mid, high = percentiles(side.run.samples_ns)
+        lines.append(f"{label}10th to 90th percentile {ms(low)} to {ms(high)}, median {ms(mid)}")
     return lines
-
-
-def _took_turns(dense: PhaseRun, pruned: PhaseRun) -> bool:
-    """Return whether the samples of the two runs were taken alternately, one by one."""
-    alike = dense.interleaved == pruned.interleaved == "alternating"
-    return alike and len(dense.samples_ns) == len(pruned.samples_ns) >= _FEW
 
 
 def _disturbed(run: PhaseRun) -> list[str]:

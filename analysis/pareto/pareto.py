@@ -134,7 +134,11 @@ def judge_sweep(
                 phases=phases,
                 failed=failed,
                 pending=sum(e.state in (PENDING, RUNNING) for e in sweep.results),
-                notes=[*sweep.notes, *_busy_note([m for runs in measured.values() for m in runs])],
+                notes=[
+                    *sweep.notes,
+                    *_busy_note([m for runs in measured.values() for m in runs]),
+                    *_retried_note(sweep),
+                ],
             )
         )
     )
@@ -148,6 +152,14 @@ def _busy_note(runs: list[_Measured]) -> list[str]:
         f"{busy} of {len(runs)} results were timed while other work ran, or vary too much: their "
         "times are not valid"
     ]
+
+
+def _retried_note(sweep: SweepFile) -> list[str]:
+    """Return a note on the results that were measured again, as their times were not valid."""
+    retried = [entry.id for entry in sweep.results if entry.retried]
+    if not retried:
+        return []
+    return [f"measured again, as their times were not valid: {', '.join(retried)}"]
 
 
 def _measure(

@@ -25,7 +25,7 @@ from prunescope.analysis.report.figure_style import (
 from prunescope.analysis.report.looks import SERIES
 from prunescope.taxonomy.allocations.allocation_plan import KeptLayer, PlanOfLayers
 
-_CHANNELS, _LOSS, _SAVES, _, _HEADS, *_ = (look.colour for look in SERIES)
+_CHANNELS, _LOSS, _SAVES, _HEADS = (SERIES[i].colour for i in (0, 1, 2, 4))
 _UNIFORM = "#555555"
 _HEIGHT = 3.0  # inches
 _PARTS = (  # field of a layer, field of its low rank, colour, and its words; at the left or right

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import matplotlib
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import RendererBase
@@ -148,7 +149,8 @@ def _mark_clipped(axes: Axes) -> None:
     """Put an arrow where an interval leaves its axes."""
     (left, right), (low, high) = sorted(axes.get_xlim()), sorted(axes.get_ylim())
     for line in [line for line in axes.lines if line.get_gid() == INTERVAL]:
-        xs, ys = (list(map(float, data)) for data in line.get_data())
+        (x0, y0), (x1, y1) = np.asarray(line.get_xydata()).tolist()
+        xs, ys = (x0, x1), (y0, y1)
         beyond = [
             (xs[0], high, "^", max(ys) > high),
             (xs[0], low, "v", min(ys) < low),

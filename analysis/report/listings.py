@@ -397,6 +397,11 @@ def sweep_state(state: Mapping[str, Any]) -> RenderableType:
     if plan["impossible"]:
         counts += f" ({plan['impossible']} are infeasible and recorded as failed)"
     lines = [counts]
+    if invalid := plan.get("invalid"):
+        which = "no result has" if invalid == plan["done"] else f"{plan['done'] - invalid} have"
+        lines.append(f"{which} valid times, which other work disturbed: --retry invalid repeats")
+    if again := plan.get("again"):
+        lines.append(f"measured again, as their times are not valid: {again}")
     if plan["seconds"] == 0:
         lines.append("nothing is left to do")
     elif plan["seconds"] is not None:

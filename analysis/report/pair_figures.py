@@ -14,7 +14,6 @@ from matplotlib.patches import Patch
 from prunescope.analysis.report import hatches, ledger_view
 from prunescope.analysis.report.figure_style import (
     EDGE,
-    INTERVAL,
     PARITY,
     add_title,
     bar_entry,
@@ -92,7 +91,7 @@ def ledger_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
     span = (high - low) / unit.per
     figure, axes = row_axes(len(rows))
     axes.set_xlim(low / unit.per, high / unit.per)
-    has_intervals = False
+    has_intervals, spread = False, list[float]()
     for i, (row, bar) in enumerate(zip(rows, bars, strict=True)):
         start, end = (low / unit.per + at * span for at in (bar.start, bar.end))
         if bar.tone in ("total", "promise"):
@@ -104,13 +103,14 @@ def ledger_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
         if (ci95 := ledger_view.readable_interval(row, rows)) is not None:
             ends = [end + (bound - row.moves_ns) / unit.per for bound in ci95]
             draw_interval_across(axes, i, ends)
+            spread += ends
             # The line of a wall is three times as wide as a whisker, so it hides more.
             hidden = 3 if row.is_wall else 1
             has_intervals |= ledger_view.is_visible(ends, hidden * span)
         if i + 1 < len(rows) and row.row != "dense":
             axes.plot([end, end], [i, i + 1], color="black", linewidth=0.4, zorder=0)
         _write_amount(axes, i, row, unit)
-    _make_room(axes)
+    _make_room(axes, spread)
     label_rows(axes, [label_of(row) for row in rows])
     if axes.get_xlim()[0] > 0:
         mark_break(axes)
@@ -145,14 +145,13 @@ def _bar_entries(rows: list[Row], bars: list[ledger_view.WaterfallBar]) -> list[
     return [Patch(label="no evidence", facecolor="none", edgecolor="black")] if seen else []
 
 
-def _make_room(axes: Axes) -> None:
+def _make_room(axes: Axes, ends: list[float]) -> None:
     """Extend the axis to hold the intervals, by no more than half of its length on each side.
 
     One wide interval would leave no room for the bars; an arrow says where it goes on.
     """
     left, right = axes.get_xlim()
     across = right - left
-    ends = [float(x) for line in axes.lines if line.get_gid() == INTERVAL for x in line.get_xdata()]
     room = 0.02 * across
     lowest, highest = min([left + room, *ends]) - room, max([right - room, *ends]) + room
     axes.set_xlim(max(lowest, left - across / 2), min(highest, right + across / 2))

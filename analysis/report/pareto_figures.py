@@ -53,6 +53,7 @@ from prunescope.taxonomy.words import factor, when
 
 Looks = dict[str, Look]
 MOST_FAMILIES = 8  # that a panel names
+_SWEEP = "sweep-"  # of labels, since reports of runs have ledgers too
 _FRONTIER, _CELL = 2.3, 2.5  # inches: the height of a panel
 _OTHERS = Look("#BBBBBB", "", "o")  # of points that a panel does not name
 
@@ -64,11 +65,18 @@ class FamilyPanel(NamedTuple):
         title: The phase, batch and length.
         points: The points.
         shown: Their labels that it names.
+        part: Which of several panels of these points it is, such as "1 of 2"; empty of one alone.
     """
 
     title: str
     points: list[SweepPoint]
     shown: list[str]
+    part: str = ""
+
+    @property
+    def heading(self) -> str:
+        """The title, and which part of it this is."""
+        return f"{self.title} ({self.part})" if self.part else self.title
 
 
 def pareto_pictures(pareto: Pareto) -> Iterator[Picture]:
@@ -92,7 +100,12 @@ def _panels(pareto: Pareto, names: Iterable[str]) -> list[FamilyPanel]:
             labels = list(dict.fromkeys(point.label for point in points))
             chunks = [labels[i : i + MOST_FAMILIES] for i in range(0, len(labels), MOST_FAMILIES)]
             title = f"{clean(name)}, {clean(cell.where)}"
-            panels += [FamilyPanel(title, points, chunk) for chunk in chunks]
+            parts = [f"{i} of {len(chunks)}" for i in range(1, len(chunks) + 1)]
+            parts = parts if len(chunks) > 1 else [""]
+            panels += [
+                FamilyPanel(title, points, chunk, part)
+                for chunk, part in zip(chunks, parts, strict=True)
+            ]
     return panels
 
 
@@ -146,6 +159,7 @@ def _frontier_picture(pareto: Pareto, stem: str, panels: list[FamilyPanel]) -> P
     ]
     return Picture(
         stem=stem,
+        of=_SWEEP,
         title="Speed against loss",
         caption=_caption("Speed against loss", words, pareto, panels),
         alt=f"Scatter of {len(points)} points"
@@ -185,6 +199,7 @@ def _bound_picture(pareto: Pareto, stem: str, panels: list[FamilyPanel]) -> Pict
     words = ["points on the dashed line realise all of their bound, whiskers are 95 % intervals"]
     return Picture(
         stem=stem,
+        of=_SWEEP,
         title=title,
         caption=_caption(title, words, pareto, panels),
         alt=f"Scatter of {len(points)} points below and around a diagonal.",
@@ -208,6 +223,7 @@ def _ledger_picture(pareto: Pareto, stem: str, panels: list[FamilyPanel]) -> Pic
     named = "; ".join(f"{p.name} {_share(p, 'pruned'):.2f}" for _, p in bars)
     return Picture(
         stem=stem,
+        of=_SWEEP,
         title=title,
         caption=_caption(title, words, pareto, panels),
         alt=f"Stacked bars, as shares of the dense step; measured: {named}.",
@@ -241,7 +257,7 @@ def _cells_figure(
     by_label: dict[str, Any] = {}
     for axes, panel in zip(every, panels, strict=True):
         plot_panel(axes, panel, looks)
-        axes.set_title(panel.title, loc="left")
+        axes.set_title(panel.heading, loc="left")
         for entry, label in zip(*axes.get_legend_handles_labels(), strict=True):
             by_label.setdefault(label, entry)
     legend_below(figure, list(by_label.values()))
@@ -381,7 +397,7 @@ def _plot_frontiers(
         figure, every = panel_axes(len(panels), _FRONTIER)
         placed: list[tuple[Axes, list[Label], Obstacles]] = []
         for axes, panel in zip(every, panels, strict=True):
-            axes.set_title(panel.title, loc="left")
+            axes.set_title(panel.heading, loc="left")
             is_judged = _is_judged(pareto, panel)
             placed.append((axes, *_plot_frontier(axes, panel, looks, most, is_judged=is_judged)))
             if on_random_ids:
@@ -447,16 +463,7 @@ def _plot_frontier(
         words += ["?"] if reasons else []
         words.append(marks_of_point(point))
         labels.append((*at, " ".join(filter(None, words))))
-    left, right = axes.get_xlim()
-    left, right = min(left, 1.0), min(right, most) if points else most
-    axes.set_xlim(left, right)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    # The axis of speedups ends near the points; an interval that reaches its edge goes on.
-    if speedups := [y for _, y in obstacles.marks]:
-        ends = [y for line in obstacles.lines for _, y in line]
-        least = min(1.0, *speedups, *(end for end in ends if end > min(speedups) / 2))
-        top = end_axis([1.0, 1.03 * max(speedups)], ends)
-        axes.set_ylim(max(0.0, least - 0.05 * (top - least)), top)
+    left, right = _end_axes(axes, panel.points, most)
     if is_judged:
         full_points = [p for p in panel.points if p.on_frontier]
         best = [(x, p.realised) for p in full_points if (x := shown_loss(p)[0]) and x <= most]
@@ -466,6 +473,8 @@ def _plot_frontier(
     is_recovered = any(p.loss and p.loss.perplexity_rel_recovered is not None for p in points)
     axes.set_xlabel(f"perplexity, pruned ÷ dense{' trained the same way' if is_recovered else ''}")
     axes.set_ylabel("speedup, dense ÷ pruned")
+    if not places and not beyond and not obstacles.marks:
+        _write_in_middle(axes, "no point has a loss")
     if beyond:
         if not obstacles.marks:
             _say_all_beyond(axes, beyond, most)
@@ -473,6 +482,29 @@ def _plot_frontier(
         note = f"{len(beyond)} beyond {most:g}× →"
         axes.text(1.0, 1.01, note, transform=axes.transAxes, **corner)
     return [label for label in labels if label[2]], obstacles
+
+
+def _end_axes(axes: Axes, points: Sequence[SweepPoint], most: float) -> tuple[float, float]:
+    """End the axes near the points and the dense model, and return the ends of the losses.
+
+    Panels of the same points have the same ends. An interval that reaches an end goes on.
+    """
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    losses = [(point, *shown_loss(point)) for point in points]
+    near = [(p, x, ends) for p, x, ends in losses if x is not None and x <= most]
+    shown = [(p, x, ends or [x - 1] * 2) for p, x, ends in near]
+    if not shown:
+        return axes.get_xlim()
+    xs = [1.0, *(x for _, x, _ in shown), *(1 + end for *_, spread in shown for end in spread)]
+    room = 0.04 * (max(xs) - min(xs)) or 0.01
+    left, right = min(xs) - room, min(max(xs) + room, most)
+    axes.set_xlim(left, right)
+    speedups = [p.realised for p, *_ in shown]
+    ends = [end for p, *_ in shown for end in p.realised_ci95 or ()]
+    least = min(1.0, *speedups, *(end for end in ends if end > min(speedups) / 2))
+    top = end_axis([1.0, 1.03 * max(speedups)], ends)
+    axes.set_ylim(max(0.0, least - 0.05 * (top - least)), top)
+    return left, right
 
 
 def draw_frontier(
@@ -503,8 +535,12 @@ def _say_all_beyond(axes: Axes, ratios: Sequence[float], most: float) -> None:
     ends = [factor(ratio - 1) or f"{ratio:.3g}×" for ratio in (min(ratios), max(ratios))]
     span = " to ".join(dict.fromkeys(ends))
     which = "its one point lies" if len(ratios) == 1 else f"all {len(ratios)} points lie"
-    text = f"{which} beyond this axis,\nat {span} the dense perplexity"
-    centre: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7}
+    _write_in_middle(axes, f"{which} beyond this axis,\nat {span} the dense perplexity")
+
+
+def _write_in_middle(axes: Axes, text: str) -> None:
+    """Write why a panel is empty."""
+    centre: dict[str, Any] = {"ha": "center", "va": "center"}
     axes.text(0.5, 0.75, text, transform=axes.transAxes, **centre)
 
 

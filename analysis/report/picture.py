@@ -32,6 +32,7 @@ class Picture:
         alt: What it looks like, for who cannot see it.
         plot: Plots it; None where there is nothing to plot.
         rows: The numbers that it shows, by their names; empty where another table has them.
+        of: What stands before its stem in its label, where figures of another kind have that name.
     """
 
     stem: str
@@ -40,6 +41,7 @@ class Picture:
     alt: str
     plot: Callable[[], Figure | None]
     rows: Sequence[Row] = ()
+    of: str = ""
 
     @property
     def columns(self) -> list[str]:
@@ -50,7 +52,7 @@ class Picture:
     def snippet(self) -> str:
         """The lines of LaTeX that show it with its caption, in as many columns as it spans."""
         kind = "figure*" if printing().spans else "figure"
-        label = f"fig:{printing().label_prefix}{self.stem}"
+        label = f"fig:{printing().label_prefix}{self.of}{self.stem}"
         return (
             f"\\prunescopedraw{{{kind}}}{{{self.stem}}}{{{latex(self.alt)}}}{{%\n"
             f"\\caption{{{latex(self.caption)}}}\\label{{{label}}}}}\n"

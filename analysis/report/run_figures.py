@@ -116,7 +116,7 @@ def roofline_figure(phase: Phase, device: DeviceUsed, subject: str) -> Figure | 
         dot: dict[str, Any] = {"marker": look.marker, "linewidths": 0.7, "zorder": 3}
         dot |= {"facecolors": "none" if side == "dense" else look.colour, "alpha": 0.8}
         dot["edgecolors"] = look.colour if side == "dense" else "black"
-        axes.scatter(*zip(at, strict=True), s=area, gid=f"{side or 'step'}-{point.role}", **dot)
+        axes.scatter([at[0]], [at[1]], s=area, gid=f"{side or 'step'}-{point.role}", **dot)
         obstacles.add(at, None, None)
     levels = [top.flop_per_s / per for top in tops]
     knees = [top.flop_per_s / top.byte_per_s for top in tops]

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import msgspec
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.formats import Block, DisplayName, decode_file
+from prunescope.taxonomy.formats import Block, Count, DisplayName, decode_file
 from prunescope.taxonomy.own_files import refuse_own_file
 from prunescope.taxonomy.runs.run import MANIFEST
 from prunescope.taxonomy.runs.run_blocks import HeldOut, Recovered
@@ -57,13 +57,15 @@ class SweepResult(Planned, kw_only=True, frozen=True):
     """The outcome of a planned result.
 
     `run`: its folder, relative to the sweep's; `held_out`: losses on the held-out tokens of its
-    recovery training, nats per token; null: it was not trained.
+    recovery training, nats per token; null: it was not trained; `retried`: how often it was
+    measured again because its times were not valid.
     """
 
     state: State
     run: str | None = None
     error: str | None = None
     held_out: HeldOut | None = None
+    retried: int = 0
 
     def contradictions(self) -> Iterator[str]:
         """Yield that it is done and has no run."""
@@ -107,6 +109,14 @@ class Failure(Block, kw_only=True):
     id: str
     error: str = "unknown"
     call: str = ""
+
+
+class Retried(Block, kw_only=True):
+    """The record retried/<id>.json of a result whose times were not valid, and how often."""
+
+    schema: Literal[1] = 1
+    id: str
+    times: Count = 0
 
 
 class ControlLosses(Block, kw_only=True):

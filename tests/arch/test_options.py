@@ -88,6 +88,7 @@ COMMANDS = {
         "--json",
     },
     "sweep": {
+        "--retry",
         "config", "--preset", "--out", "--engine", "--shard", "--budget", "--dry-run",
         "--example", "--print-preset", "--json",
     },

@@ -15,6 +15,7 @@ import pytest
 
 import prunescope
 from prunescope.analysis.bundle import bundle as bundling
+from prunescope.analysis.report.phase_pictures import FIGURES
 from prunescope.taxonomy.runs.run import sha256_of
 from tests.analysis.run_folder import write_pair
 from tests.chrome import chrome, gap, k, module, op, step
@@ -105,7 +106,8 @@ def test_every_snippet_without_torch_runs(
     shutil.rmtree(workplace / "traces")
     small_runs(workplace)
     # Those that paper/main.tex shows.
-    monkeypatch.setattr("prunescope.analysis.report.figures.KINDS", ("ladder", "ledger"))
+    shown = {kind: FIGURES[kind] for kind in ("ladder", "ledger")}
+    monkeypatch.setattr("prunescope.analysis.report.phase_pictures.FIGURES", shown)
     assert pages.run(DOCS / name, folder=workplace) == SNIPPETS[name]
     if name == "paper.md" and shutil.which("pdflatex"):
         for _ in range(2):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.option import AllowCode, Engine, Option
@@ -53,6 +53,13 @@ class SweepRequest:
             "run first. Without it, all that is left runs.",
             metavar="HOURS",
             least=0,
+        ),
+    ] = None
+    retry: Annotated[
+        Literal["invalid"] | None,
+        Option(
+            help="Results to measure again: invalid, those that are done and whose times are not "
+            "valid; without it, none.",
         ),
     ] = None
     progress: Progress | None = None

@@ -38,6 +38,7 @@ from prunescope.taxonomy.runs.sweep_files import (
     Failure,
     PlanFile,
     Planned,
+    Retried,
     State,
     SweepFile,
     SweepResult,
@@ -47,6 +48,7 @@ from prunescope.taxonomy.runs.sweep_files import (
     run_of,
     state_of,
 )
+from prunescope.taxonomy.runs.validity import has_valid_times
 from prunescope.taxonomy.scrub import scrub_values
 from prunescope.tracer.sweep.config import OLD_KEYS
 from prunescope.tracer.sweep.plan import SweepPlan, is_file, shard_of
@@ -112,6 +114,31 @@ class SweepFolder:
     def clear_failure(self, result: Planned) -> None:
         """Remove the record of a failure: the result is done, or was interrupted."""
         failure_of(self.path, result).unlink(missing_ok=True)
+
+    def has_valid_times(self, result: Planned) -> bool:
+        """Return whether the times of a result that is done are evidence.
+
+        Those of a run that cannot be read are none.
+        """
+        folder = self.run(result)
+        try:
+            pruned = read_run(folder / "pruned")
+            dense = read_run(folder / "dense") if (folder / "dense" / MANIFEST).is_file() else None
+        except PrunescopeError:
+            return False
+        timed = pruned.phases.get(result.phase)
+        reference = dense.phases.get(result.phase) if dense is not None else None
+        return timed is not None and has_valid_times(reference, timed)
+
+    def discard(self, result: Planned) -> None:
+        """Remove the runs of a result whose times are not valid, and note that they were there."""
+        path = self._retried(result)
+        before = read_json(path, Retried)
+        write_json(path, Retried(id=result.id, times=(before.times if before else 0) + 1))
+        shutil.rmtree(self.run(result))
+
+    def _retried(self, result: Planned) -> Path:
+        return self.path / "retried" / f"{result.id}.json"
 
     def quality(self, key: str) -> Path:
         """Return the file of a model's quality."""
@@ -207,11 +234,13 @@ class SweepFolder:
     def _entry(self, result: Planned) -> SweepResult:
         state = self.state(result)
         failure = self._read_failure(result) if state == FAILED else None
+        retried = read_json(self._retried(result), Retried)
         return SweepResult(
             **msgspec.structs.asdict(_without_path(result)),
             state=state,
             run=run_of(result) if state == DONE else None,
             error=failure.error if failure else result.problem if state == FAILED else None,
+            retried=retried.times if retried is not None else 0,
         )
 
     def _add_held_out(self, entry: SweepResult) -> SweepResult:

@@ -105,6 +105,8 @@ def run_plan(request: SweepRequest, plan: SweepPlan, progress: Progress | None =
         folder.start(plan)
         with folder.claimed(shard):
             mine = shard_of(plan, shard)
+            for result in invalid_results(folder, mine) if request.retry else ():
+                folder.discard(result)
             states = {result: folder.state(result) for result in mine}
             # Results that failed or hung before come last, so that they do not block the others.
             order = (PENDING, FAILED)
@@ -121,6 +123,12 @@ def run_plan(request: SweepRequest, plan: SweepPlan, progress: Progress | None =
                 finally:  # also if a signal ends the sweep: sweep.json tells what is done
                     folder.refresh()
     return request.folder
+
+
+def invalid_results(folder: SweepFolder, results: Sequence[Planned]) -> list[Planned]:
+    """Return the results that are done and whose times are not valid."""
+    done = [result for result in results if folder.state(result) == DONE]
+    return [result for result in done if not folder.has_valid_times(result)]
 
 
 def plan_of(request: SweepRequest) -> SweepPlan:
@@ -224,6 +232,8 @@ class Counts(Duration):
     pending: int
     running: int
     impossible: int
+    invalid: int  # done, and their times are no evidence
+    again: int  # of `pending`: done before, and a call would measure them again
     left_out: int  # possible results that are not done, and that --budget leaves out of this call
     notes: list[str]
 
@@ -250,6 +260,10 @@ def summary(request: SweepRequest, plan: SweepPlan, *, estimate: bool = False) -
     mine = shard_of(plan, read_shard(request.shard))
     results = folder.entries(plan)
     state_of = {entry.id: entry.state for entry in results}
+    invalid = invalid_results(folder, mine)
+    repeats = estimate and request.retry is not None
+    if repeats:
+        state_of |= dict.fromkeys((result.id for result in invalid), PENDING)
     states = [state_of[result.id] for result in mine]
     remaining = [
         r for r, state in zip(mine, states, strict=True) if state != DONE and not r.problem
@@ -264,6 +278,8 @@ def summary(request: SweepRequest, plan: SweepPlan, *, estimate: bool = False) -
         "pending": states.count(PENDING),
         "running": states.count(RUNNING),
         "impossible": sum(result.problem is not None for result in mine),
+        "invalid": 0 if repeats else len(invalid),
+        "again": len(invalid) if repeats else 0,
         "left_out": len(left_out),
         **_estimate(request.folder, remaining, plan.config, estimate=estimate),
         "notes": scrub_values([*plan.notes, *(before_it_starts(plan) if estimate else ())]),
