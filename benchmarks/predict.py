@@ -2,8 +2,9 @@
 
     python benchmarks/predict.py
 
-Reads taxonomy/paper.json and published.json, writes predict.md next to this file. No GPU, no
-weights; under a minute. Exit code 1 where a goal of accuracy or of coverage is missed.
+Reads taxonomy/paper.json, published.json and the CSV files of commands, writes predict.md next to
+this file. No GPU, no weights; under a minute. Exit code 1 where a goal of accuracy or of coverage
+is missed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+import predict_claims
 import predict_evidence
 from predict_cells import PAPER, Cell, cells, setting_of
 from predict_experts import section
@@ -119,8 +121,8 @@ def layer_ns(method: str | None, phase: str) -> float:
 
 def main() -> int:
     """Write the page; 1 where a goal is missed."""
-    text = [_head(), _accuracy(), worst(known()), ranges(known()), _kinds(), _constants(),
-            _layer(), _derived(), section(), _winners()]  # fmt: skip
+    text = [_head(), _accuracy(), worst(known()), ranges(known()), _kinds(),
+            _told_first(), _constants(), _layer(), _derived(), section(), _winners()]  # fmt: skip
     out = Path(__file__).with_suffix(".md")
     out.write_text("\n\n".join(text) + "\n", encoding="utf-8")
     return 1 if _missed() else 0
@@ -130,6 +132,13 @@ def _kinds() -> str:
     misses = predict_evidence.published_misses()
     lines = predict_evidence.section(misses, predict_evidence.leave_kinds_out(misses))
     return "\n".join(["## Kinds left out\n", *lines])
+
+
+def _told_first() -> str:
+    fourth, claims = predict_claims.fourth_section(), predict_claims.claims_section()
+    return "\n".join(
+        ["## Predicted first\n", *fourth, "\n## Claims\n", predict_claims.CLAIMS, *claims]
+    )
 
 
 def _missed() -> bool:

@@ -56,6 +56,7 @@ def miss_of(cell: Cell) -> Miss:
         source=cell.source,
         setting=cell.label,
         kind=kind_of(side),
+        sparsity=round(cell.setting.sparsity, 4),
         off=round(math.log(cell.measured / expected), 4),
     )
     low, high = replace(cell.uncertainty(), kinds=0.0).range_of(expected)

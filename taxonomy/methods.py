@@ -94,7 +94,7 @@ class PublishedMethod:
             read = f"read: {self.source['title']}: {self.source['url']}"
         ours = f"{self.family or 'ours'} runs the same GEMMs"
         if self.family is None:
-            ours = "no family: it moves no M, N or K of a GEMM"
+            ours = "no family of ours moves what it moves"
         elif self.is_predicted_only:
             ours = f"{self.family} is predicted and not run: no kernel that the tool calls does it"
         elif self.runs is not None:
@@ -141,14 +141,14 @@ def family_of(name: str) -> tuple[str, Mapping[str, str]]:
     The knobs of `predict_only` are left out. A name that is no method's stays as it is.
 
     Raises:
-        PrunescopeError: The method moves no axis of a GEMM.
+        PrunescopeError: The method is in no family.
     """
     method = find_published(name)
     if method is None:
         return name, {}
     if method.family is None:
         raise PrunescopeError(
-            f"{method.name} moves no M, N or K of a GEMM: {method.because}",
+            f"{method.name} is in none of the pruning families: {method.because}",
             hint="`prunescope families` lists what pruning can move",
         )
     return method.family, method.runnable

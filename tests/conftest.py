@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -72,6 +73,17 @@ def real_report(real_trace: Callable[[str], Path]) -> Callable[[str], Report]:
         return analyze(path).report
 
     return lambda name: of(real_trace(name))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Temporary files go to a folder of the tests, and so do the locks of timings.
+
+    Without it a test waits for as long as another process of the user sweeps.
+    """
+    folder = tmp_path_factory.getbasetemp() / "temporary"
+    folder.mkdir(exist_ok=True)
+    os.environ["TMPDIR"], tempfile.tempdir = str(folder), None
 
 
 @pytest.fixture(autouse=True)

@@ -61,7 +61,7 @@ def judge_claim(claimed: float, request: PredictRequest) -> Claim:
         expected, span, evidence = execution.speedup, execution.range, execution.evidence
         bound = _bound_of_forward(setting, request)
     bound = max(bound, expected)
-    verdict = _verdict(claimed, bound, span, evidence)
+    verdict = verdict_on(claimed, bound, span, evidence)
     return Claim(
         verdict=verdict,
         claimed=claimed,
@@ -130,7 +130,7 @@ def _bound_of_answers(setting: Setting, request: PredictRequest) -> float:
     return slow / paced(pruned, setting.constants)
 
 
-def _verdict(
+def verdict_on(
     claimed: float, bound: float, span: list[float], evidence: RangeEvidence | None
 ) -> str:
     """Return the verdict on a claim."""

@@ -46,6 +46,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     setting: str
     kind: Kind
+    sparsity: float = 0.0  # that of its family; 0 of two models
     off: float
 
 
@@ -182,6 +183,12 @@ def evidence_of(kind: Kind, named: str) -> RangeEvidence:
         distance=round(ranked[0][0], 3) if ranked else None,
         text=_sentence(kind, named, len(near), len(publications)),
     )
+
+
+def largest_tried(setting: Setting) -> float | None:
+    """Return the largest sparsity at which what a setting cuts was measured; None: at none."""
+    rows = _of_mechanism().get(_mechanism(setting), ())
+    return max((row.sparsity for row in rows), default=None)
 
 
 def _sentence(kind: Kind, named: str, measurements: int, publications: int) -> str:

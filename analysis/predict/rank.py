@@ -20,6 +20,7 @@ from prunescope.analysis.predict.answers import (
     prompt_of,
     speed_of,
 )
+from prunescope.analysis.predict.evidence import largest_tried
 from prunescope.analysis.predict.loss_curves import SweepLosses, read_losses
 from prunescope.analysis.predict.predict_request import (
     PredictRequest,
@@ -164,16 +165,20 @@ def _requested_share(request: PredictRequest) -> float:
 def _rank_rows(
     rows_by_family: Mapping[str, Callable[[], Ranked]], left_out: dict[str, str]
 ) -> list[Ranked]:
-    """Return the rows that exist, the fastest first; `left_out` gets the reasons of the others."""
+    """Return the rows that exist, the fastest first; `left_out` gets the reasons of the others.
+
+    A row whose sparsity is larger than any that was tried follows those that were.
+    """
     rows: list[Ranked] = []
     for name, make in rows_by_family.items():
         try:
             rows.append(make())
         except PrunescopeError as error:
             left_out.setdefault(name, error.problem)
-    rows.sort(key=lambda row: -row.speedup)
+    rows.sort(key=lambda row: (row.is_beyond_tried, -row.speedup))
     for row in rows:
-        row.ties = row.range[1] >= rows[0].range[0]
+        is_behind = row.is_beyond_tried and not rows[0].is_beyond_tried
+        row.ties = not is_behind and row.range[1] >= rows[0].range[0]
     return rows
 
 
@@ -227,6 +232,7 @@ def _row_at_loss(
         row.speedup * math.exp(math.hypot(high, max(0.0, faster))),
     ]
     row.select = curve.select
+    row.tried = max(row.tried or 0.0, row.sparsity)  # by the sweep
     return row
 
 
@@ -305,4 +311,5 @@ def _rank_family(setting: Setting, dense: Answer) -> Ranked:
         kv_bytes=round(pruned.steps[-1].forward.kv_bytes),
         ties=False,
         fits=answer_memory(pruned, pruned=True).fits,
+        tried=largest_tried(setting),
     )

@@ -530,8 +530,9 @@ def _starred(name: str, *, is_extension: bool) -> str:
 
 
 def _marks(row: Ranked) -> str:
-    """Return whether a family ties with the first one, and whether it does not fit the device."""
-    marks = (when(row.ties, "ties"), when(row.fits is False, "no fit"))
+    """Return whether a family ties with the first, does not fit, or is beyond what was tried."""
+    beyond = f"> {percent(row.tried)} tried" if row.is_beyond_tried and row.tried else ""
+    marks = (when(row.ties, "ties"), when(row.fits is False, "no fit"), beyond)
     return ", ".join(filter(None, marks))
 
 

@@ -321,7 +321,8 @@ class Ranked(msgspec.Struct, kw_only=True):
 
     `removed` has the shares of FLOPs, parameters and bytes that it removes at its own `sparsity`.
     `ties`: its range overlaps that of the first family. `select` is how parts were chosen in the
-    runs of its loss.
+    runs of its loss. `tried` is the largest sparsity at which what the family cuts was measured by
+    anyone; a family beyond it stands behind the others and ties with none.
     """
 
     family: str
@@ -336,6 +337,12 @@ class Ranked(msgspec.Struct, kw_only=True):
     ties: bool
     select: str | None = None
     fits: bool | None = None  # into the device's memory; null: unknown
+    tried: float | None = None  # null: at none
+
+    @property
+    def is_beyond_tried(self) -> bool:
+        """Whether more is removed than anyone is known to have tried."""
+        return self.tried is not None and self.sparsity > self.tried + 1e-9
 
 
 class Ranking(msgspec.Struct, kw_only=True):

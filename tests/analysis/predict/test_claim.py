@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import prunescope
+from prunescope.analysis.predict.claim import judge_claim
 from prunescope.analysis.predict.evidence import Kind, Measurement, distance, spread_of
 from prunescope.taxonomy.errors import PrunescopeError
 
@@ -111,3 +114,21 @@ def test_a_decode_step_is_never_told_above_its_roofline() -> None:
     execution = phase["predicted"]["execution"]
     assert execution["speedup"] <= phase["ladder"]["roofline"] * (1 + 1e-9)
     assert execution["dense_ns"] == pytest.approx(execution["speedup"] * execution["pruned_ns"])
+
+
+def test_published_speedups_are_possible_and_doubled_ones_are_not_plausible() -> None:
+    """The commands of three files: what was measured may be called impossible once in a hundred."""
+    folder = Path(__file__).parents[3] / "benchmarks"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        claims = importlib.import_module("predict_claims")
+        cells = importlib.import_module("predict_cells")
+    verdicts: dict[float, list[str]] = {1.0: [], 2.0: []}
+    for name in (*claims.EVIDENCE, claims.FOURTH):
+        for row in claims.rows_of(name):
+            request = cells.request_of(row["options"])
+            for factor, judged in verdicts.items():
+                claim = judge_claim(factor * float(row["measured"]), request)
+                judged.append(claim.verdict)
+    assert verdicts[1.0].count("impossible") <= len(verdicts[1.0]) / 100
+    assert verdicts[2.0].count("plausible") <= len(verdicts[2.0]) / 20

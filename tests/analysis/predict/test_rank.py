@@ -47,6 +47,21 @@ def test_the_fastest_first_and_ties_by_range() -> None:
             assert row["ties"] == (row["range"][1] >= rows[0]["range"][0])
 
 
+def test_what_nobody_tried_does_not_lead() -> None:
+    """Of small models the layers are a small share: 60 % of SmolLM2 needs 21 of its 30 layers.
+
+    Half of the layers are the most that a publication timed.
+    """
+    load: Any = {"workload": "chat", "sparsity": 0.6}
+    found = rank(PredictRequest(model="smollm2-135m", device="h100-sxm", **load))
+    rows = {row.family: row for row in found.by["flop"]}
+    depth, order = rows["static-m"], list(rows)
+    assert (depth.sparsity, depth.tried, depth.ties) == (0.7, 0.5, False)
+    assert order.index("static-m") > order.index("dynamic-k")
+    assert depth.speedup > rows[order[0]].speedup
+    assert "> 50 % tried" in shown_ranking(found)
+
+
 def test_every_family_is_ranked_or_left_out_with_a_reason() -> None:
     from prunescope.taxonomy.families import families
 
