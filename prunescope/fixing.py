@@ -7,6 +7,7 @@ times from tracer/; here the two meet.
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ from prunescope.taxonomy.repairs import REPAIRS, Repair, repairs_text
 from prunescope.taxonomy.runs.run import are_disturbed
 from prunescope.taxonomy.scrub import scrub
 from prunescope.taxonomy.words import percent, when
-from prunescope.tracer.capture.placements import plan_placements
+from prunescope.tracer.capture.placements import plan_placements, separate_storages
 from prunescope.tracer.capture.progress import Progress, Silent
 from prunescope.tracer.capture.timing import heap_frozen
 from prunescope.tracer.capture.turns import TimedPlacement, time_in_turns
@@ -53,6 +54,7 @@ from prunescope.tracer.repairs.subject import fingerprint, prepare_subject
 from prunescope.tracer.repairs.table import apply_repair
 
 _ROOM = 1.3  # a copy needs so many times the size of its weights in free memory
+_SPARE_ROOM = 2  # copies for which there is room, else sides are made again where they are needed
 _LEAST_PLACEMENTS = 3  # of a measurement during which the budget is spent
 _BEFORE, _TWIN, _WHOLE = "before", "its copy", "whole"
 _TRIES = 2  # a measurement that something disturbed is made once more
@@ -105,10 +107,13 @@ def _advice(report: Report) -> Advice:
 
 @dataclass
 class _Candidate:
-    """A repair that applies, on its own side, with its row of the result."""
+    """A repair that applies, with its row of the result.
+
+    `side` is None where memory is short: it is then made again where it is needed.
+    """
 
     repair: Repair
-    side: TimedModel
+    side: TimedModel | None
     row: TriedRepair
 
 
@@ -158,10 +163,20 @@ class _Fixer:
             )
             side = self._applied(repair, base, row)
             if side is not None:
-                candidates.append(_Candidate(repair, side, row))
+                is_short = self._room() < _SPARE_ROOM
+                candidates.append(_Candidate(repair, None if is_short else side, row))
             if side is not None or (finding is not None and not done):
                 self.rows = [old for old in self.rows if old.id != repair.id] + [row]
+        self.spare = None
         return candidates
+
+    def _side_of(self, candidate: _Candidate, base: TimedModel) -> TimedModel:
+        """Return the side of a candidate, made again from `base` where it was not kept."""
+        if candidate.side is None:
+            arguments = self.arguments.get(candidate.row.id)
+            spare = TimedModel(copy_model(base.model), base.call)
+            return apply_repair(candidate.repair, spare, self.subject, arguments)
+        return candidate.side
 
     def _finding_of(self, repair: Repair, advice: Advice) -> str | None:
         """Return the finding that advises a repair, the one that predicts most; None: none does."""
@@ -241,7 +256,7 @@ class _Fixer:
                 left.append(candidate)
         while left and not self._is_over():
             group, left = left[: self._room()], left[self._room() :]
-            sides = {candidate.row.id: candidate.side for candidate in group}
+            sides = {candidate.row.id: self._side_of(candidate, base) for candidate in group}
             for id, trial in self._time(base, sides).items():
                 self.store.keep(f"{name}>{id}", trial)
                 trials[id] = trial
@@ -253,9 +268,9 @@ class _Fixer:
         return budget is not None and time.monotonic() - self.begun > 60 * budget
 
     def _room(self) -> int:
-        """Return how many sides can be timed at once, beside the one before and its copy."""
+        """Return how many more sides memory has room for, beside a copy of the one before."""
         size = weight_bytes(self.before.model) or 1
-        return max(1, int(free_bytes(self.subject.device) / (_ROOM * size)))
+        return max(1, int(free_bytes(self.subject.device) / (_ROOM * size)) - 1)
 
     def _time(self, base: TimedModel, sides: Mapping[str, TimedModel]) -> dict[str, GainTrial]:
         """Time sides against `base` and its copy; what is disturbed is timed once more."""
@@ -294,6 +309,8 @@ class _Fixer:
                 taken.append(placement)
                 if len(taken) >= _LEAST_PLACEMENTS and self._is_over():
                     break
+        for side in sides.values():  # a copy of one weight would be one of the whole block
+            separate_storages(side.model, random.Random(0))
         return taken
 
     def _trial(self, taken: Sequence[TimedPlacement], name: str) -> GainTrial:
@@ -373,8 +390,8 @@ class _Fixer:
                 trials = self._measure("+".join(done), side, [candidate])
                 if not self._judge(candidate.row, trials.get(candidate.row.id)):
                     continue
+            side = self._side_of(candidate, side)
             kept.append(candidate)
-            side = candidate.side
             queue += self._candidates(advice, side, [old.row.id for old in kept])
         return kept, side
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import prunescope
+from prunescope import fixing
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.fixes import Fixes
 from prunescope.tracer.capture import device_state, turns
@@ -192,6 +193,14 @@ def test_the_story_comes_down_to_the_gain_of_its_shapes(tmp_path: Path) -> None:
     cut = next(row for row in fixed.repairs if row.id == "cut-zeros")
     assert cut.on_top_of
     assert "intermediate_size" in Path("f/repairs.py").read_text()
+
+
+def test_little_memory_holds_few_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sides are made again where they are needed, and one is timed at a time."""
+    monkeypatch.setattr(fixing, "free_bytes", lambda _device: 0)
+    fixed = prunescope.fix(saved(tmp_path), method="planted:masks_left", out="f", **FEW)
+    assert kept(fixed) == ["remove-parametrisations"]
+    assert fixed.gain is not None and fixed.gain > 1
 
 
 ARCHITECTURES = {"llama": "llama", "hybrid": "falcon_h1", "mixture": "qwen2_moe"}
