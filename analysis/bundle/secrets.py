@@ -110,7 +110,7 @@ def _public_addresses() -> re.Pattern[str]:
     links = (link for text in sources for link in re.findall(r"https?://[^\s;,)]+", text))
     hosts = {urlsplit(link).hostname for link in links} - {None}
     fixed = {"www.w3.org", "arxiv.org", "matplotlib.org", "json-schema.org", "purl.org",
-             "creativecommons.org", "ui.perfetto.dev", "doi.org"}  # fmt: skip
+             "creativecommons.org", "ui.perfetto.dev", "doi.org", "neurips.cc"}  # fmt: skip
     every = "|".join(re.escape(str(host)) for host in sorted({*hosts, *fixed}, key=str))
     tool = re.escape(str(tool_citation("").url))  # the tool, and no other repository of its host
     end = r"(?=[/\s\"'<>),;.]|$)"

@@ -22,7 +22,7 @@ from prunescope.analysis.report.predict_figure import curve_files
 from prunescope.analysis.report.printing import Printing, printed_as, printing_of, read_width
 from prunescope.analysis.report.write import write_report
 from prunescope.analysis.schema.comparison import Comparison
-from prunescope.analysis.schema.workload import Workload
+from prunescope.analysis.schema.workload import PhaseWorkload
 from prunescope.taxonomy.errors import PrunescopeError
 from tests.analysis.paper.test_paper_figures import of_one_cell
 from tests.analysis.predict.test_grid import ask
@@ -102,7 +102,9 @@ def test_without_a_caption_the_title_stands_in_the_figure() -> None:
 def test_captions_stand_alone_and_alternative_texts_name_numbers() -> None:
     report = example.two_phases()
     for phase in report.phases.values():
-        phase.workload = Workload(batch=4, prompt_len=512, context=512, dtype="bf16", mode="eager")
+        phase.workload = PhaseWorkload(
+            batch=4, prompt_len=512, context=512, dtype="bf16", mode="eager"
+        )
     every = list(phase_pictures(report))
     assert [p.stem for p in every] == [
         "ladder-prefill", "ledger-prefill", "ladder-decode", "ledger-decode"
