@@ -31,8 +31,9 @@ sys.path.insert(0, str(HERE.parent))
 from prunescope.analysis.pareto.cells import recompute
 from prunescope.analysis.pareto.pareto import judge
 from prunescope.analysis.pareto.points import loss_in
-from prunescope.analysis.report.pareto_figures import pareto_figures
+from prunescope.analysis.report.pareto_figures import pareto_pictures
 from prunescope.analysis.report.pareto_tables import render_pareto
+from prunescope.analysis.report.picture import files_of_pictures
 from prunescope.analysis.schema.pareto import Pareto
 from prunescope.taxonomy.formats import read as read_block
 from prunescope.taxonomy.numbers import loss
@@ -160,7 +161,7 @@ def write(found: Published, page: Path) -> int:
     # Judged as the JSON has it, with its digits, so that page and JSON agree whoever reads it.
     new = recompute(decoded(stored(found)))
     files = {page: text(new, page.stem).encode(), page.with_suffix(".json"): stored(new)}
-    for name, png in pareto_figures(new, "png").items():
+    for name, png in files_of_pictures(pareto_pictures(new), ["png"], new.tool).items():
         # A page that was read back has no runs, hence no ledgers and exact bounds.
         if found.source != "page" or name.startswith("speed-quality"):
             files[page.with_suffix("") / name] = reduced(png)
