@@ -40,13 +40,14 @@ COMPARISON_FORMATS = ("md", "html", "json", "tex", "csv", "png", "pdf", "svg")
 _DECODER_COLUMNS = ("prompt_len", "context", "kv_bytes", "dense_kv_bytes")
 _TOKEN_COLUMNS = ("tokens_per_s", "dense_tokens_per_s")
 _ITEM_COLUMNS = ("items_per_s", "dense_items_per_s")
-# Paper has no room for every column. LaTeX has one table of what was measured, and one of what
-# became of the promise.
+# Paper has no room for every column. LaTeX has a table of what was measured, one of its bounds and
+# one of what became of the promise.
 _TOKENS = "tokens of an item"  # of an encoder, which has no prompt
 _TIMES = ("TTFT or TPOT", "TTFT, TPOT or step", "step")
-_WHICH = ("run", "method", "nominal s", "phase", "B", "prompt", _TOKENS)
+_WHICH = ("run", "model", "method", "nominal s", "phase", "B", "prompt", _TOKENS)
 _MEASURED = (*_TIMES, "tokens/s", "items/s", "weights", "KV cache", "peak memory")
-_HIDDEN = (*_MEASURED, "model", "context", "nominal", "kernel (busy)", "prompt", _TOKENS)
+_BOUNDS = ("coverage", "roofline", "realised")
+_COLUMN = 6  # columns of a table that one column of a paper has room for
 _SPARSITIES = ("nominal", "parameters", "flop", "bytes")
 _TITLE = "Comparison: dense → pruned, of one step"
 _WALLS = "TTFT and TPOT are the wall of one prefill forward and of one decoded token"
@@ -259,29 +260,49 @@ def render_markdown(comparison: Comparison) -> str:
 
 
 def render_latex(comparison: Comparison) -> str:
-    """Return two booktabs tables, what was measured and what became of the promise, and figures."""
-    table = comparison_table(comparison)
-    titles = [column.title for column in table.columns]
-    kept = {
-        "measured": [i for i, title in enumerate(titles) if title in (*_WHICH, *_MEASURED)],
-        "explained": [i for i, title in enumerate(titles) if title not in _HIDDEN],
-    }
-    prefix = printing().label_prefix
-    lines = [head(comparison.tool)]
-    for (label, keep), note in zip(kept.items(), table.notes, strict=False):
-        text = escape.latex(f"{_TITLE}: {label}. {note[0].upper()}{note[1:]}.")
-        lines += [
-            r"\begin{table*}\centering\footnotesize\setlength{\tabcolsep}{3pt}",
-            rf"\caption{{{text}}}",
-            rf"\label{{tab:{prefix}comparison-{label}}}\smallskip",
-            *tabular(table, keep),
-            r"\end{table*}",
-        ]
-    lines += [rf"% {escape.latex(note)}" for note in table.notes[2:]]
-    from prunescope.analysis.report.comparison_figure import comparison_pictures
+    """Return booktabs tables and figures: what was measured, its bounds, and the rows of ledgers.
 
+    What all rows have in common, such as their phase, stands in the captions alone.
+    """
+    from prunescope.analysis.report.comparison_figure import (
+        comparison_pictures,
+        comparison_setting,
+    )
+
+    table = comparison_table(comparison)
+    moved = {LEDGER[name][0] for name in _ledger_rows(comparison.rows)}
+    setting, which = comparison_setting(comparison, comparison.rows), _telling(table)
+    times, rows, *failed = table.notes
+    lines = [head(comparison.tool)]
+    for label, titles, note in (
+        ("measured", set(_MEASURED), times),
+        ("bounds", {"FLOPs removed", "95 %", *(LADDER[key][0] for key in _BOUNDS)}, _CAVEAT),
+        ("explained", moved, rows),
+    ):
+        keep = which + [i for i, column in enumerate(table.columns) if column.title in titles]
+        text = escape.latex(f"{_TITLE}: {label}. {note[0].upper()}{note[1:]}. {setting}")
+        kind = "table*" if len(keep) > _COLUMN else "table"
+        lines += [
+            rf"\begin{{{kind}}}\centering\footnotesize\setlength{{\tabcolsep}}{{3pt}}",
+            rf"\caption{{{text}}}",
+            rf"\label{{tab:{printing().label_prefix}comparison-{label}}}\smallskip",
+            *tabular(table, keep),
+            rf"\end{{{kind}}}",
+        ]
+    lines += [rf"% {escape.latex(note)}" for note in failed]
     lines += [picture.snippet for picture in comparison_pictures(comparison)]
     return "\n".join(lines) + "\n"
+
+
+def _telling(table: Table) -> list[int]:
+    """Return the columns that tell the rows of a table apart, the run only where others do not."""
+    columns = [i for i, column in enumerate(table.columns) if column.title in _WHICH]
+    run, *others = columns
+    differing = [i for i in others if len({row[i].text for row in table.rows}) > 1]
+    are_distinct = len({tuple(row[i].text for i in differing) for row in table.rows}) == len(
+        table.rows
+    )
+    return differing if differing and are_distinct else [run, *differing]
 
 
 def render_csv(comparison: Comparison) -> str:

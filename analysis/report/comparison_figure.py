@@ -80,7 +80,7 @@ def comparison_pictures(comparison: Comparison) -> Iterator[Picture]:
         yield Picture(
             stem=_stem("comparison", i, most),
             title=title,
-            caption=f"{title}: {words}. {_setting(comparison, shown)}",
+            caption=f"{title}: {words}. {comparison_setting(comparison, shown)}",
             alt=f"Curves: {'; '.join(told)}.",
             plot=partial(_curves_figure, panels, looks),
         )
@@ -94,7 +94,7 @@ def comparison_pictures(comparison: Comparison) -> Iterator[Picture]:
         yield Picture(
             stem=_stem("comparison-ledger", i, 1),
             title=title,
-            caption=f"{title}: {words}. {_setting(comparison, bars)}",
+            caption=f"{title}: {words}. {comparison_setting(comparison, bars)}",
             alt=f"Stacked bars of {len(bars)} runs, in % of the dense wall.",
             plot=partial(_bars_figure, page),
         )
@@ -104,7 +104,7 @@ def _stem(stem: str, first: int, most: int) -> str:
     return stem if first == 0 else f"{stem}-{first // most + 1}"
 
 
-def _setting(comparison: Comparison, rows: Sequence[ComparisonRow]) -> str:
+def comparison_setting(comparison: Comparison, rows: Sequence[ComparisonRow]) -> str:
     """Return what was measured, on what and how often, for a caption."""
     facts = setting_of(
         [row.model for row in rows],

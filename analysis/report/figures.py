@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import zlib
+from collections.abc import Iterator
 from typing import NoReturn
 
 import matplotlib
@@ -17,7 +18,7 @@ from matplotlib.image import imread
 from prunescope.analysis.report.figure_style import plotting
 from prunescope.analysis.report.pair_figures import ladder_figure, ledger_figure
 from prunescope.analysis.report.phase_pictures import FIGURES, phase_pictures
-from prunescope.analysis.report.picture import files_of_pictures
+from prunescope.analysis.report.picture import Picture, files_of_pictures
 from prunescope.analysis.report.replay_figure import replay_figure
 from prunescope.analysis.report.run_figures import (
     bounds_figure,
@@ -53,7 +54,12 @@ def figure_files(report: Report, *endings: str) -> dict[str, bytes]:
         report: The report.
         endings: The formats, of png, pdf and svg.
     """
-    return files_of_pictures(phase_pictures(report), endings, report.tool)
+    return files_of_pictures(report_pictures(report), endings, report.tool)
+
+
+def report_pictures(report: Report) -> Iterator[Picture]:
+    """Yield the figures of each phase with their captions."""
+    return phase_pictures(report, plot)
 
 
 def plot(report: Report, name: str, kind: str) -> Figure | None:

@@ -18,10 +18,9 @@ from typing import Any
 import jinja2
 import polars as pl
 
-from prunescope.analysis.report import hatches, ledger_view, measured, sentences, titles
+from prunescope.analysis.report import hatches, ledger_view, looks, measured, sentences, titles
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.explorer import timelines
-from prunescope.analysis.report.looks import ROWS
 from prunescope.analysis.report.phase_tables import Extent, overview, phase_tables
 from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.report.view import Table
@@ -108,6 +107,7 @@ def templates() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     env.filters["prose"] = prose
+    env.globals["looks"] = looks
     return env
 
 
@@ -202,7 +202,7 @@ def _bars(rows: list[ledger_view.LadderRow]) -> tuple[list[dict[str, Any]], floa
 
 def fill_of(row: str, tone: str) -> str:
     """Return the colour of a row of the ledger, as in every figure; none where it is unsure."""
-    return "none" if tone == "quiet" else ROWS.get(row, ROWS["not_explained"]).colour
+    return "none" if tone == "quiet" else looks.ROWS.get(row, looks.ROWS["not_explained"]).colour
 
 
 def _ledger(phase: Phase) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ says what is shown, of which model, method and setting, n and the statistic.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from prunescope.analysis.report import ledger_view
@@ -38,6 +39,10 @@ _HOLLOW = "Hollow bars are not beyond noise"
 _FEWEST_LAYERS = 2  # with routers
 
 
+def _nothing(*_: object) -> None:
+    """Plot nothing."""
+
+
 class Told(NamedTuple):
     """What a caption says of a figure besides its subject, and the text that stands for it."""
 
@@ -46,8 +51,15 @@ class Told(NamedTuple):
     alt: str
 
 
-def phase_pictures(report: Report) -> Iterator[Picture]:
-    """Yield the figures of each phase, in the order in which they are read."""
+def phase_pictures(
+    report: Report, plot: Callable[[Report, str, str], Figure | None] | None = None
+) -> Iterator[Picture]:
+    """Yield the figures of each phase, in the order in which they are read.
+
+    Args:
+        report: The report.
+        plot: Plots one of FIGURES of a phase; without it the figures are their captions alone.
+    """
     for name, slug in phase_slugs(report).items():
         phase = report.phases[name]
         is_alone = phase.ladder is None and phase.anatomy is None
@@ -61,17 +73,8 @@ def phase_pictures(report: Report) -> Iterator[Picture]:
                     title=told.title,
                     caption=" ".join([f"{told.title}: {words}", told.text]),
                     alt=f"{told.title}. {told.alt}",
-                    plot=_plotter(report, name, kind),
+                    plot=partial(plot or _nothing, report, name, kind),
                 )
-
-
-def _plotter(report: Report, name: str, kind: str) -> Callable[[], Figure | None]:
-    def plot() -> Figure | None:
-        from prunescope.analysis.report import figures
-
-        return figures.plot(report, name, kind)
-
-    return plot
 
 
 def _ladder(_: Report, phase: Phase) -> Told | None:

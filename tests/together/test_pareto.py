@@ -191,7 +191,7 @@ def test_files(tmp_path: Path) -> None:
         [point("static-m", 1.4, -0.01)],
     )
     paths = write_pareto(found, tmp_path / "p")
-    assert {p.name for p in paths} == {"pareto.md", "pareto.json"} | {
+    assert {p.name for p in paths} == {"pareto.md", "pareto.json", "table-results.md"} | {
         f"{kind}-{phase}.{ending}"
         for kind, phase in (
             ("speed-quality", "all"), ("bound", "prefill"), ("bound", "decode"),
@@ -212,10 +212,12 @@ def test_files(tmp_path: Path) -> None:
 
 
 def test_markdown_and_figures_are_reproducible() -> None:
-    from prunescope.analysis.report.pareto_figures import pareto_figures
+    from prunescope.analysis.report.pareto_figures import pareto_pictures
+    from prunescope.analysis.report.picture import files_of_pictures
 
     found = whole([point("static-m", 1.2, 0.1), point("dynamic-m", 1.3, 40.0)])
-    assert pareto_figures(found, "svg") == pareto_figures(found, "svg")
+    first, second = (files_of_pictures(pareto_pictures(found), ["svg"], "t") for _ in range(2))
+    assert first == second
 
 
 def test_added_work_is_a_share_of_what_was_saved_before_it() -> None:

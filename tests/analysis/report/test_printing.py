@@ -15,8 +15,8 @@ from matplotlib.text import Text
 from prunescope.analysis.pareto.write import write_pareto
 from prunescope.analysis.report.comparison_figure import comparison_pictures
 from prunescope.analysis.report.figure_style import plotting
+from prunescope.analysis.report.figures import report_pictures
 from prunescope.analysis.report.pareto_figures import pareto_pictures
-from prunescope.analysis.report.phase_pictures import phase_pictures
 from prunescope.analysis.report.picture import Picture, files_of_pictures
 from prunescope.analysis.report.predict_figure import curve_files
 from prunescope.analysis.report.printing import Printing, printed_as, printing_of, read_width
@@ -35,8 +35,8 @@ _LEAST = 6.0  # pt
 
 def pictures() -> Iterator[Picture]:
     """Every kind of figure that has a caption, but that of a prediction."""
-    yield from phase_pictures(pair())
-    yield from phase_pictures(one_run())
+    yield from report_pictures(pair())
+    yield from report_pictures(one_run())
     yield from pareto_pictures(sweep())
     yield from comparison_pictures(Comparison(tool="t", baseline=None, rows=rows(4)))
     yield from of_one_cell().figures
@@ -75,7 +75,7 @@ def test_pdfs_have_the_width_that_was_asked_for(width: str, points: float) -> No
 
 
 def test_a_figure_across_both_columns_has_an_environment_of_its_own() -> None:
-    (picture, *_) = phase_pictures(example.two_phases())
+    (picture, *_) = report_pictures(example.two_phases())
     for width, kind in (("page", "figure*"), ("column", "figure"), ("178", "figure")):
         with printed_as(printing_of(["tex"], width=width, label_prefix="a-")):
             assert picture.snippet.startswith(f"\\prunescopedraw{{{kind}}}{{ladder-prefill}}")
@@ -94,7 +94,7 @@ def test_what_is_no_typeface_is_refused() -> None:
 
 
 def test_without_a_caption_the_title_stands_in_the_figure() -> None:
-    (picture, *_) = phase_pictures(example.two_phases())
+    (picture, *_) = report_pictures(example.two_phases())
     with printed_as(printing_of(["png"])):
         assert plotted(picture).get_suptitle()
 
@@ -105,7 +105,7 @@ def test_captions_stand_alone_and_alternative_texts_name_numbers() -> None:
         phase.workload = PhaseWorkload(
             batch=4, prompt_len=512, context=512, dtype="bf16", mode="eager"
         )
-    every = list(phase_pictures(report))
+    every = list(report_pictures(report))
     assert [p.stem for p in every] == [
         "ladder-prefill", "ledger-prefill", "ladder-decode", "ledger-decode"
     ]  # fmt: skip
@@ -117,7 +117,7 @@ def test_captions_stand_alone_and_alternative_texts_name_numbers() -> None:
 
 
 def test_pictures_hold_the_text_that_stands_for_them() -> None:
-    (picture, *_) = phase_pictures(example.hostile(example.two_phases()))
+    (picture, *_) = report_pictures(example.hostile(example.two_phases()))
     files = files_of_pictures([picture], ["png", "svg", "pdf"], "t")
     by_ending = {name.rpartition(".")[2]: data for name, data in files.items()}
     assert b"Bars: nominal 1.33" in by_ending["svg"] and b"<script" not in by_ending["svg"]
