@@ -376,13 +376,8 @@ def _pareto(
     prunescope pareto traces/sweep --figures paper --out figures
     prunescope pareto traces/sweep --format tex,pdf,csv --width column --label-prefix a --out paper
     """
-    from prunescope.analysis.pareto.write import (
-        FORMATS,
-        USUAL,
-        paper_files,
-        paper_set,
-        write_pareto,
-    )
+    from prunescope.analysis.pareto.files import FORMATS, USUAL
+    from prunescope.analysis.pareto.write import paper_files, paper_set, write_pareto
     from prunescope.analysis.report.pareto_tables import pareto_summary
     from prunescope.analysis.report.printing import printed_as, printing_of
     from prunescope.analysis.report.write import check_formats

@@ -9,9 +9,10 @@ import msgspec
 import pytest
 
 from prunescope.analysis.ledger.dynamic_overhead import weigh_added_work
-from prunescope.analysis.pareto import pareto
+from prunescope.analysis.pareto import judged, pareto
 from prunescope.analysis.pareto.cells import recompute
-from prunescope.analysis.pareto.write import to_json, write_pareto
+from prunescope.analysis.pareto.files import to_json
+from prunescope.analysis.pareto.write import write_pareto
 from prunescope.analysis.report.pareto_tables import render_pareto
 from prunescope.analysis.schema.pareto import (
     FailedResult,
@@ -28,7 +29,7 @@ from tests.analysis.report import example
 
 def test_draws_are_one_point_with_an_interval_over_all() -> None:
     own = [point("a", speed, loss) for speed, loss in ((1.2, 0.1), (1.3, 0.5), (1.25, 0.2))]
-    (found,) = pareto._merge_samples(own)
+    (found,) = judged._merge_samples(own)
     assert found.realised == 1.25
     assert found.realised_ci95 == pytest.approx([0.98 * 1.2, 1.02 * 1.3])
     assert found.loss is not None
@@ -156,7 +157,7 @@ def test_draws_of_task_losses_are_one() -> None:
         assert one.loss is not None
         one.loss.tasks_signed, one.loss.tasks_absolute = signed, 0.3
         one.loss.tasks_signed_ci95 = [signed - 0.01, signed + 0.01]
-    (found,) = pareto._merge_samples(own)
+    (found,) = judged._merge_samples(own)
     assert found.loss is not None
     assert found.loss.tasks_signed == pytest.approx(-0.15)
     assert found.loss.tasks_signed_ci95 == pytest.approx([-0.21, -0.09])
