@@ -448,9 +448,39 @@ def _phase(
         token_ids=_token_ids(own.side.run, decides=compared.overhead is not None),
         categories=compared.categories,
         moved=compared.moved,
-        workload=PhaseWorkload.of(own.side.run, own.run)
-        if own.side.run and own.run
-        else msgspec.UNSET,
+        workload=_workload(own),
+    )
+
+
+def _workload(own: SidePhase) -> PhaseWorkload | msgspec.UnsetType:
+    """Return the setting of a phase of a run; unset for a trace without run.json."""
+    run, phase = own.side.run, own.run
+    if run is None or phase is None:
+        return msgspec.UNSET
+    clocks, positions = run.device.clocks, phase.positions
+    before, after = (clocks.before or {}, clocks.after or {}) if clocks else ({}, {})
+    return PhaseWorkload(
+        batch=phase.batch,
+        prompt_len=phase.prompt_len,
+        context=phase.context,
+        dtype=run.dtype,
+        mode=phase.mode,
+        device=run.device.name,
+        threads=run.device.threads,
+        on_host=run.device.kind == "cpu",
+        new_tokens=positions[1] - positions[0] if len(positions) == 2 else 0,
+        attention=phase.attention,
+        logits=phase.logits,
+        cache=phase.cache,
+        order=phase.interleaved,
+        warmup=phase.warmup,
+        profiled_steps=phase.steps,
+        flushed=phase.flush_bytes is not None,
+        inputs=run.inputs.source if run.inputs else None,
+        seed=run.seeds.get("inputs"),
+        clocks_hz={name: [hz, after.get(name)] for name, hz in before.items()},
+        disturbed=sum(p.disturbed for p in phase.placements) if phase.placements else None,
+        placements=len(phase.placements) or None,
     )
 
 

@@ -40,6 +40,7 @@ from prunescope.analysis.pool import jobs_for
 from prunescope.analysis.rank_jobs import Outcome, SideFrames, Sides, outcome_of, shared
 from prunescope.analysis.replayed import with_replays
 from prunescope.analysis.schema.notice import Notice, warning
+from prunescope.analysis.schema.report import TOOL as TOOL
 from prunescope.analysis.schema.report import Phase, Report
 from prunescope.analysis.summary.answer import answer_phase, summary_of
 from prunescope.analysis.summary.paper_words import paper_sentence
@@ -49,7 +50,6 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.replays import read_replays
 from prunescope.taxonomy.scrubbed import scrubbed
 
-TOOL = "prunescope"
 __all__ = ["Analysis", "Options", "analyze"]
 
 

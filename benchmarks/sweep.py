@@ -31,14 +31,17 @@ sys.path.insert(0, str(HERE.parent))
 from prunescope.analysis.pareto.cells import recompute
 from prunescope.analysis.pareto.pareto import judge
 from prunescope.analysis.pareto.points import loss_in
-from prunescope.analysis.report.pareto_figures import pareto_figures
+from prunescope.analysis.report.pareto_figures import pareto_pictures
 from prunescope.analysis.report.pareto_tables import render_pareto
+from prunescope.analysis.report.picture import files_of_pictures
+from prunescope.analysis.report.printing import Printing, printed_as
 from prunescope.analysis.schema.pareto import Pareto
 from prunescope.taxonomy.formats import read as read_block
 from prunescope.taxonomy.numbers import loss
 from prunescope.taxonomy.runs.run_quality import Quality
 
 MOST_BYTES = 500_000
+_WIDTH = 270.0  # mm, of figures on a screen: four panels beside each other
 _WHEN = ("before", "now")
 COLOURS = 128  # eight, their blends with white, and hatches
 
@@ -160,7 +163,9 @@ def write(found: Published, page: Path) -> int:
     # Judged as the JSON has it, with its digits, so that page and JSON agree whoever reads it.
     new = recompute(decoded(stored(found)))
     files = {page: text(new, page.stem).encode(), page.with_suffix(".json"): stored(new)}
-    for name, png in pareto_figures(new, "png").items():
+    with printed_as(Printing(width=_WIDTH)):
+        pictures = files_of_pictures(pareto_pictures(new), ["png"], new.tool)
+    for name, png in pictures.items():
         # A page that was read back has no runs, hence no ledgers and exact bounds.
         if found.source != "page" or name.startswith("speed-quality"):
             files[page.with_suffix("") / name] = reduced(png)

@@ -411,13 +411,8 @@ def _pareto(
     prunescope pareto traces/sweep --save-model static-m-0.25-prefill-b1-p64 --model ./SmolLM2
     prunescope pareto traces/sweep --format tex,pdf,csv --width column --label-prefix a --out paper
     """
-    from prunescope.analysis.pareto.write import (
-        FORMATS,
-        USUAL,
-        paper_files,
-        paper_set,
-        write_pareto,
-    )
+    from prunescope.analysis.pareto.files import FORMATS, USUAL
+    from prunescope.analysis.pareto.write import paper_files, paper_set, write_pareto
     from prunescope.analysis.report.pareto_tables import pareto_summary
     from prunescope.analysis.report.printing import printed_as, printing_of
     from prunescope.analysis.report.write import check_formats

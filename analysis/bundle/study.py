@@ -15,8 +15,8 @@ from typing import Any, Literal
 import msgspec
 
 from prunescope.analysis.bundle.anonymise import Scrubber, names_only_families
-from prunescope.analysis.pareto.pareto import judge_sweep
-from prunescope.analysis.pareto.write import FORMATS, pareto_files
+from prunescope.analysis.pareto.files import FORMATS, pareto_files
+from prunescope.analysis.pareto.judged import judge_sweep
 from prunescope.analysis.schema.pareto import Pareto
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.errors import PrunescopeError
@@ -134,7 +134,7 @@ def judged(study: Study, root: Path, report_of: ReportOf) -> Pareto:
         root: The folder that its runs are relative to.
         report_of: Gives the report of a run's folder.
     """
-    return judge_sweep(root, study.sweep, study.controls, report_of=report_of)
+    return judge_sweep(root, study.sweep, study.controls, report_of)
 
 
 def study_files(name: str, pareto: Pareto) -> dict[str, bytes]:

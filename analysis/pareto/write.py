@@ -1,4 +1,4 @@
-"""The files of a sweep's comparison: pareto.md, pareto.json and figures.
+"""Writes the files of a sweep's comparison, and those of a paper's kinds of figure.
 
 Nothing is written before everything is computed.
 """
@@ -10,25 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunescope.analysis.paper.gemm_speedups import speedup_curves
+from prunescope.analysis.pareto.files import FORMATS, USUAL, pareto_files
 from prunescope.analysis.pipeline import TOOL
-from prunescope.analysis.report.appendix import checklist_latex
-from prunescope.analysis.report.checklist import sweep_checklist
-from prunescope.analysis.report.latex_head import head
-from prunescope.analysis.report.pareto_tables import render_pareto
-from prunescope.analysis.report.picture import PICTURES, files_of_pictures
-from prunescope.analysis.report.printing import printed_as, printing, printing_of
-from prunescope.analysis.report.results_latex import results_files
-from prunescope.analysis.report.results_table import result_tables
+from prunescope.analysis.report.picture import PICTURES
 from prunescope.analysis.report.write import check_formats, write_files
-from prunescope.analysis.schema.encode import json_bytes
 from prunescope.analysis.schema.pareto import Pareto
 from prunescope.taxonomy.replays import REPLAYS, Replays, read_replays
 
 if TYPE_CHECKING:
     from prunescope.analysis.paper.paper_files import PaperSet
 
-FORMATS = ("md", "json", "tex", "csv", *PICTURES)
-USUAL = ("md", "json", "png", "pdf")
 _MOST_REPLAYS = 16  # files of replayed GEMMs that are looked for in a sweep
 
 
@@ -55,31 +46,8 @@ def write_pareto(
     Raises:
         PrunescopeError: A format is unknown, or the folder cannot be written.
     """
-    return write_files({**(more or {}), **pareto_files(pareto, formats, **look)}, folder)
-
-
-def pareto_files(pareto: Pareto, formats: Sequence[str] = USUAL, **look: Any) -> dict[str, bytes]:
-    """Return the files that `write_pareto` writes, from file name to bytes.
-
-    Raises:
-        PrunescopeError: A format is unknown.
-    """
     check_formats(formats, FORMATS)
-    files: dict[str, bytes] = {}
-    with printed_as(printing_of(formats, **look)):
-        if "md" in formats:
-            files["pareto.md"] = render_pareto(pareto, figures="png" in formats).encode()
-        if "json" in formats:
-            files["pareto.json"] = to_json(pareto)
-        files |= results_files(result_tables(pareto), formats, TOOL)
-        if "tex" in formats:
-            text = checklist_latex(sweep_checklist(pareto), printing().label_prefix)
-            files["checklist.tex"] = f"{head(TOOL)}\n{text}".encode()
-        if {*PICTURES, "tex", "csv"} & set(formats):
-            from prunescope.analysis.report.pareto_figures import pareto_pictures
-
-            files |= files_of_pictures(pareto_pictures(pareto), formats, TOOL)
-    return files
+    return write_files({**(more or {}), **pareto_files(pareto, formats, **look)}, folder)
 
 
 def paper_set(pareto: Pareto, sweep: Path | None, gemm: Path | None = None) -> PaperSet:
@@ -119,8 +87,3 @@ def replays_in(sweep: Path | None) -> list[Replays]:
     stem, _, ending = REPLAYS.rpartition(".")
     paths = [*sorted(sweep.glob(f"{stem}*.{ending}")), *sorted(sweep.glob(f"runs/*/{REPLAYS}"))]
     return [read_replays(path) for path in paths[:_MOST_REPLAYS] if path.is_file()]
-
-
-def to_json(pareto: Pareto) -> bytes:
-    """Return the comparison as UTF-8 JSON, indented by two spaces."""
-    return json_bytes(pareto)

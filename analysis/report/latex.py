@@ -11,7 +11,7 @@ from prunescope.analysis.report import titles
 from prunescope.analysis.report.appendix import checklist_latex, phase_appendix, setting_table
 from prunescope.analysis.report.checklist import report_checklist
 from prunescope.analysis.report.escape import latex, latex_code
-from prunescope.analysis.report.latex_head import head
+from prunescope.analysis.report.latex_head import head, table_row
 from prunescope.analysis.report.phase_pictures import phase_pictures
 from prunescope.analysis.report.phase_tables import Extent, phase_tables
 from prunescope.analysis.report.printing import printing
@@ -110,7 +110,7 @@ def tabular(table: Table, keep: list[int]) -> Iterator[str]:
     yield r"\midrule"
     for row in bodies:
         cells = (_cell(cell, form) for cell, form in zip(row, forms, strict=True))
-        yield " & ".join(cells) + r" \\"
+        yield table_row(cells)
     yield r"\bottomrule"
     yield r"\end{tabular}}"
 

@@ -6,9 +6,11 @@ In: the name of the tool. Out: lines that may be read twice.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from prunescope.analysis.report.escape import latex
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.words import when
 
 _PREFIX = re.compile(r"[A-Za-z0-9.\-]{0,40}")
 _HEAD = r"""% Written by TOOL. Needs \usepackage{booktabs,siunitx,graphicx,array} in the preamble.
@@ -50,3 +52,12 @@ def check_prefix(label_prefix: str) -> str:
             hint="letters, digits, dots and dashes, as in first or llama-8b",
         )
     return f"{label_prefix.removesuffix('-')}-" if label_prefix else ""
+
+
+def table_row(cells: Iterable[str]) -> str:
+    """Return a row of a table.
+
+    A bracket at its beginning would be read as an argument of the end of the row before.
+    """
+    line = " & ".join(cells)
+    return when(line.startswith("["), "{}") + line + r" \\"

@@ -24,7 +24,6 @@ from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.figure_style import (
     EDGE,
     PARITY,
-    SMALL,
     dot,
     draw_level,
     end_axis,
@@ -154,7 +153,7 @@ def _frontier_picture(pareto: Pareto, stem: str, panels: list[FamilyPanel]) -> P
     words = [
         "perplexity and speedup of each point with 95 % intervals",
         "the line is the frontier, its points are full" if _has_frontier(pareto, panels) else "",
-        f"points beyond {MOST_RATIO:g}× are counted at the margin",
+        f"points beyond {MOST_RATIO:g}× are counted at the axis",
         "losses on random token ids mean nothing" if pareto.subject.on_random_ids else "",
     ]
     return Picture(
@@ -478,9 +477,7 @@ def _plot_frontier(
     if beyond:
         if not obstacles.marks:
             _say_all_beyond(axes, beyond, most)
-        corner: dict[str, Any] = {"ha": "right", "va": "bottom", "fontsize": SMALL}
-        note = f"{len(beyond)} beyond {most:g}× →"
-        axes.text(1.0, 1.01, note, transform=axes.transAxes, **corner)
+        axes.set_xlabel(f"{axes.get_xlabel()} ({len(beyond)} beyond {most:g}×)")
     return [label for label in labels if label[2]], obstacles
 
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from prunescope.analysis.report.escape import latex
-from prunescope.analysis.report.latex_head import head
+from prunescope.analysis.report.latex_head import head, table_row
 from prunescope.analysis.report.markdown import table_blocks
 from prunescope.analysis.report.printing import printing
 from prunescope.analysis.report.results_table import (
@@ -216,7 +216,7 @@ def _body(forms: Sequence[_Form], lines: Sequence[tuple[ResultRow, bool]]) -> It
         cells = [latex(row.method), latex(row.sparsity)]
         for form, value in zip(forms, row.values, strict=True):
             cells += _cells(form, value, apart=apart)
-        yield " & ".join(cells) + r" \\"
+        yield table_row(cells)
 
 
 def _cells(form: _Form, value: ResultValue, *, apart: bool) -> list[str]:

@@ -38,6 +38,7 @@ from prunescope.taxonomy.formats import decode
 from prunescope.taxonomy.scrubbed import scrubbed
 from prunescope.taxonomy.words import plural
 
+TOOL = "prunescope"  # `tool` of what it writes
 # Busy over duration, below which kernels ran concurrently with others.
 EXCLUSIVE_SHARE = 0.99
 CLOCK_SKEW = "clock-skew"  # the finding that makes causes of idle time doubtful

@@ -11,7 +11,6 @@ from typing import Annotated
 import msgspec
 
 from prunescope.analysis.schema.fields import meaning
-from prunescope.taxonomy.runs.run import PhaseRun, Run
 
 
 class PhaseWorkload(msgspec.Struct, kw_only=True):
@@ -42,32 +41,3 @@ class PhaseWorkload(msgspec.Struct, kw_only=True):
         int | None, meaning("samples that something disturbed, all the same kept; null: not known")
     ] = None
     placements: Annotated[int | None, meaning("of the weights in memory; null: not known")] = None
-
-    @classmethod
-    def of(cls, run: Run, phase: PhaseRun) -> PhaseWorkload:
-        """Return the setting of a phase of a run."""
-        clocks, positions = run.device.clocks, phase.positions
-        before, after = (clocks.before or {}, clocks.after or {}) if clocks else ({}, {})
-        return cls(
-            batch=phase.batch,
-            prompt_len=phase.prompt_len,
-            context=phase.context,
-            dtype=run.dtype,
-            mode=phase.mode,
-            device=run.device.name,
-            threads=run.device.threads,
-            on_host=run.device.kind == "cpu",
-            new_tokens=positions[1] - positions[0] if len(positions) == 2 else 0,
-            attention=phase.attention,
-            logits=phase.logits,
-            cache=phase.cache,
-            order=phase.interleaved,
-            warmup=phase.warmup,
-            profiled_steps=phase.steps,
-            flushed=phase.flush_bytes is not None,
-            inputs=run.inputs.source if run.inputs else None,
-            seed=run.seeds.get("inputs"),
-            clocks_hz={name: [hz, after.get(name)] for name, hz in before.items()},
-            disturbed=sum(p.disturbed for p in phase.placements) if phase.placements else None,
-            placements=len(phase.placements) or None,
-        )

@@ -129,7 +129,7 @@ class Pareto(StructResult, schema.Pareto, kw_only=True, dict=True):
 
     def to_json(self) -> bytes:
         """Return the UTF-8 JSON of pareto.json, indented by two spaces."""
-        from prunescope.analysis.pareto.write import to_json
+        from prunescope.analysis.pareto.files import to_json
 
         return to_json(self)
 

@@ -29,7 +29,7 @@ TORCH = {"fix.md", "loading.md", "quickstart.md", "sweep.md", "python.md", "reco
 SNIPPETS = {
     "allocate.md": 0, "architecture.md": 0, "faq.md": 0, "fix.md": 2, "index.md": 0,
     "loading.md": 2,
-    "paper.md": 5, "python.md": 6, "quickstart.md": 10, "reading-a-report.md": 0, "recorder.md": 4,
+    "paper.md": 7, "python.md": 6, "quickstart.md": 10, "reading-a-report.md": 0, "recorder.md": 4,
     "sweep.md": 4,
 }  # fmt: skip
 HERE = sorted(SNIPPETS)

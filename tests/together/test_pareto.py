@@ -9,9 +9,10 @@ import msgspec
 import pytest
 
 from prunescope.analysis.ledger.dynamic_overhead import weigh_added_work
-from prunescope.analysis.pareto import pareto
+from prunescope.analysis.pareto import judged, pareto
 from prunescope.analysis.pareto.cells import recompute
-from prunescope.analysis.pareto.write import to_json, write_pareto
+from prunescope.analysis.pareto.files import to_json
+from prunescope.analysis.pareto.write import write_pareto
 from prunescope.analysis.report.pareto_tables import render_pareto
 from prunescope.analysis.schema.pareto import (
     FailedResult,
@@ -28,7 +29,7 @@ from tests.analysis.report import example
 
 def test_draws_are_one_point_with_an_interval_over_all() -> None:
     own = [point("a", speed, loss) for speed, loss in ((1.2, 0.1), (1.3, 0.5), (1.25, 0.2))]
-    (found,) = pareto._merge_samples(own)
+    (found,) = judged._merge_samples(own)
     assert found.realised == 1.25
     assert found.realised_ci95 == pytest.approx([0.98 * 1.2, 1.02 * 1.3])
     assert found.loss is not None
@@ -156,7 +157,7 @@ def test_draws_of_task_losses_are_one() -> None:
         assert one.loss is not None
         one.loss.tasks_signed, one.loss.tasks_absolute = signed, 0.3
         one.loss.tasks_signed_ci95 = [signed - 0.01, signed + 0.01]
-    (found,) = pareto._merge_samples(own)
+    (found,) = judged._merge_samples(own)
     assert found.loss is not None
     assert found.loss.tasks_signed == pytest.approx(-0.15)
     assert found.loss.tasks_signed_ci95 == pytest.approx([-0.21, -0.09])
@@ -191,7 +192,7 @@ def test_files(tmp_path: Path) -> None:
         [point("static-m", 1.4, -0.01)],
     )
     paths = write_pareto(found, tmp_path / "p")
-    assert {p.name for p in paths} == {"pareto.md", "pareto.json"} | {
+    assert {p.name for p in paths} == {"pareto.md", "pareto.json", "table-results.md"} | {
         f"{kind}-{phase}.{ending}"
         for kind, phase in (
             ("speed-quality", "all"), ("bound", "prefill"), ("bound", "decode"),
@@ -212,10 +213,12 @@ def test_files(tmp_path: Path) -> None:
 
 
 def test_markdown_and_figures_are_reproducible() -> None:
-    from prunescope.analysis.report.pareto_figures import pareto_figures
+    from prunescope.analysis.report.pareto_figures import pareto_pictures
+    from prunescope.analysis.report.picture import files_of_pictures
 
     found = whole([point("static-m", 1.2, 0.1), point("dynamic-m", 1.3, 40.0)])
-    assert pareto_figures(found, "svg") == pareto_figures(found, "svg")
+    first, second = (files_of_pictures(pareto_pictures(found), ["svg"], "t") for _ in range(2))
+    assert first == second
 
 
 def test_added_work_is_a_share_of_what_was_saved_before_it() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from prunescope.analysis.report.latex import render_latex
+from prunescope.analysis.report.latex_head import table_row
 from prunescope.analysis.report.markdown import render_markdown
 from prunescope.analysis.report.printing import Printing, printed_as
 from prunescope.analysis.report.write import write_report
@@ -182,3 +183,8 @@ def test_a_caption_says_in_how_many_placements_the_samples_lie() -> None:
     text = render_latex(report)
     assert "over 4 placements of medians, n~=~8 unprofiled samples a side" in text
     assert "besides them" not in text
+
+
+def test_a_bracket_at_the_begin_of_a_row_is_no_argument_of_the_row_before() -> None:
+    assert table_row(["[x](y)", "1"]) == r"{}[x](y) & 1 \\"
+    assert table_row(["x", "[1, 2]"]) == r"x & [1, 2] \\"
