@@ -96,7 +96,7 @@ _OWNER = re.compile(
 _MAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}\b")
 # user@host:/path, and hosts that only a network of one's own knows: `gpu-17.local` and
 # `x.corp.internal`, but no module `encoder.local`.
-_REMOTE = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w.-]{1,255}:[~/][^\s\"'<>]*")
+_REMOTE = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w.-]{1,255}:[~/][^\s\"'<>,;|]*")
 _HOST = re.compile(
     r"(?i)(?<![\w.@-])(?=[a-z0-9.-]*(?:[a-z]\d|[a-z0-9]-[a-z0-9]"
     r"|\.(?:corp|cluster|svc|compute|ec2|intra|lan|int)\.[a-z]))"

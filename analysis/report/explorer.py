@@ -20,6 +20,7 @@ from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.looks import kind_look
 from prunescope.analysis.schema.report import Phase, Row
 from prunescope.taxonomy.idle_causes import CAUSE_WORDS
+from prunescope.taxonomy.scrub import scrub_all
 from prunescope.taxonomy.student_t import t_quantile_975
 
 MOST = 100_000  # kernels of a side that the page draws; it says how many are left out
@@ -80,10 +81,8 @@ class _Words:
 
     def sent(self) -> list[str]:
         """Return all texts in the order of their numbers, without what a page must not hold."""
-        return [
-            text if len(text := clean(word)) <= _LONGEST else f"{text[:_LONGEST]}…"
-            for word in self.index
-        ]
+        texts = [clean(" ".join(word.split())) for word in scrub_all(list(self.index))]
+        return [text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…" for text in texts]
 
 
 def timelines(phase: Phase, sides: Sequence[SideTimeline]) -> str:

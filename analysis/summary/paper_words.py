@@ -23,7 +23,7 @@ def method_name(subject: SideFacts) -> str:
 
 def subject_words(subject: SideFacts, phase: Phase) -> str:
     """Return what was measured: `SmolLM2 pruned by Ours`."""
-    model = shortened(subject.get("model") or subject.get("name") or "the model", LONGEST)
+    model = shortened(subject.get("model") or "the traced model", LONGEST)
     verdict = phase.family
     seen = verdict.id if verdict and verdict.id not in FAMILIES else ""
     method = shortened(method_name(subject) or seen, LONGEST)

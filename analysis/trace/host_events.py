@@ -45,7 +45,7 @@ def step_events(trace: Trace, kernels: pl.DataFrame) -> pl.DataFrame:
         A frame with the columns start and duration (ns), name, category and thread; the longest
         events where there are more than MOST.
     """
-    first = kernels.filter(kernels["step"] == kernels["step"].min())
+    first = kernels.filter(pl.col("step") == pl.col("step").min())
     begins = (first["start"].min(), first["launched"].min())
     begin = min((time for time in begins if isinstance(time, int)), default=0)
     end = (first["start"] + first["duration"]).max()

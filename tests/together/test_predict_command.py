@@ -26,7 +26,7 @@ def test_a_grid_of_two_methods_leaves_curves_and_json(tmp_path: Path) -> None:
                  "0.25:0.75:0.25", "--out", tmp_path / "curves", "--json", target)  # fmt: skip
     assert result.exit_code == 0
     assert sorted(p.name for p in (tmp_path / "curves").iterdir()) == [
-        "curves.csv", "curves.pdf", "curves.png", "curves.svg",
+        "curves.csv", "curves.pdf", "curves.png", "curves.svg", "figure-curves.tex",
     ]  # fmt: skip
     told = json.loads(target.read_text())
     assert list(told["curves"]["prefill"]) == ["static-m", "static-nk", "dynamic-nk"]

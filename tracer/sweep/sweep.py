@@ -260,7 +260,8 @@ def summary(request: SweepRequest, plan: SweepPlan, *, estimate: bool = False) -
     mine = shard_of(plan, read_shard(request.shard))
     results = folder.entries(plan)
     state_of = {entry.id: entry.state for entry in results}
-    invalid = invalid_results(folder, mine)
+    done = [result for result in mine if state_of[result.id] == DONE]
+    invalid = [result for result in done if not folder.has_valid_times(result)]
     repeats = estimate and request.retry is not None
     if repeats:
         state_of |= dict.fromkeys((result.id for result in invalid), PENDING)

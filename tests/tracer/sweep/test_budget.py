@@ -14,8 +14,9 @@ from prunescope.taxonomy.presets import preset_config
 from prunescope.taxonomy.runs.run_blocks import MeasuredPeaks
 from prunescope.taxonomy.runs.sweep_files import Planned
 from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.words import rough_time
 from prunescope.tracer.sweep import sweep as sweep_module
-from prunescope.tracer.sweep.budget import _format_time, fit_budget
+from prunescope.tracer.sweep.budget import fit_budget
 from prunescope.tracer.sweep.config import presets, read_configs
 from prunescope.tracer.sweep.limits import check_possible, limits_here, limits_of_fixed_steps
 from prunescope.tracer.sweep.plan import SweepConfig, SweepPlan, make_plan
@@ -141,7 +142,7 @@ def test_a_request_with_a_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_short_times_are_in_seconds() -> None:
-    assert [_format_time(seconds) for seconds in (0.2, 36, 119, 150, 7200)] == [
+    assert [rough_time(seconds) for seconds in (0.2, 36, 119, 150, 7200)] == [
         "1 s", "36 s", "119 s", "2 min", "2 h",
     ]  # fmt: skip
 
