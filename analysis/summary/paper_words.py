@@ -21,9 +21,16 @@ def method_name(subject: SideFacts) -> str:
     return subject.get("display_name") or subject.get("method") or ""
 
 
-def subject_words(subject: SideFacts, phase: Phase) -> str:
-    """Return what was measured: `SmolLM2 pruned by Ours`."""
-    model = shortened(subject.get("model") or "the traced model", LONGEST)
+def subject_words(subject: SideFacts, phase: Phase, *, unnamed: str | None = None) -> str:
+    """Return what was measured: `SmolLM2 pruned by Ours`.
+
+    Args:
+        subject: The facts of the side.
+        phase: The phase.
+        unnamed: What a side without a model is called; None: by the name of its trace.
+    """
+    name = unnamed or subject.get("name") or "the model"
+    model = shortened(subject.get("model") or name, LONGEST)
     verdict = phase.family
     seen = verdict.id if verdict and verdict.id not in FAMILIES else ""
     method = shortened(method_name(subject) or seen, LONGEST)
@@ -91,7 +98,8 @@ def statistic_words(phase: Phase) -> str:
 def paper_sentence(name: str, phase: Phase, subject: SideFacts, device: DeviceUsed) -> str:
     """Return the sentence that states a result in a paper, with its setting and statistic."""
     where = ", ".join(setting_words(phase, name, device.get("name")))
-    what, statistic = subject_words(subject, phase), statistic_words(phase)
+    what = subject_words(subject, phase, unnamed="the traced model")
+    statistic = statistic_words(phase)
     if phase.ladder is None:
         return f"A step of {what} takes {_step_time(phase)} ({where}; {statistic})."
     if why := why_no_speedup(phase):
