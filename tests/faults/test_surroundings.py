@@ -90,8 +90,8 @@ def test_the_tests_run_in_a_folder_of_any_name(name: str, tmp_path: Path) -> Non
     (folder / ".venv" / ".installed").touch()
     if shutil.which("make"):
         told = subprocess.run(
-            ["make", "-n", "test", "docs", "package", "audit"], cwd=folder, check=True,
-            capture_output=True, text=True,
+            ["make", "--no-print-directory", "-n", "test", "docs", "package", "audit"],
+            cwd=folder, check=True, capture_output=True, text=True,
         ).stdout  # fmt: skip
         assert name not in told and "-m pytest" in told
     done = subprocess.run(
