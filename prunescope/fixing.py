@@ -58,6 +58,7 @@ _SPARE_ROOM = 2  # copies for which there is room, else sides are made again whe
 _LEAST_PLACEMENTS = 3  # of a measurement during which the budget is spent
 _BEFORE, _TWIN, _WHOLE = "before", "its copy", "whole"
 _TRIES = 2  # a measurement that something disturbed is made once more
+_MORE = 4  # times the samples that decide a side in doubt: they halve its interval
 # What each phase predicts that a finding's change saves, ns a step; None: unknown. By finding.
 Advice = Mapping[str, Mapping[str, float | None]]
 
@@ -273,26 +274,41 @@ class _Fixer:
         return max(1, int(free_bytes(self.subject.device) / (_ROOM * size)) - 1)
 
     def _time(self, base: TimedModel, sides: Mapping[str, TimedModel]) -> dict[str, GainTrial]:
-        """Time sides against `base` and its copy; what is disturbed is timed once more."""
-        twin = TimedModel(copy_model(base.model), base.call)
-        together = {_BEFORE: base, _TWIN: twin, **sides}
+        """Time sides against `base` and its copy; what looks faster and is in doubt, once more.
+
+        The second time has `_MORE` times the placements and samples, and decides alone: samples
+        that raised a doubt do not also settle it.
+        """
+        compared = {_BEFORE: base, _TWIN: TimedModel(copy_model(base.model), base.call)}
+        trials = self._time_undisturbed(compared, sides, of_each=1)
+        doubted = {name: side for name, side in sides.items() if is_in_doubt(trials[name])}
+        if doubted and not self._is_over():
+            trials |= self._time_undisturbed(compared, doubted, of_each=_MORE)
+        return trials
+
+    def _time_undisturbed(
+        self, compared: Mapping[str, TimedModel], sides: Mapping[str, TimedModel], *, of_each: int
+    ) -> dict[str, GainTrial]:
+        """Time sides in turns with those they are compared with; what is disturbed, once more."""
         for attempt in range(_TRIES):
             self.progress.stage(
-                f"time {', '.join(sides)}{when(attempt > 0, ', again: it was disturbed')}",
-                self.call.repeats * len(self.subject.phases),
+                f"time {', '.join(sides)}{when(of_each > 1, ', in doubt')}"
+                f"{when(attempt > 0, ', again: it was disturbed')}",
+                of_each * self.call.repeats * len(self.subject.phases),
             )
-            taken = self._take(together)
+            taken = self._take({**compared, **sides}, of_each)
             trials = {name: self._trial(taken, name) for name in sides}
             if not any(trial.disturbed_by for trial in trials.values()) or self._is_over():
                 break
         return trials
 
-    def _take(self, sides: Mapping[str, TimedModel]) -> list[TimedPlacement]:
-        """Take the samples of all placements."""
+    def _take(self, sides: Mapping[str, TimedModel], of_each: int) -> list[TimedPlacement]:
+        """Take `of_each` times the requested samples, in as many times the placements."""
         call, taken = self.call, []
+        repeats = of_each * call.repeats
         plans = plan_placements(
-            min(call.placements, call.repeats),
-            repeats=call.repeats,
+            min(of_each * call.placements, repeats),
+            repeats=repeats,
             steps=0,
             step_in_each=False,
             phases=self.subject.phases,
@@ -461,6 +477,12 @@ def reason_against(trial: GainTrial) -> Against | None:
         why = f"within the noise: the model and its copy differ by up to {differ}"
         return Against("not_faster", why)
     return None
+
+
+def is_in_doubt(trial: GainTrial) -> bool:
+    """Return whether a side looks faster, and its samples are too few to say so."""
+    is_timed = not trial.disturbed_by and trial.ci95 is not None
+    return is_timed and trial.gain > 1 and reason_against(trial) is not None
 
 
 def _call_text(repair: Repair, side: TimedModel) -> str:

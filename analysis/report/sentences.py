@@ -33,7 +33,7 @@ def setup(phase: Phase) -> str:
     facts += _as_recorded(phase)
     if timed := phase.unprofiled_ns:
         text = timed.samples_in_words
-        text += f" in {len(timed.placements)} placements" if timed.placements else ""
+        text += f" in {len(timed.placements)} placements of the weights" if timed.placements else ""
         if cost := timed.placement_cost_ns:
             text += f", each after {numbers.time(cost)} of copying weights and warm-up"
         facts.append(text)

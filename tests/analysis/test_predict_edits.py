@@ -99,6 +99,17 @@ def test_a_decode_step_of_an_engine_by_hand(real_trace: Real) -> None:
     assert phase.families[0].bound == pytest.approx(10.498 / 8.396, rel=2e-3)
 
 
+def test_a_size_that_the_trace_contradicts_is_said(real_trace: Real) -> None:
+    """The step has 32 rows: a batch of 4 was replaced without a word, and 32 needs none."""
+    said = {}
+    for batch in (4, 32):
+        request = PredictRequest(
+            "qwen3-8b", from_run=real_trace(DECODE), method="static-nk-mlp", batch=batch
+        )
+        said[batch] = [text for text in predict_from(request).warnings if "--batch" in text]
+    assert said == {4: ["decode: the trace has batch 32, and --batch 4 is not used"], 32: []}
+
+
 def test_a_rank_of_tensor_parallelism_is_one(real_trace: Real) -> None:
     """qkv 640 × 2,880 is an eighth of gpt-oss's 5,120 × 2,880: one of eight devices."""
     request = PredictRequest(

@@ -137,6 +137,30 @@ def test_it_resumes_what_was_measured(tmp_path: Path, monkeypatch: pytest.Monkey
         prunescope.fix(model, method="planted:casts", out="f", **FEW)
 
 
+def test_what_looks_faster_and_is_in_doubt_is_timed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two placements of two samples first, of which the model's copy has one 30 % off, more than
+    masks gain; eight of two then, which are quiet and decide alone."""
+    placements: list[int] = []
+
+    def take(loops: Mapping[str, Sampled], plan: SamplePlan, **options: Any) -> SampleSet:
+        taken = take_counted(loops, plan, **options)
+        if fixing._TWIN in loops:
+            placements.append(plan.repeats)
+            if len(placements) == 2:
+                twin = taken.samples[fixing._TWIN]
+                taken.samples[fixing._TWIN] = [round(1.3 * ns) for ns in twin]
+        return taken
+
+    monkeypatch.setattr(turns, "take_samples", take)
+    only = {"only": ["remove-parametrisations"], "method": "planted:masks_left", "sparsity": 0.5}
+    fixed = prunescope.fix(saved(tmp_path), out="f", **only, **FEW)
+    assert placements[:10] == [2] * 10
+    assert kept(fixed) == ["remove-parametrisations"]
+    assert fixed.noise == pytest.approx(1, abs=0.01)
+
+
 def test_without_time_nothing_is_kept(tmp_path: Path) -> None:
     fixed = prunescope.fix(saved(tmp_path), method="planted:casts", out="f", budget=0, **FEW)
     assert kept(fixed) == []
