@@ -50,6 +50,10 @@ LOSS_HEAD = (
     "| target | plan | best family at its speed | its loss | plan − family, nats | the plan |",
     "|:--|--:|:--|--:|:--|:--|",
 )
+UNKNOWN = (
+    "?: something else ran while it was timed. Such a point is shown, and no loss at the speed of a "
+    "plan is read from it."
+)
 VERDICTS = ("loses less", "undecided", "loses more")
 STAGES = {"before": "without training", "after": "after training"}
 _SAMPLES, _SEED, _Z95 = 2000, 0, 1.96
@@ -292,6 +296,8 @@ def _model(one: Measured) -> Iterator[str]:
                 yield from _losses(one, by_name, name, stage)
     yield from ("", "### Points of the families", "")
     yield from _points(one)
+    if any(not speed.valid for v in one.variants for speed in v.speeds.values()):
+        yield from ("", UNKNOWN)
 
 
 def _speed_row(target: Target, by_name: Mapping[str, Variant]) -> str:
@@ -399,9 +405,13 @@ def at_speed(points: Sequence[tuple[float, float]], speed: float) -> float | Non
 
 
 def _family(one: Measured, family: str, phase: str) -> list[Variant]:
-    """Its points that were timed in a phase, by sparsity."""
-    found = [v for v in one.variants if v.family == family and phase in v.speeds]
-    return sorted(found, key=lambda v: v.sparsity or 0.0)
+    """Return its points whose times in a phase are valid, by sparsity."""
+    points = [
+        v
+        for v in one.variants
+        if v.family == family and phase in v.speeds and v.speeds[phase].valid
+    ]
+    return sorted(points, key=lambda v: v.sparsity or 0.0)
 
 
 def _points(one: Measured) -> Iterator[str]:

@@ -151,6 +151,9 @@ def test_a_plan_is_held_against_the_best_family_at_its_speed() -> None:
     one = page.Measured(model="m", machine="here", setting="", texts={"text": "prose"}, ended="",
                         targets=[target], variants=[dense, plan, fast, slow])  # fmt: skip
     by_name = {v.name: v for v in one.variants}
+    doubtful = variant("c", 3.2, 1.3, "disturbed")
+    doubtful.speeds["prefill"].valid = False  # type: ignore[attr-defined]
+    one.variants.append(doubtful)  # it would lose 3.17 nats at 1.25x
     found = page.best_family(one, by_name, target, "text", "before")
     assert found == ("fast", pytest.approx(3.5), pytest.approx(-0.2), pytest.approx(-0.2))
     shown = page.text(page.Published(models=[one]))
@@ -160,6 +163,7 @@ def test_a_plan_is_held_against_the_best_family_at_its_speed() -> None:
     )
     assert "- On prose, without training: less is lost by 1 of 1 plans, more by 0; 0 are" in shown
     assert "| fast | +64.9 % | −0.200 [−0.200, −0.200] | loses less |" in shown
+    assert "1.30× ? [1.30×, 1.30×]" in shown and page.UNKNOWN in shown
     again = page.Published(models=[one])
     assert page.stored(page.msgspec.json.decode(page.stored(again), type=page.Published)) == (
         page.stored(again)

@@ -143,8 +143,9 @@ def test_samples_that_stay_disturbed_are_not_valid(tmp_path: Path) -> None:
         if said is not None:
             assert f"{disturbed} of {len(MANY)} samples disturbed" in said.evidence[0]
             assert "other processes" in said.evidence[0]
-        assert "in 2 placements of the weights, each after 1,000.0 ms of copying weights and warm-up" in setup(
-            phase
+        assert (
+            "in 2 placements of the weights, each after 1,000.0 ms of copying weights and warm-up"
+            in setup(phase)
         )
         no_speedup = found(phase, "no-speedup")
         assert no_speedup is not None
