@@ -379,13 +379,7 @@ def _phase(
     """Build the phase of the report, without its findings."""
     kernels, linked = own.kernels, own.kernels.linked
     frame, steps = kernels.frame, kernels.num_steps
-    notices = [*notes(kernels), *compared.notes, *_executed(own)]
-    if own.kind is not None:
-        evidence, phase = own.kind["evidence"], own.kind["kind"]
-        notices.append(note("phase-of-trace", evidence=evidence, phase=phase))
-        if (split := own.kind.get("split")) is not None:
-            notices.append(note("mixed-steps", **{"attention_ns": None, **split}))
-    notices += _bounds_that_cross(compared.ladder)
+    notices = _phase_notices(own, compared)
     closures = _layer_sums(own, compared.dense)
     return Phase(
         steps=steps,
@@ -450,6 +444,17 @@ def _phase(
         moved=compared.moved,
         workload=_workload(own),
     )
+
+
+def _phase_notices(own: SidePhase, compared: _Compared) -> list[Notice]:
+    """Return what the phase tells, in the order in which it is told."""
+    notices = [*notes(own.kernels), *compared.notes, *_executed(own)]
+    if own.kind is not None:
+        evidence, phase = own.kind["evidence"], own.kind["kind"]
+        notices.append(note("phase-of-trace", evidence=evidence, phase=phase))
+        if (split := own.kind.get("split")) is not None:
+            notices.append(note("mixed-steps", **{"attention_ns": None, **split}))
+    return notices + _bounds_that_cross(compared.ladder)
 
 
 def _workload(own: SidePhase) -> PhaseWorkload | msgspec.UnsetType:

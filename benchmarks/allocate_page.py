@@ -51,8 +51,8 @@ LOSS_HEAD = (
     "|:--|--:|:--|--:|:--|:--|",
 )
 UNKNOWN = (
-    "?: something else ran while it was timed. Such a point is shown, and no loss at the speed of a "
-    "plan is read from it."
+    "?: something else ran while it was timed. Such a point is shown, and no loss at the speed of "
+    "a plan is read from it."
 )
 VERDICTS = ("loses less", "undecided", "loses more")
 STAGES = {"before": "without training", "after": "after training"}

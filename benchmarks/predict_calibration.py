@@ -91,7 +91,7 @@ class Judged:
     def ends(self, error: ModelError, *, seen: bool = True) -> tuple[float, float]:
         """Logarithms of both ends over the expected speedup."""
         below, above = self.spreads(error, seen=seen)
-        own = self.uncertainty.of_model(error, measured=seen)
+        own = self.uncertainty.model_deviation(error, measured=seen)
         low, high = self.hull
         s = error.scale
         return min(-s * below, low - s * own), max(s * above, high + s * own)
@@ -108,7 +108,7 @@ class Judged:
 
     def _score(self, error: ModelError) -> float:
         below, above = self.spreads(error)
-        own = self.uncertainty.of_model(error, measured=True)
+        own = self.uncertainty.model_deviation(error, measured=True)
         low, high = self.hull
         if self.off < 0:
             return min(-self.off / below, max(0.0, low - self.off) / own)

@@ -115,7 +115,8 @@ def same_pixels(old: bytes, new: bytes) -> bool:
     if old == new:
         return True
     was, now = list(_chunks(old)), list(_chunks(new))
-    if not was or _beside_pixels(was) != _beside_pixels(now):  # size, colours, texts, a broken file
+    # Size, colours and texts; a broken file has no chunks.
+    if not was or _metadata_chunks(was) != _metadata_chunks(now):
         return False
     packed = zlib.decompressobj()
     try:  # the header bounds the pixels, and no more of them is unpacked
@@ -135,7 +136,7 @@ def is_whole_png(data: bytes) -> bool:
     return bool(list(_chunks(data)))
 
 
-def _beside_pixels(chunks: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+def _metadata_chunks(chunks: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     return [chunk for chunk in chunks if chunk[0] != _PIXELS]
 
 

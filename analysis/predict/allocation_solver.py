@@ -62,7 +62,9 @@ class Program:
     _linked: int = field(init=False)  # further variables, one for each size that all may have
 
     def __post_init__(self) -> None:
-        self._choices = [c for number in range(len(self.losses)) for c in self._of_layer(number)]
+        self._choices = [
+            c for number in range(len(self.losses)) for c in self._layer_choices(number)
+        ]
         self._rows, self._linked = [], 0
         for number in range(len(self.losses)):
             for group in (0, 1):
@@ -73,7 +75,7 @@ class Program:
         if self.even:
             self._link_sizes()
 
-    def _of_layer(self, number: int) -> list[_Choice]:
+    def _layer_choices(self, number: int) -> list[_Choice]:
         """List the choices of a layer that no other one of the same part dominates."""
         losses = self.losses[number]
         costs = [measure[number] for measure in self.costs]

@@ -127,7 +127,7 @@ def _table() -> _Table:
 
 
 @cache
-def _of_mechanism() -> dict[str, list[Measurement]]:
+def _mechanism_measurements() -> dict[str, list[Measurement]]:
     """Return the measurements by their mechanism."""
     rows: defaultdict[str, list[Measurement]] = defaultdict(list)
     for row in _table().measurements:
@@ -160,14 +160,14 @@ def half_width(kind: Kind) -> float:
     """Return how far the ends of a range of this kind are at least, in logarithms."""
     table = _table()
     return table.level * spread_of(
-        kind, _of_mechanism().get(kind.mechanism, ()), table.between_kinds
+        kind, _mechanism_measurements().get(kind.mechanism, ()), table.between_kinds
     )
 
 
 @lru_cache(maxsize=4096)
 def evidence_of(kind: Kind, named: str) -> RangeEvidence:
     """Return the measurements nearest to a kind; `named` is the mechanism in words."""
-    rows = _of_mechanism().get(kind.mechanism, ())
+    rows = _mechanism_measurements().get(kind.mechanism, ())
     ranked = sorted(((distance(kind, row.kind), row) for row in rows), key=lambda item: item[0])
     near = [row for apart, row in ranked if apart <= NEAR]
     publications = {row.source for row in near}
@@ -187,7 +187,7 @@ def evidence_of(kind: Kind, named: str) -> RangeEvidence:
 
 def largest_tried(setting: Setting) -> float | None:
     """Return the largest sparsity at which what a setting cuts was measured; None: at none."""
-    rows = _of_mechanism().get(_mechanism(setting), ())
+    rows = _mechanism_measurements().get(_mechanism(setting), ())
     return max((row.sparsity for row in rows), default=None)
 
 

@@ -78,7 +78,7 @@ class Uncertainty:
     modes: tuple[float, ...] = ()  # speedups of an eager forward, by its host (see `host_modes`)
     kinds: float = 0.0  # how far measurements of such kinds miss, in logarithms (see evidence.py)
 
-    def of_model(self, error: ModelError = ERROR, *, measured: bool) -> float:
+    def model_deviation(self, error: ModelError = ERROR, *, measured: bool) -> float:
         """Return the standard deviation of the model's own error, before its scale."""
         own = math.hypot(
             error.common,
@@ -90,8 +90,8 @@ class Uncertainty:
 
     def spreads(self, error: ModelError = ERROR, *, measured: bool) -> tuple[float, float]:
         """Return the two standard deviations with the model's own error, before its scale."""
-        of_model = self.of_model(error, measured=measured)
-        return math.hypot(self.below, of_model), math.hypot(self.above, of_model)
+        model_deviation = self.model_deviation(error, measured=measured)
+        return math.hypot(self.below, model_deviation), math.hypot(self.above, model_deviation)
 
     def range_of(
         self, speedup: float, error: ModelError = ERROR, *, measured: bool | None = None
@@ -102,7 +102,7 @@ class Uncertainty:
         """
         seen = self.measured if measured is None else measured
         below, above = self.spreads(error, measured=seen)
-        own = math.exp(error.scale * self.of_model(error, measured=seen))
+        own = math.exp(error.scale * self.model_deviation(error, measured=seen))
         low = [speedup * math.exp(-error.scale * below), *(mode / own for mode in self.modes)]
         high = [speedup * math.exp(error.scale * above), *(mode * own for mode in self.modes)]
         wider = math.exp(self.kinds)

@@ -67,7 +67,11 @@ def phase_pictures(
             if kind == "kinds" and not is_alone:
                 continue
             if (told := tell(report, phase)) is not None:
-                words = _of_result(report, name) if kind in _OF_RESULT else _of_steps(report, name)
+                words = (
+                    _result_caption(report, name)
+                    if kind in _OF_RESULT
+                    else _steps_caption(report, name)
+                )
                 yield Picture(
                     stem=f"{kind}-{slug}",
                     title=told.title,
@@ -124,13 +128,13 @@ def _sides(phase: Phase) -> str:
     return when(len(phase.anatomies) > 1, "dense and pruned, ")
 
 
-def _of_result(report: Report, name: str) -> str:
+def _result_caption(report: Report, name: str) -> str:
     """Return what was measured and how, the result and its statistic."""
     phase = report.phases[name]
     return caption_words(heading(name, phase), phase, report.subject, report.device)
 
 
-def _of_steps(report: Report, name: str) -> str:
+def _steps_caption(report: Report, name: str) -> str:
     """Return what was measured and how, and the statistic of busy times."""
     phase = report.phases[name]
     setting = setting_caption(heading(name, phase), phase, report.subject, report.device)

@@ -189,7 +189,7 @@ class _Builder:
             here = by_setting[setting]
             every = [point for points in here.values() for point in points.values()]
             yield self._dense_row(setting, every)
-            for (label, share), points in sorted(here.items(), key=_by_sparsity):
+            for (label, share), points in sorted(here.items(), key=_sparsity_key):
                 values = [self._value(quantity, points) for quantity in self.quantities]
                 name = marked(label, next(iter(points.values())))
                 yield ResultRow(name, share, setting, values, points)
@@ -249,7 +249,7 @@ class _Builder:
         )
 
 
-def _by_sparsity(entry: tuple[tuple[str, str], dict[str, SweepPoint]]) -> float:
+def _sparsity_key(entry: tuple[tuple[str, str], dict[str, SweepPoint]]) -> float:
     """Return the key by which the rows of a setting are sorted; methods keep their order."""
     point = next(iter(entry[1].values()))
     return 2.0 if point.sparsity is None else point.sparsity

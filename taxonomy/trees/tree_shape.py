@@ -346,7 +346,7 @@ def _read_mlp(layer: TreeLayer, hidden: int, cfg: Mapping[str, Any], inventory: 
             layer.fields["gated"] = plain[1]
         return
     count, width, gated = experts
-    shared = _gated(_by_matrix(layer.matrices.get("shared_expert", ())), hidden)
+    shared = _gated(_modules_of_matrices(layer.matrices.get("shared_expert", ())), hidden)
     if shared is None or (plain[0] and plain[1] != gated) or (shared[0] and shared[1] != gated):
         raise _not_read(inventory, "experts and the MLP beside them are not alike")
     each = layer.matrices["experts"][0].sizes
@@ -369,7 +369,7 @@ def _find_pair(layer: TreeLayer, hidden: int) -> None:
         layer.matrices |= {"up": [named[beside[0][0]]], "down": [named[beside[1][0]]]}
 
 
-def _by_matrix(modules: Iterable[StoredModule]) -> dict[str, list[StoredModule]]:
+def _modules_of_matrices(modules: Iterable[StoredModule]) -> dict[str, list[StoredModule]]:
     """Sort the modules of a shared expert by the role of their matrices."""
     roles: dict[str, list[StoredModule]] = {}
     for module in modules:

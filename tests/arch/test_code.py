@@ -93,3 +93,30 @@ def test_nothing_names_a_machine() -> None:
         if pattern.search(line)
     ]
     assert bad == []
+
+
+# A function says what it does, or what it returns: no name begins with how that lies to something.
+PREPOSITIONS = re.compile(
+    r"_?(of|in|along|at|through|by|behind|beside|per|over|under|beyond|within|among)_"
+)
+# Words of the public API and of WORDS that begin so.
+SAID_SO = {"in_words", "by_kind", "per_step", "by_name"}
+MOST_LINES = 80
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef]:
+    """Yield the functions of a file."""
+    yield from (node for node in nodes(path) if isinstance(node, ast.FunctionDef))
+
+
+def test_a_function_has_a_verb_or_a_noun_for_a_name_and_fits_a_page() -> None:
+    offences = []
+    for path in SOURCES:
+        for node in functions(path):
+            where = f"{path.relative_to(ROOT)}:{node.name}"
+            if PREPOSITIONS.match(node.name) and node.name not in SAID_SO:
+                offences.append(f"{where} begins with a preposition")
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            if lines > MOST_LINES:
+                offences.append(f"{where} has {lines} lines")
+    assert offences == []

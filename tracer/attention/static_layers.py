@@ -17,8 +17,6 @@ from transformers.cache_utils import StaticLayer
 
 from prunescope.tracer.attention.blocks import budget
 
-_LEAST = 2  # an eager cache never drops its last key to make room for a new one
-
 
 class _Evicting(StaticLayer):
     """A layer that holds at most `budgets[t]` keys after t tokens."""
@@ -26,8 +24,8 @@ class _Evicting(StaticLayer):
     is_croppable = False  # evicted keys cannot be restored
 
     def __init__(self, budgets: Sequence[int]) -> None:
-        super().__init__(max(_LEAST, *budgets))
-        self._budgets = torch.tensor(budgets).clamp(min=_LEAST)
+        super().__init__(max(budgets))
+        self._budgets = torch.tensor(budgets)
         self._count = torch.tensor(0)  # the keys that were added (queue) or are held (mass)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:

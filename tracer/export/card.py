@@ -140,7 +140,7 @@ def _removed(card: Card) -> str:
     for number, layer in enumerate(card.layers[:_SHOWN_LAYERS]):
         origin = number if card.layer_map is None else card.layer_map[number]
         dense = card.dense_layers[origin] if origin < len(card.dense_layers) else {}
-        cells = [_line(_of_dense(layer.get(key, "none"), dense.get(key))) for key in keys]
+        cells = [_line(_shown_with_dense(layer.get(key, "none"), dense.get(key))) for key in keys]
         rows.append(f"| {number} | {origin} | {' | '.join(cells)} |")
     text = "\n".join(rows) + "\n"
     gone = len(card.dense_layers) - len(card.layers)
@@ -158,7 +158,7 @@ def _removed(card: Card) -> str:
     return text
 
 
-def _of_dense(value: Any, dense: Any) -> str:
+def _shown_with_dense(value: Any, dense: Any) -> str:
     """Format what a layer has, with what the dense layer has where that differs."""
     return str(value) if dense is None or dense == value else f"{value} of {dense}"
 

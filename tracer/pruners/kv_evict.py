@@ -180,7 +180,7 @@ class _EvictingAttention(PlainAttention, Counted):
         if not self.is_masked:
             refuse_padding(attention_mask, q.shape[2], held.seen)
         budget = self._budget(held.seen + q.shape[2])
-        first = not held.held
+        first = not held.seen
         if not first:
             self.make_room(held, held.held + q.shape[2] - budget)
         k, v = self.expand(*held.update(k, v))
@@ -254,12 +254,12 @@ class _EvictingAttention(PlainAttention, Counted):
         """Evict after a token on a static cache; a queue needs nothing."""
 
     def make_room(self, held: CountedKeys, count: int) -> None:
-        """Drop the oldest `count` keys behind the sinks before new keys come, but never all.
+        """Drop the oldest `count` keys behind the sinks before new keys come.
 
         The next update copies the others.
         """
-        if (count := min(count, held.held - 1)) > 0:
-            first = min(self.kept_first, held.held - count - 1)
+        if (count := min(count, held.held)) > 0:
+            first = max(0, min(self.kept_first, held.held - count - 1))
             held.keys = _without(held.keys, first, count)
             held.values = _without(held.values, first, count)
 
@@ -314,7 +314,7 @@ class _AccumulatingAttention(_EvictingAttention):
     def fill(self, layer: Any, q: Tensor, kv: KV, keys: Tensor) -> None:
         """Put into a static layer the keys that the prompt attended to most."""
         tokens, sets = q.shape[2], kv[0].shape[1]
-        count = max(1, self._budget(tokens + 1) - 1)
+        count = self._budget(tokens + 1) - 1
         rows, mass = self.router(q, keys, None, count=count, scaling=self.scaling, sets=sets)
         k, v = kv if rows is None else (take_rows(kv[0], rows), take_rows(kv[1], rows))
         layer.fill(k, v, mass, tokens=tokens)
@@ -339,7 +339,7 @@ class _AccumulatingAttention(_EvictingAttention):
             q,
             k,
             None if first else layer.mass,
-            count=max(1, self._budget(held.seen + 1) - 1),
+            count=self._budget(held.seen + 1) - 1,
             scaling=self.scaling,
             sets=held.keys.shape[1],
         )

@@ -17,6 +17,7 @@ from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.attention.blocks import budget, usual_block
 from prunescope.tracer.calibration.point import Point
+from prunescope.tracer.capture.graph_mode import StaticDecode, record_nothing
 from prunescope.tracer.capture.scopes import module_scopes
 from prunescope.tracer.capture.weight_stats import dynamic_stats
 from prunescope.tracer.model import compat
@@ -168,6 +169,24 @@ def test_caches() -> None:
     assert held("token-drop", after=2) == ([24, 24, 14, 14], size * 76 // 96)
     # Beside the keys the means of their 6 whole blocks of 4: 2 heads of 8 in fp32.
     assert held("dynamic-nk", block=4) == ([24] * 4, size + 4 * 6 * 2 * 8 * 4)
+
+
+@pytest.mark.parametrize("keep", ["attention", "recent", "sinks", "accumulated"])
+def test_a_budget_of_one_key_leaves_a_token_itself(keep: str) -> None:
+    """int(24 · 0.01) = 0, and one key stays: attention to it alone gives its value, so that a token
+    has the logits of a prompt of this token. It attended to two keys."""
+    dense, ids = small("llama"), tokens(1, 24)
+    model = prune("kv-evict", dense, 0.99, keep=keep).model
+    each, _ = steps(model, ids, 20)
+    with torch.no_grad():
+        alone = torch.cat([dense(ids[:, t : t + 1]).logits for t in range(20, 24)], 1)
+    torch.testing.assert_close(torch.cat(each[1:], 1), alone)
+    loop = StaticDecode(model, ids, prompt_len=20, logits="last", record=record_nothing)
+    with torch.inference_mode():
+        loop.prepare()
+        loop._read(20)
+        loop._filled = 20
+        torch.testing.assert_close(loop.sample().logits[:, -1], alone[:, -1])
 
 
 def test_cropped_caches_are_noticed() -> None:
