@@ -45,7 +45,7 @@ from prunescope.tracer.serving.engines import (
 )
 from prunescope.tracer.serving.load import Prompt, Prompts, read_prompts, send_all
 from prunescope.tracer.serving.request import LEAST_STEPS, PORTS, CaptureEngineRequest
-from prunescope.tracer.serving.written_traces import FilesBefore, copy_traces
+from prunescope.tracer.serving.written_traces import FilesBefore
 
 TOOL = "prunescope capture"
 _REPEATED = (
@@ -150,7 +150,7 @@ def _capture(run: _Capture, partial: Path, progress: Progress) -> None:
         answers.append(client.post(STOP, None, hint=run.engine.hint))
         before = before or _named_folder(answers, begun, is_local=client.address.is_local)
         progress.stage("collect the traces", 1)
-        traces = copy_traces(before.wait(client.deadline), partial)
+        traces = before.collect(client.deadline, partial)
     version = engine_version(client, run.engine)
     serving = Serving(
         tool=TOOL,
@@ -169,10 +169,24 @@ def _capture(run: _Capture, partial: Path, progress: Progress) -> None:
         tpot_ns=percentiles([times.tpot_ns for times in served if times.tpot_ns is not None]),
         profiled=ProfiledWindow(prefills=prefills, decodes=prompts.count, tokens=profiled_tokens),
         traces=traces,
-        notes=[] if prompts.is_random else [_REPEATED],
+        notes=[
+            *([] if prompts.is_random else [_REPEATED]),
+            *_early_ends(served, request.new_tokens),
+        ],
     )
     (partial / SERVING).write_bytes(serving.to_json())
     read_serving(partial)  # what cannot be read back is no run
+
+
+def _early_ends(served: list[ServedRequest], tokens: int) -> list[str]:
+    """Return a note where answers ended before they had as many tokens as were asked for."""
+    short = [times.tokens for times in served if times.tokens < tokens]
+    if not short:
+        return []
+    return [
+        f"{len(short)} of {len(served)} timed answers ended before --new-tokens {tokens}, the "
+        f"shortest after {min(short)}: the profiled window may hold as few steps of decode"
+    ]
 
 
 def _stop_all_the_same(client: Client) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from prunescope.taxonomy.arguments import whole_number
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.runs.serving import ServedRequest
+from prunescope.taxonomy.scrub import scrub
 from prunescope.tracer.serving.client import Client
 
 Prompt = str | list[int]
@@ -28,6 +29,7 @@ _MOST_PROMPTS = 10_000
 _LARGEST = 64 << 20  # bytes of a file of prompts
 _IDS = range(1000, 10_000)  # token ids that every vocabulary of today has, and none is special
 _SEED = 0
+_SHOWN = 200  # characters of an engine's message in an error
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,8 @@ def _send(client: Client, model: str | None, prompt: Prompt, tokens: int) -> Ser
     arrived: list[int] = []
     counted: int | None = None
     for event in client.stream(_COMPLETIONS, values, hint=_HINT):
+        if (failure := event.get("error")) is not None:
+            raise _failed(failure)
         if event.get("choices"):
             arrived.append(time.perf_counter_ns())
         usage = event.get("usage")
@@ -141,10 +145,18 @@ def _send(client: Client, model: str | None, prompt: Prompt, tokens: int) -> Ser
             counted = told
     if not arrived:
         raise PrunescopeError("the engine answered a prompt without a token", hint=_HINT)
-    number = max(counted or 0, len(arrived))  # an event may hold several tokens
+    # An event may hold several tokens, or none but why the answer ends: the engine's count decides.
+    number = counted or len(arrived)
     spent = arrived[-1] - arrived[0]
     return ServedRequest(
         ttft_ns=arrived[0] - begun,
         tpot_ns=spent // (number - 1) if number > 1 else None,
         tokens=number,
     )
+
+
+def _failed(failure: Any) -> PrunescopeError:
+    """Return the error about an answer that the engine broke off with an event of its own."""
+    told = failure.get("message") if isinstance(failure, dict) else failure
+    shown = scrub(str(told)[:_SHOWN].strip())
+    return PrunescopeError(f"the engine failed within an answer: {shown}", hint=_HINT)

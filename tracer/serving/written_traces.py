@@ -24,11 +24,13 @@ from prunescope.taxonomy.scrub import scrub
 from prunescope.tracer.serving.client import Deadline
 
 _SUFFIXES = (".json", ".json.gz")
+_COPY = ".trace.json.gz"  # what the name of a copy ends in
 _RANK = re.compile(r"(?:rank|(?<![a-z])tp)[-_.]?(\d{1,6})(?!\d)", re.IGNORECASE)
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _NAME_OF_FILE = b'"traceName"'  # its value is a path that holds the host and the process
 _POLL_S = 0.2
 _QUIET_POLLS = 3  # in which no file grew
+_STALLED_POLLS = 50  # in which a file that is cut off did not grow
 _MOST_FILES = 10_000
 _MOST_BYTES = 4 << 30  # of a trace, unpacked
 _MOST_STRING, _MOST_KNOWN = 16 << 20, 1 << 18
@@ -62,16 +64,63 @@ class FilesBefore:
         seen: dict[Path, tuple[int, int]] = {}
         quiet = 0
         while not seen or quiet < _QUIET_POLLS:
-            deadline.left()
+            self._check(deadline, is_writing=bool(seen))
             time.sleep(_POLL_S)
-            now = {
-                path: stat
-                for path, stat in _stats(self.folder).items()
-                if stat != self.known.get(path) and stat[0]
-            }
+            now = self._new()
             quiet = quiet + 1 if now == seen else 0
             seen = now
         return sorted(seen)
+
+    def collect(self, deadline: Deadline, folder: Path) -> list[ServedTrace]:
+        """Wait for the traces, and copy them into a run folder.
+
+        One that is cut off may still be written: it is waited for while the files grow.
+
+        Raises:
+            PrunescopeError: There is none before the deadline, or one stays cut off.
+        """
+        while True:
+            written, before = self.wait(deadline), self._new()
+            try:
+                return copy_traces(written, folder)
+            except _CutOffError:
+                if not self._grew(before, deadline):
+                    raise
+                for begun in folder.glob(f"*{_COPY}"):
+                    begun.unlink()
+
+    def _new(self) -> dict[Path, tuple[int, int]]:
+        """Return size and time of the traces that were not there before."""
+        return {
+            path: stat
+            for path, stat in _stats(self.folder).items()
+            if stat != self.known.get(path) and stat[0]
+        }
+
+    def _grew(self, before: dict[Path, tuple[int, int]], deadline: Deadline) -> bool:
+        """Wait until the files are others than before; return False where they stay as they are."""
+        for _ in range(_STALLED_POLLS):
+            if self._new() != before:
+                return True
+            self._check(deadline, is_writing=True)
+            time.sleep(_POLL_S)
+        return False
+
+    def _check(self, deadline: Deadline, *, is_writing: bool) -> None:
+        """Raise PrunescopeError where the time is over, with what the engine did until then."""
+        try:
+            deadline.left()
+        except PrunescopeError:
+            name = self.folder.name
+            raise PrunescopeError(
+                f"the engine had not finished its traces in {name}/ in time"
+                if is_writing
+                else f"the engine wrote no trace into {name}/ in time",
+                hint="--timeout S waits longer"
+                if is_writing
+                else "--traces is the folder that the engine was started with, as this machine "
+                "sees it; its log says where it writes",
+            ) from None
 
 
 def _stats(folder: Path) -> dict[Path, tuple[int, int]]:
@@ -102,6 +151,10 @@ def _walk(folder: Path) -> Iterator[Path]:
                 yield path
 
 
+class _CutOffError(PrunescopeError):
+    """The error about a packed trace that ends too early."""
+
+
 def copy_traces(written: list[Path], folder: Path) -> list[ServedTrace]:
     """Copy the traces into a run folder, under names that tell their rank alone.
 
@@ -113,7 +166,7 @@ def copy_traces(written: list[Path], folder: Path) -> list[ServedTrace]:
     traces = []
     for number, path in enumerate(of_ranks):
         rank = ranks[path]
-        name = f"rank{int(rank[1]) if rank else number}.trace.json.gz"
+        name = f"rank{int(rank[1]) if rank else number}{_COPY}"
         if (folder / name).exists():
             name = name.replace(".trace", f"-{number}.trace")
         _copy(path, folder / name)
@@ -133,7 +186,7 @@ def _copy(source: Path, target: Path) -> None:
             for piece in scrubbed_json(iter(lambda: file.read(_BLOCK), b"")):
                 copy.write(piece)
     except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise PrunescopeError(
+        raise _CutOffError(
             "a trace that the engine wrote is cut off",
             hint="wait until the engine has written it, and capture again",
         ) from None

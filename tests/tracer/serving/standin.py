@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 TOKEN = {"choices": [{"text": "a", "index": 0, "finish_reason": None}]}
@@ -23,9 +23,9 @@ class StandIn:
     trace: Path | None = None
     traces: Path | None = None  # the folder that it was started with, as vLLM is
     names: tuple[str, ...] = ("host1_77.rank0.pt.trace.json.gz",)
-    broken: str = (
-        ""  # "drips", "silent", "dies", "dies while profiled", "no profiler", "moved", "boasts"
-    )
+    # "drips", "silent", "dies", "dies while profiled", "no profiler", "moved", "boasts", "fails",
+    # "ends early", "says why it ends", "stalls"
+    broken: str = ""
     names_folder: bool = False
     seen: list[tuple[str, Any]] = field(default_factory=list)
     prompts: list[Any] = field(default_factory=list)
@@ -82,12 +82,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.standin.traces = folder
         elif self.standin.trace is not None:
             for name in self.standin.names:
-                shutil.copyfile(self.standin.trace, folder / name)
+                if self.standin.broken == "stalls":
+                    Thread(target=write_in_two, args=(self.standin.trace, folder / name)).start()
+                else:
+                    shutil.copyfile(self.standin.trace, folder / name)
         return self.answer({"output_dir": str(folder)} if self.standin.names_folder else {})
 
     def complete(self, tokens: int) -> None:
         self.send_response(200)
         self.end_headers()
+        tokens = min(tokens, 3) if self.standin.broken == "ends early" else tokens
         for number in range(tokens):
             is_profiled = "/start_profile" in self.standin.paths
             if self.standin.broken == "dies" or (
@@ -98,11 +102,31 @@ class _Handler(BaseHTTPRequestHandler):
                 time.sleep(0.2)
                 self.wfile.write(b"x")  # never a line
                 self.wfile.flush()
-            self.wfile.write(b"data: " + json.dumps(TOKEN).encode() + b"\n\n")
-            self.wfile.flush()
+            self.event(TOKEN)
+            if self.standin.broken == "fails" and number == 2:
+                self.event({"error": {"message": "out of memory at /home/alice/x", "code": 500}})
+                self.wfile.write(b"data: [DONE]\n\n")
+                return
+        if self.standin.broken == "says why it ends":
+            self.event({"choices": [{"text": "", "index": 0, "finish_reason": "length"}]})
         told = 10**30 if self.standin.broken == "boasts" else tokens
         usage = {"choices": [], "usage": {"completion_tokens": told}}
-        self.wfile.write(b"data: " + json.dumps(usage).encode() + b"\n\ndata: [DONE]\n\n")
+        self.event(usage)
+        self.wfile.write(b"data: [DONE]\n\n")
+
+    def event(self, values: Any) -> None:
+        self.wfile.write(b"data: " + json.dumps(values).encode() + b"\n\n")
+        self.wfile.flush()
+
+
+def write_in_two(source: Path, target: Path) -> None:
+    """Write a file as an engine on a slow disk does: a half, nothing for a while, the rest."""
+    content = source.read_bytes()
+    with target.open("wb") as file:
+        file.write(content[: len(content) // 2])
+        file.flush()
+        time.sleep(1.2)
+        file.write(content[len(content) // 2 :])
 
 
 @contextmanager
@@ -113,7 +137,7 @@ def serving(standin: StandIn) -> Iterator[StandIn]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients that leave
     server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     standin.url = f"http://127.0.0.1:{server.server_port}"
     try:
         yield standin

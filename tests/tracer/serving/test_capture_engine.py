@@ -150,6 +150,7 @@ FAILURES = {
     "dies": "ended an answer|breaks off",
     "no profiler": "status 404",
     "moved": "status 307",
+    "fails": "failed within an answer: out of memory at x",
 }
 
 
@@ -174,11 +175,37 @@ def test_a_server_that_boasts_of_tokens_and_names(trace: Path, tmp_path: Path) -
     assert len(record.model or "") <= 100
 
 
+def test_an_event_that_says_why_an_answer_ends_is_no_token(trace: Path, tmp_path: Path) -> None:
+    """It was counted as one: seven tokens of six, and a TPOT that was a sixth too short."""
+    with serving(StandIn(trace, tmp_path, broken="says why it ends")) as standin:
+        record = read_serving(capture(standin, tmp_path / "run", traces=tmp_path))
+    assert [request.tokens for request in record.requests] == [6, 6, 6]
+
+
+def test_answers_that_end_early_are_said(trace: Path, tmp_path: Path) -> None:
+    with serving(StandIn(trace, tmp_path, broken="ends early")) as standin:
+        record = read_serving(capture(standin, tmp_path / "run", traces=tmp_path))
+    assert [request.tokens for request in record.requests] == [3, 3, 3]
+    assert record.notes == [
+        "3 of 3 timed answers ended before --new-tokens 6, the shortest after 3: the profiled "
+        "window may hold as few steps of decode"
+    ]
+
+
+def test_a_trace_that_is_written_slowly_is_waited_for(trace: Path, tmp_path: Path) -> None:
+    """It was called cut off while the engine still wrote it."""
+    (tmp_path / "traces").mkdir()
+    with serving(StandIn(trace, tmp_path / "traces", broken="stalls")) as standin:
+        folder = capture(standin, tmp_path / "run", traces=tmp_path / "traces")
+    assert gzip.decompress((folder / "rank0.trace.json.gz").read_bytes()).rstrip().endswith(b"}")
+
+
 def test_a_trace_that_never_comes(tmp_path: Path) -> None:
+    """The engine answered: what lacks is the trace."""
     (tmp_path / "traces").mkdir()
     with (
         serving(StandIn(None, tmp_path / "traces")) as standin,
-        pytest.raises(PrunescopeError, match="in time"),
+        pytest.raises(PrunescopeError, match="wrote no trace into traces/"),
     ):
         capture(standin, tmp_path / "run", traces=tmp_path / "traces", timeout=1.0)
     assert standin.paths[-1] == "/stop_profile"
