@@ -179,12 +179,22 @@ def dense_phases(
             setting=setting, work=replace(work, routing=routing), measured=measured
         )
     if not phases:
-        raise PrunescopeError(
-            "it has no phase to predict from",
-            hint="give a dense prefill, decode or forward; --phase, --batch and --prompt-len say "
-            "which",
-        )
+        raise _no_phase(request, report)
     return report, phases
+
+
+def _no_phase(request: PredictRequest, report: Report) -> PrunescopeError:
+    """Return the error about a run or trace without a phase that the request asks for."""
+    shown = [phase.phase_kind["kind"] for phase in report.phases.values() if phase.phase_kind]
+    if request.phase in PHASES and any(kind in PHASES for kind in shown):
+        return PrunescopeError(
+            f"it has no {request.phase}: its steps are those of a {shown[0]}",
+            hint=f"remove --phase {request.phase}, or give a trace of that phase",
+        )
+    return PrunescopeError(
+        "it has no phase to predict from",
+        hint="give a dense prefill, decode or forward; --phase, --batch and --prompt-len say which",
+    )
 
 
 def _replaced_sizes(request: PredictRequest, work: Workload, label: str) -> list[str]:
@@ -380,7 +390,8 @@ def _workload(request: PredictRequest, run: Run | None, name: str, phase: Phase)
     """Return the workload of a phase.
 
     It is from the manifest, else from the request and the trace's shapes. Returns None for a phase
-    that the request does not ask for, or that has no known kind.
+    that the request does not ask for, whatever the steps of a trace show, or that has no known
+    kind.
     """
     size = itemsize(_dtype(request, run)) or 2
     if name == FORWARD:
@@ -391,7 +402,7 @@ def _workload(request: PredictRequest, run: Run | None, name: str, phase: Phase)
         return Workload.from_sizes(name, run.phases[name], itemsize=size)
     kind = phase.phase_kind["kind"] if phase.phase_kind else None
     if request.phase in PHASES:
-        kind = request.phase
+        kind = request.phase if kind in (None, request.phase) else None
     return Workload.from_sizes(kind, request, itemsize=size) if kind in PHASES else None
 
 

@@ -110,6 +110,15 @@ def test_a_size_that_the_trace_contradicts_is_said(real_trace: Real) -> None:
     assert said == {4: ["decode: the trace has batch 32, and --batch 4 is not used"], 32: []}
 
 
+def test_a_phase_that_the_trace_contradicts_is_refused(real_trace: Real) -> None:
+    """A step that is annotated as decode was headed "prefill", in the memory of one prompt."""
+    request = PredictRequest(
+        "qwen3-8b", from_run=real_trace(DECODE), method="static-nk-mlp", phase="prefill"
+    )
+    with pytest.raises(PrunescopeError, match="no prefill: its steps are those of a decode"):
+        predict_from(request)
+
+
 def test_a_rank_of_tensor_parallelism_is_one(real_trace: Real) -> None:
     """qkv 640 × 2,880 is an eighth of gpt-oss's 5,120 × 2,880: one of eight devices."""
     request = PredictRequest(
