@@ -21,6 +21,8 @@ from prunescope.taxonomy import numbers
 
 _MOST_SERIES, _MOST_COMMITS, _MOST_NAMES = 4, 60, 20  # series, the last commits, names on an axis
 
+_ROOM = 1.25  # of the longest time: the height of a strip, with the name of a commit above a point
+
 
 class HistoryPlots:
     """The figure of a history."""
@@ -52,17 +54,27 @@ def _plot_series(axes: Axes, series: HistorySeries) -> None:
     points = series.points[-_MOST_COMMITS:]
     unit = numbers.scale(point.ns for point in points)
     changed = {change.commit for change in series.changes}
+    highest = 0.0
     for place, point in enumerate(points):
         if point.ns is None:
             continue
         colour = SERIES[1].colour if point.state == "changed" else PRUNED.colour
         low, high = point.ci95 or (point.ns, point.ns)
         draw_interval(axes, place, [low / unit.per, high / unit.per], color=colour, linewidth=0.9)
+        highest = max(highest, high)
         axes.plot(place, point.ns / unit.per, marker="o", markersize=2.5, color=colour)
         if point.state == "changed" and point.commit in changed:
-            at = (place, point.ns / unit.per)
-            axes.annotate(clean(str(point.commit))[:10], at, fontsize=SMALL, color=colour)
-    axes.set_ylim(bottom=0)
+            name, at = clean(str(point.commit))[:10], (place, high / unit.per)
+            axes.annotate(
+                name,
+                at,
+                (0, 3),
+                textcoords="offset points",
+                ha="center",
+                fontsize=SMALL,
+                color=colour,
+            )
+    axes.set_ylim(0, _ROOM * highest / unit.per if highest else 1)
     step = max(1, -(-len(points) // _MOST_NAMES))
     places = range(0, len(points), step)
     names = [clean(points[place].commit or points[place].time)[:8] for place in places]
