@@ -78,6 +78,10 @@ class Objectives:
         )
         return all(most is None or ns <= most * 1e6 for most, ns in wanted)
 
+    def rate_met(self, served: Served) -> bool:
+        """Return whether a batch meets the objective that a smaller one may miss."""
+        return self.throughput is None or served.rate(served.constants) >= self.throughput
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Served:
@@ -129,6 +133,10 @@ class Served:
         fixed = memory.weight_bytes + memory.overhead_bytes + memory.kv_bytes
         return round(fixed + max(self.prompt_bytes, self.decode_bytes))
 
+    def rate(self, c: Constants) -> float:
+        """Return the new tokens of a device per second."""
+        return 1e9 / self.token_ns(c)
+
     def token_ns(self, c: Constants) -> float:
         """Return the time that one device spends per new token, the inverse of its rate.
 
@@ -166,9 +174,11 @@ def choose(request: PredictRequest) -> ServingChoice:
             serve = partial(_serve, setting, request, load.prompt_len, load.new_tokens)
             memory_batch = _batch_in_memory(serve(1), pruned=setting.prunes)
             served = _largest(serve, objectives, memory_batch)
+            if served is not None and not objectives.rate_met(served):  # less at smaller batches
+                served = None
             if not setting.prunes:
                 dense = served
-            rows.append(_row(setting, request, serve, served, objectives, dense))
+            rows.append(_row(setting, request, serve, served, dense))
         except PrunescopeError as error:
             left_out[str(method)] = error.problem
             continue
@@ -279,15 +289,11 @@ def _row(
     request: PredictRequest,
     serve: Callable[[int], Served],
     served: Served | None,
-    objectives: Objectives,
     dense: Served | None,
 ) -> ServedPoint:
     """Return the row of a side; where no batch meets the objectives, with times of one sequence."""
     at = served or serve(1)
     c = at.constants
-    rate = 1e9 / at.token_ns(c)
-    slow = objectives.throughput is not None and rate < objectives.throughput
-    met = None if served is None or slow else served.whole.work.batch
     memory = answer_memory(at.whole, pruned=setting.prunes)
     fits = engine_runs(request.runtime, setting)
     speed = None
@@ -300,13 +306,13 @@ def _row(
     return ServedPoint(
         method=setting.family.id if setting.family else "dense",
         sparsity=setting.sparsity if setting.family else 0.0,
-        batch=met,
+        batch=None if served is None else served.whole.work.batch,
         ttft_ms=at.ttft_ns(c) / 1e6,
         tpot_ms=at.tpot_ns(c) / 1e6,
         latency_ms=at.latency_ns(c) / 1e6,
-        tokens_per_s_per_device=rate if met else None,
-        speedup=speed[0] if speed and met else None,
-        range=speed[1] if speed and met else None,
+        tokens_per_s_per_device=None if served is None else served.rate(c),
+        speedup=speed[0] if speed else None,
+        range=speed[1] if speed else None,
         weight_bytes=memory.weight_bytes,
         kv_bytes=memory.kv_bytes,
         memory_bytes=at.memory_bytes(memory),

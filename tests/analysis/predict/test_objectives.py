@@ -54,6 +54,20 @@ def test_prompts_at_a_rate_take_turns_with_steps() -> None:
     assert half["range"][0] < half["speedup"] < half["range"][1]
 
 
+def test_times_without_a_batch_are_those_of_one_sequence() -> None:
+    """A rate that is too low even at the largest batch: its times of hundreds of sequences were
+    said to be of one, and others were compared with a batch that no row showed."""
+    (one,) = [row for row in ranked(ttft_ms=1e-3, method="static-m") if row["method"] == "dense"]
+    rows = ranked(throughput=5000, method="static-m", sparsity=0.5)
+    (dense,) = [row for row in rows if row["method"] == "dense"]
+    assert one["batch"] is None and dense["batch"] is None
+    for name in ("ttft_ms", "tpot_ms", "kv_bytes", "memory_bytes"):
+        assert dense[name] == one[name]
+    (half,) = [row for row in rows if row["method"] == cutting("layers")]
+    assert half["tokens_per_s_per_device"] >= 5000
+    assert half["speedup"] is None and half["range"] is None  # dense meets nothing to compare with
+
+
 def test_what_the_engine_runs_comes_first() -> None:
     rows = ranked(ttft_ms=500, tpot_ms=30, runtime="vllm")
     order = [row["runs"] for row in rows if row["batch"]]
