@@ -556,8 +556,8 @@ def from_run_tables(result: FromRun) -> Parts:
         columns = [Column("family"), *numeric(*heads), *above]
         yield text_table("families", "", columns, rows, phase.notes)
     note = (
-        f"bytes: weights and KV cache; {_EXTENSION}: the measured model has no kernels like those "
-        "that it adds"
+        f"bytes: weights and KV cache; {_EXTENSION}; added: time of work that the measured model "
+        "has no kernels for, from shapes"
     )
     if any(row.above_by for phase in result.phases.values() for row in phase.families):
         note += f"; {_ABOVE}"

@@ -82,6 +82,9 @@ def test_a_run_in_place_of_a_device() -> None:
     assert result.exit_code == 0
     told = json.loads(result.stdout)
     assert {row["id"] for row in told["phases"]["decode"]["families"]} >= {"static-m", "dynamic-m"}
+    shown = run("--from-run", TRACES / "tiny-static-nk", "--sparsity", "0.5").stdout
+    # A star said that the measured model lacks kernels that its family adds.
+    assert "taxonomy, added here; added: time of work that" in " ".join(shown.split())
 
 
 @pytest.mark.parametrize(
