@@ -147,7 +147,8 @@ def phase_view(name: str, slug: str, phase: Phase, late: Finding | None = None) 
         "answer": given_answer(phase, late),
         "sentence": phase.answer.sentence if phase.answer else None,
         "detail": " ".join(outcome_and_reasons(phase, late)).strip(),
-        "is_invalid": bool(phase.invalid_times),
+        "is_invalid": bool(evidence.ledger_invalid_reasons(phase)),
+        "is_slowed": phase.is_slowed,
         "opening": sentences.opening(phase),
         "findings": [
             {

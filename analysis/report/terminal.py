@@ -28,7 +28,7 @@ from prunescope.analysis.report.view import Cell, Column, Table
 from prunescope.analysis.schema.report import Finding, Phase, Report
 from prunescope.analysis.summary import evidence, paragraph
 from prunescope.analysis.summary.answer import given_answer
-from prunescope.analysis.summary.causes import recommended_changes
+from prunescope.analysis.summary.causes import is_whole_step, recommended_changes
 from prunescope.taxonomy import numbers
 from prunescope.taxonomy.words import plural, when
 
@@ -123,12 +123,12 @@ class _ReportPage(Page):
         """Yield the answer, the statistic, the ladder and the ledger of a phase.
 
         Without a baseline, tables of where the time goes stand in their place; where times are not
-        valid, the table of shapes does.
+        valid, the table of shapes does, unless the step lacks GEMMs.
         """
         yield from self._answer(phase)
         if text := sentences.statistic(phase):
             yield self.ink(text, "dim")
-        is_timed = not phase.invalid_times
+        is_timed = not evidence.ledger_invalid_reasons(phase)
         if phase.ladder is not None and is_timed:
             yield from self._ladder(phase, without=("busy",))
         ledger = ledger_view.ledger_table(phase)
@@ -137,7 +137,7 @@ class _ReportPage(Page):
         if phase.replay is not None:
             yield self.section("GEMMs replayed alone")
             yield self.ink(phase.replay.text)
-        if phase.ladder is None or not is_timed:
+        if phase.ladder is None or (not is_timed and is_whole_step(phase)):
             wanted = ("kind", "gemms") if phase.ladder is None else ("gemms",)
             tables = (phase_table(table_id, phase, _BRIEF) for table_id in wanted)
             for table in filter(None, tables):

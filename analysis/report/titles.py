@@ -14,6 +14,7 @@ from prunescope.analysis.report.escape import clean
 from prunescope.analysis.schema.report import Phase, Report
 from prunescope.analysis.schema.sides import DeviceRates, DeviceUsed
 from prunescope.analysis.summary.causes import find_moved
+from prunescope.analysis.summary.evidence import ledger_invalid_reasons
 from prunescope.analysis.summary.paper_words import method_name
 from prunescope.taxonomy import numbers
 from prunescope.taxonomy.dtypes import QUANTISED, THREE_TF32, three_tf32_rate
@@ -168,7 +169,8 @@ def page_link(report: Report, phase: str, *place: str) -> str:
             nothing is named, and the phase alone where no row is evidence.
     """
     rows = report.phases[phase].ledger or []
-    if not place and (moved := find_moved(rows, 0.0)) and not report.phases[phase].invalid_times:
+    is_evidence = not ledger_invalid_reasons(report.phases[phase])
+    if not place and is_evidence and (moved := find_moved(rows, 0.0)):
         place = ("ledger", moved[0].row)
     return f"report.html#{'/'.join([phase_slugs(report)[phase], *place])}"
 

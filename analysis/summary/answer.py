@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from msgspec import UNSET
@@ -408,16 +409,19 @@ def _repeats(name: str, words: str) -> bool:
 
 
 def _largest_parts(phase: Phase, row: Row) -> list[tuple[str, float]]:
-    """Return the parts that move as their row does, the largest first; masked GEMMs are one."""
+    """Return the parts that move as their row does, the largest first.
+
+    Parts of one name are one, as a role may have parts of several classes; so are masked GEMMs.
+    """
     parts = [p for p in row.parts if p.ns * row.moves_ns > 0 and is_beyond_noise(p)]
     sparse = {gemm.role for gemm in phase.gemms if gemm.axis == _MASKED}
-    masked = [part for part in parts if part.role in sparse]
-    if len(masked) < 2:
-        return [(_part_name(part), part.ns) for part in parts]
-    others = [(_part_name(part), part.ns) for part in parts if part not in masked]
-    joined = f"{_MASKED} GEMMs of {_listed([_part_name(part) for part in masked])}"
-    every = [(joined, sum(part.ns for part in masked)), *others]
-    return sorted(every, key=lambda part: -abs(part[1]))
+    masked = list(dict.fromkeys(_part_name(part) for part in parts if part.role in sparse))
+    joined = f"{_MASKED} GEMMs of {_listed(masked)}"
+    costs: dict[str, float] = defaultdict(float)
+    for part in parts:
+        name = _part_name(part)
+        costs[joined if len(masked) > 1 and name in masked else name] += part.ns
+    return sorted(costs.items(), key=lambda part: -abs(part[1]))
 
 
 def _part_name(part: LedgerPart) -> str:

@@ -12,6 +12,7 @@ import msgspec
 
 from prunescope.analysis.schema.pair_comparison import OWN_CONFIG
 from prunescope.analysis.schema.report import (
+    CUT_OFF,
     INVALID_TIMES,
     LATE_RANK,
     NOT_COMPARABLE,
@@ -219,7 +220,8 @@ def keeps_shapes(phase: Phase) -> bool:
 
 def is_whole_step(phase: Phase) -> bool:
     """Return whether the step shows all GEMMs: one that was captured or cut off does not."""
-    return all(finding.id == NOT_VALID for finding in phase.invalid_times)
+    is_whole = all(finding.id == NOT_VALID for finding in phase.invalid_times)
+    return is_whole and phase.finding(CUT_OFF) is None
 
 
 def choose_at_run_time(families: Iterable[Family]) -> bool:

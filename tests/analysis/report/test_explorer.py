@@ -195,6 +195,55 @@ def test_a_walk_through_the_page(tmp_path: Path) -> None:
 
 
 @needs_chromium
+def test_the_kernels_that_are_chosen_are_counted(tmp_path: Path) -> None:
+    """Names are rows of the list: the count above it is that of calls, as above the timelines."""
+    prunescope.analyze(PRUNED, baseline=DENSE).save(tmp_path, formats="html")
+    with walked(tmp_path / "report.html", tmp_path) as walk:
+        labels = "[...document.querySelectorAll('.lanes .note')].map(e => e.textContent)"
+        kernels = [text.split()[1] for text in walk.ask(labels)]
+        walk.click('a.label[href="#trace/ledger/dense"]')
+        said = walk.ask("document.querySelector('.count').textContent")
+        rows = len(rows_listed(walk))
+        assert said.startswith(f"Kernels: {' → '.join(kernels)}, in {rows} rows: ")
+
+
+@needs_chromium
+def test_a_link_to_nothing_chooses_nothing(tmp_path: Path) -> None:
+    prunescope.analyze(PRUNED, baseline=DENSE).save(tmp_path, formats="html")
+    with walked(tmp_path / "report.html", tmp_path) as walk:
+        for place in ("trace/ledger/constructor", "trace/finding/toString", "constructor/a/b",
+                      "__proto__/x", "trace/ledger/%E0%A4%A"):  # fmt: skip
+            walk.ask(f"location.hash = '{place}'")
+            walk.frame()
+            assert (marked(walk), rows_listed(walk)) == ([], []), place
+        assert errors(walk) == []
+
+
+@needs_chromium
+def test_keys_of_the_browser_are_left_to_it(tmp_path: Path) -> None:
+    """Ctrl+F finds and Alt+← goes back, also where a timeline has the focus."""
+    prunescope.analyze(PRUNED, baseline=DENSE).save(tmp_path, formats="html")
+    with walked(tmp_path / "report.html", tmp_path) as walk:
+        held = ("f", "ctrlKey"), ("ArrowLeft", "altKey"), ("0", "metaKey"), ("f", "shiftKey")
+        for key, with_key in held:
+            options = f"{{key: '{key}', {with_key}: true, bubbles: true, cancelable: true}}"
+            press = f"dispatchEvent(new KeyboardEvent('keydown', {options}))"
+            assert walk.ask(f"!document.querySelector('.lanes canvas').{press}") is (
+                with_key == "shiftKey"
+            )
+
+
+@needs_chromium
+def test_each_key_of_a_legend_has_a_colour(tmp_path: Path) -> None:
+    prunescope.analyze(PRUNED, baseline=DENSE).save(tmp_path, formats="html")
+    with walked(tmp_path / "report.html", tmp_path) as walk:
+        colours = walk.ask("[...document.querySelectorAll('.roles .key')]"
+                           ".map(e => getComputedStyle(e).backgroundColor)")  # fmt: skip
+        assert len(set(colours)) == 2 and "rgba(0, 0, 0, 0)" not in colours
+        assert "Full colour: " in walk.ask("document.querySelector('.roles .note').textContent")
+
+
+@needs_chromium
 def test_two_fingers_zoom_and_one_pans_on_a_telephone(tmp_path: Path) -> None:
     prunescope.analyze(PRUNED, baseline=DENSE).save(tmp_path, formats="html")
     picture = "document.querySelector('.lanes canvas').toDataURL()"

@@ -268,3 +268,24 @@ def test_an_mlp_without_a_gate_is_in_no_group_of_gates() -> None:
 
     assert groups("up") == ["up"]
     assert groups("gate", "up") == ["gate_up", "gate_up"]
+
+
+@pytest.mark.parametrize(
+    ("finding", "tables"), [("timing-not-valid", ["GEMMs"]), ("truncated-trace", [])]
+)
+def test_times_that_are_no_evidence_are_not_shown_first(finding: str, tables: list[str]) -> None:
+    """Their ladder and ledger stand in the full report; a step that was cut off has no shapes."""
+    report = example.two_phases()
+    cause = Finding(id=finding, severity="critical", text="x", evidence=[], change="y",
+                    predicted_ns=None)  # fmt: skip
+    phase = msgspec.structs.replace(report.phases["prefill"], findings=[cause])
+    report.phases = {"prefill": phase}
+    assert headings(shown(report, full=False)) == tables
+    assert {"Ladder", "Ledger"} <= set(headings(shown(report)))
+    page = render_html(report)
+    assert page.index("<details><summary>Ladder and ledger of times") < page.index("<h3>Ladder")
+
+
+def headings(text: str) -> list[str]:
+    found = re.findall(r"^(Ladder|Ledger|GEMMs)", text, re.M)
+    return list(dict.fromkeys(found))

@@ -78,6 +78,18 @@ def test_masked_gemms_are_one_part() -> None:
     assert "above all 2:4 GEMMs of gate, up and down (22.0 ms) and lm_head (16.5 ms)" in why
 
 
+def test_parts_of_one_role_are_one() -> None:
+    """2.5 ms of element-wise kernels and 1.0 of copies in rope are 3.5 ms, beside 1.6 of gaps."""
+    told = phase()
+    for row in told.ledger or []:
+        row.parts = []
+        if row.row == "coverage":
+            shares = ("rope", "pointwise", 2.5), (None, None, 1.6), ("rope", "layout", 1.0)
+            row.parts = [LedgerPart(name="gaps kept", role=role, cls=cls, ns=ms * MS)
+                         for role, cls, ms in shares]  # fmt: skip
+    assert "above all rope (3.50 ms) and gaps (1.60 ms)" in answer_phase(told).why
+
+
 def test_a_promise_inside_the_interval_is_kept() -> None:
     """140 / 1.34 = 104.5 ms: as promised, perhaps; so nothing is a cause, and nothing to repair."""
     kept = phase()
