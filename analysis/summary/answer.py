@@ -34,6 +34,7 @@ from prunescope.analysis.schema.report import (
 from prunescope.analysis.summary.causes import (
     LEAST,
     NAMED,
+    SAME_RATIO,
     few_roles,
     find_moved,
     keeps_shapes,
@@ -55,7 +56,6 @@ from prunescope.taxonomy.words import when
 LIMITS = {"verdict": 160, "why": 240, "do": 240}
 MOST_WORDS = 25  # of a sentence
 NOTHING = "Nothing to repair."
-_SAME = 0.005  # of a ratio: it prints as 1.00×
 _MOST = 0.95  # of a row of the ledger: a part that is all of it
 _CODE = re.compile(r"`[^`]*`")
 _STOP = re.compile(r"(?<=[.:;])\s")
@@ -225,7 +225,7 @@ def _unmoved(phase: Phase, ladder: Ladder, ratio: str) -> str:
     """Return what the ratio of two captures of one model shows: noise, or no pruning."""
     is_dense = phase.family is not None and phase.family.id == "dense"
     nothing = "nothing was pruned" if is_dense else "the shapes show no pruning"
-    promised = has_nominal(phase, ladder) and (ladder.nominal or 1) > 1 + _SAME
+    promised = has_nominal(phase, ladder) and (ladder.nominal or 1) > 1 + SAME_RATIO
     promise = when(promised, f"; {numbers.ratio(ladder.nominal)} was promised")
     if ladder.is_noise:
         return f"{nothing}: {ratio} is the noise between two captures{promise}"
@@ -236,9 +236,9 @@ def _realised(phase: Phase, ladder: Ladder) -> str:
     """Return the speedup next to the promised one."""
     promise = _promise(phase, ladder)
     ratio = numbers.ratio(ladder.realised)
-    if (ladder.realised or 1) > 1 + _SAME:
+    if (ladder.realised or 1) > 1 + SAME_RATIO:
         return f"{ratio} faster{_interval(ladder)}{promise}"
-    if (ladder.realised or 1) < 1 - _SAME:
+    if (ladder.realised or 1) < 1 - SAME_RATIO:
         return f"slower: {ratio}{_interval(ladder)}{promise}"
     return f"as fast as the dense step: {ratio}{_interval(ladder)}{promise}"
 
@@ -248,7 +248,7 @@ def _promise(phase: Phase, ladder: Ladder) -> str:
     if not has_nominal(phase, ladder):
         return ""
     nominal, ci95 = numbers.ratio(ladder.nominal), ladder.realised_ci95
-    if not phase.has_promise and abs((ladder.nominal or 1) - 1) < _SAME:
+    if not phase.has_promise and abs((ladder.nominal or 1) - 1) < SAME_RATIO:
         return ", with as many FLOPs as the dense step"
     is_inside = ci95 is not None and ci95[0] <= (ladder.nominal or 0) <= ci95[1]
     if phase.has_promise:
@@ -375,7 +375,7 @@ def _limit(phase: Phase, coverage: Row, *, named: bool = True) -> Iterator[str]:
     """Yield the speedup that this pruning allows, with the work that did not shrink."""
     ladder = phase.ladder
     bound = ladder and (ladder.roofline or ladder.coverage)
-    if ladder is None or not bound or ladder.nominal is None or bound > ladder.nominal - _SAME:
+    if ladder is None or not bound or ladder.nominal is None or bound > ladder.nominal - SAME_RATIO:
         return
     lost = [_part_name(part) for part in coverage.parts if part.effect == "loss"]
     names = _listed(list(dict.fromkeys(lost))[:NAMED])

@@ -43,6 +43,7 @@ _SLOW_PATH = (
     "torch's fast path runs a whole layer as one operator, without its modules: record with "
     "torch.backends.mha.set_fastpath_enabled(False)"
 )
+SAME_RATIO = 0.005  # of a speedup: it prints as 1.00×
 SAME_SHARE = 5e-4  # of FLOPs and bytes: a share that prints as 0.0 %
 LEAST = 0.05  # of the difference, or of the busy time: a cause, or a kind of work, worth naming
 # Rows of the ledger in plain words: where time was lost, and where it was gained.
@@ -54,7 +55,7 @@ _IN_WORDS = {
     "kernel_efficiency": ("slower kernels", "faster kernels"),
     "added_work": ("kernels that only the pruned model runs", "kernels that only dense runs"),
     "launch_idle": ("longer gaps between kernels", "shorter gaps between kernels"),
-    "not_explained": ("what no shapes explain", "what no shapes explain"),
+    "not_explained": ("slower kernels of unknown shapes", "faster kernels of unknown shapes"),
 }
 # Of a row that is mostly attention whose keys nobody counted.
 _KEYS_UNKNOWN = (
@@ -115,6 +116,9 @@ def _explanation(phase: Phase, row: Row) -> str:
     flop = phase.ladder.flop if phase.ladder is not None else None
     if row.row == "roofline_shift" and flop is not None and flop <= 1:
         return _MORE_FLOPS[row.moves_ns < 0]
+    nominal = phase.ladder.nominal if phase.ladder is not None else None
+    if row.row == "coverage" and row.moves_ns < 0 and abs((nominal or 1) - 1) < SAME_RATIO:
+        return "work that shrank"  # nothing was promised
     return ""
 
 
