@@ -180,7 +180,8 @@ def _kept_rules() -> Iterator[tuple[tuple[str, ...], Callable[[str], str]]]:
     """Yield the kept patterns. None begins inside a word, and each needs a text in lower case."""
     for name, flags, pattern in KEPT_PATTERNS:
         begin = "" if pattern.startswith(r"(?:\s") else "(?<![A-Za-z0-9])"
-        yield _KEPT_NEEDS[name], partial(re.compile(f"{begin}{pattern}", flags).sub, _hide)
+        # `re` compiles a pattern when a text needs it first, and keeps it.
+        yield _KEPT_NEEDS[name], partial(re.sub, f"{begin}{pattern}", _hide, flags=flags)
 
 
 _KEYS = ("key", "pwd", "pw", "pass", "token")
