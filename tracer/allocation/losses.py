@@ -40,7 +40,7 @@ from prunescope.tracer.calibration.collect import statistics_cached
 from prunescope.tracer.calibration.greedy import Stack
 from prunescope.tracer.calibration.point import Calibration
 from prunescope.tracer.calibration.texts import read_text
-from prunescope.tracer.model.layers import counts_without
+from prunescope.tracer.model.layers import runs_without
 from prunescope.tracer.model.weights import weights_fingerprint
 
 SEQUENCES = 4  # of the calibration, 512 tokens each where the model has as many positions
@@ -176,7 +176,7 @@ class ModelLosses:
         parts = self.parts.layers[number]
         return Candidates(
             **{part: sizes.of(part) if parts.of(part) else () for part in PARTS},
-            may_go=sizes.may_go and counts_without(self.model, [number]),
+            may_go=sizes.may_go and runs_without(self.model, [number]),
         )
 
     @property

@@ -18,7 +18,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.runs.run_blocks import Record
 from prunescope.tracer.calibration.point import Calibration
 from prunescope.tracer.model.forwards import Forward, first_tensor, forwards_replaced, hooked
-from prunescope.tracer.model.layers import counts_without, decoder_layers
+from prunescope.tracer.model.layers import decoder_layers, runs_without
 
 SEQUENCES = 2  # of the calibration; each runs n times for every layer that is removed
 # Errors of a layer that needs something from a skipped layer.
@@ -58,7 +58,7 @@ def greedy_removal(
         scores = {
             index: stack.loss([*removed, index])
             for index in range(len(stack.layers))
-            if index not in removed and counts_without(model, [*removed, index])
+            if index not in removed and runs_without(model, [*removed, index])
         }
         best = min(scores, key=scores.__getitem__)
         removed.append(best)

@@ -25,6 +25,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.words import when
 from prunescope.tracer.model import pruned_modules
 from prunescope.tracer.model.channels import SIZES
+from prunescope.tracer.model.layer_configs import values_of_layers
 from prunescope.tracer.model.layers import text_config
 from prunescope.tracer.model.model_shape import model_shape
 from prunescope.tracer.model.narrow import epsilons, is_norm
@@ -144,16 +145,13 @@ def _write_shared(text: Any, sizes: Mapping[str, list[int]]) -> None:
 
 def _write_per_layer(text: Any, sizes: Mapping[str, list[int]]) -> None:
     """Write the sizes in which layers differ as `per_layer_config`, beside what it says already."""
-    written = text.to_dict().get("per_layer_config") or {}
-    layers = {int(number): dict(values) for number, values in written.items()}
-    own = {key for values in layers.values() for key in values}
-    for key, column in sizes.items():
-        for number, size in enumerate(column):
-            if size and (_differ(column) or key in own):
-                layers.setdefault(number, {})[key] = size
-    text.per_layer_config = None
-    _write_shared(text, {k: v for k, v in sizes.items() if k not in own and not _differ(v)})
-    text.per_layer_config = layers
+    with values_of_layers(text) as layers:
+        own = {key for values in layers.values() for key in values}
+        for key, column in sizes.items():
+            for number, size in enumerate(column):
+                if size and (_differ(column) or key in own):
+                    layers.setdefault(number, {})[key] = size
+        _write_shared(text, {k: v for k, v in sizes.items() if k not in own and not _differ(v)})
 
 
 def _write_lists(text: Any, sizes: Mapping[str, list[int]]) -> None:
@@ -173,7 +171,8 @@ def mlp_key(config: Any) -> str:
     """Return the key of a config for the channels of a plain MLP; "" if it has none."""
     experts = ("moe", "shared", "expert")
     plain = (name for name in SIZES if not any(word in name for word in experts))
-    return next((name for name in plain if hasattr(config, name)), "")
+    with values_of_layers(config):
+        return next((name for name in plain if hasattr(config, name)), "")
 
 
 def _set_epsilon(model: Any, config: Any) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.tracer.model.layer_configs import values_of_layers
 
 _EPSILONS = ("variance_epsilon", "eps", "epsilon", "norm_eps")
 
@@ -90,8 +91,9 @@ def keep_head_dim(config: Any) -> None:
 
     One of these two is about to change, and the head dimension must not follow.
     """
-    if getattr(config, "head_dim", None) is None:
-        config.head_dim = config.hidden_size // config.num_attention_heads
+    with values_of_layers(config):
+        if getattr(config, "head_dim", None) is None:
+            config.head_dim = config.hidden_size // config.num_attention_heads
 
 
 def set_sizes(holder: Any, names: tuple[str, ...], *, before: int, after: int) -> None:

@@ -17,11 +17,11 @@ from prunescope.tracer.calibration.collect import calibration_of, collect
 from prunescope.tracer.calibration.greedy import greedy_removal
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import sample_indices
-from prunescope.tracer.model.layers import counts_without, decoder_layers, keep_layers
+from prunescope.tracer.model.layers import decoder_layers, keep_layers, runs_without
 from prunescope.tracer.pruners import Applied
 from prunescope.tracer.residual.sublayers import remove_sublayers
 
-_ATTEMPTS = 16  # random choices to try until one leaves a hybrid model an attention layer
+_ATTEMPTS = 16  # random choices to try until one leaves the other layers what they need
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
@@ -112,17 +112,31 @@ def _choose(
         )
     if influence:
         ranked = sorted(range(num_layers), key=influence[kind].__getitem__)
-        return sorted(ranked[:count])
+        return sorted(_first_that_may_go(model, ranked, count, kind))
     return _sample(model, num_layers, count, point, kind)
+
+
+def _first_that_may_go(
+    model: PreTrainedModel, ranked: list[int], count: int, kind: str
+) -> list[int]:
+    """Return the first `count` layers whose removal leaves the others what they need.
+
+    Without so many, the first ones are returned: their removal is refused with the reason.
+    """
+    removed: list[int] = []
+    for index in ranked:
+        if len(removed) < count and (kind == "mlp" or runs_without(model, [*removed, index])):
+            removed.append(index)
+    return removed if len(removed) == count else ranked[:count]
 
 
 def _sample(
     model: PreTrainedModel, num_layers: int, count: int, point: Point, kind: str
 ) -> list[int]:
-    """Sample layers from the seed; others if a hybrid model would lose its last attention."""
+    """Sample layers from the seed; others if those that stay would lack something."""
     for attempt in range(_ATTEMPTS):
         purpose = f"static-m {kind}{when(attempt > 0, f' again {attempt}')}"
         indices = sample_indices(num_layers, count, seed=point.seed, what=purpose)
-        if kind == "mlp" or counts_without(model, indices):
+        if kind == "mlp" or runs_without(model, indices):
             break
     return indices

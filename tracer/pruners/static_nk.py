@@ -24,9 +24,10 @@ from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import best, input_scores, sample_indices
 from prunescope.tracer.model.channels import SIZES, Channels, find_channels
 from prunescope.tracer.model.heads import Heads, find_heads
+from prunescope.tracer.model.layer_configs import SizeChange, change_sizes
 from prunescope.tracer.model.layers import decoder_layers, is_known, text_config
 from prunescope.tracer.model.logits import check_same, probe
-from prunescope.tracer.model.narrow import keep_head_dim, set_sizes
+from prunescope.tracer.model.narrow import keep_head_dim
 from prunescope.tracer.model.weights import weight_of, weights_of
 from prunescope.tracer.pruners import Applied
 
@@ -91,6 +92,8 @@ def prune_width(model: Any, point: Point, *, heads: bool, mlp: bool) -> Applied:
         record.setdefault("notes", []).extend(rounding(kept, total, point.sparsity, "MLP channels"))
     if masked is not None:
         check_same(model, masked, _CUT)
+    else:
+        probe(model, _CUT)
     return applied
 
 
@@ -210,10 +213,12 @@ def _record_heads(
     if any(cut.part.wide_norms for cut in cuts):
         note = "norms over all heads were rescaled, so that removing equals masking"
         applied.record.setdefault("notes", []).append(note)
-    group = first.part.heads // first.part.kv_heads
-    config.num_attention_heads = len(first.kept) * group
+    groups = [(c, c.part.heads // c.part.kv_heads) for c in cuts]
+    queries = [SizeChange(c.layer, c.part.heads, len(c.kept) * size) for c, size in groups]
+    change_sizes(config, ("num_attention_heads",), queries)
     names = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
-    set_sizes(config, names, before=first.part.kv_heads, after=len(first.kept))
+    keys = [SizeChange(cut.layer, cut.part.kv_heads, len(cut.kept)) for cut in cuts]
+    change_sizes(config, names, keys)
 
 
 def _record_channels(
@@ -231,4 +236,5 @@ def _record_channels(
         counts[cut.layer] = cut.kept.shape[-1]
         path = f"{name}.{cut.layer}" if cut.part.kind == "mlp" else cut.part.path
         applied.kept[f"{path}:channels"] = cut.kept.tolist()
-        set_sizes(config, SIZES, before=cut.before, after=cut.kept.shape[-1])
+    changes = [SizeChange(cut.layer, cut.before, cut.kept.shape[-1]) for cut in cuts]
+    change_sizes(config, SIZES, changes)

@@ -51,6 +51,14 @@ def test_every_family_of_an_architecture(name: str) -> None:
     assert always <= {cell.family for cell in cells if cell.named}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["nemotron_h", "jamba", "kimi_linear"])
+def test_static_families_of_a_hybrid_are_read_back(name: str) -> None:
+    cells = matrix_row(name, ("static-nk", "static-m", "static-k-mask", "static-k-lowrank"))
+    assert {cell.family: cell.state for cell in cells} == {cell.family: "ok" for cell in cells}
+    assert {cell.bare_state for cell in cells} <= {"ok", "none"}
+
+
 def test_a_few_families_of_one_architecture() -> None:
     cells = matrix_row("llama", QUICK)
     check(cells)

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import sample_indices
 from prunescope.tracer.model import compat
-from prunescope.tracer.model.layers import counts_without
+from prunescope.tracer.model.layers import runs_without
 from prunescope.tracer.pruners import Applied, family_point, pruner
 
 pytestmark = pytest.mark.torch
@@ -96,8 +96,8 @@ def test_a_hybrid_keeps_an_attention_where_layers_are_drawn() -> None:
     kinds = ["linear_attention", "full_attention", "linear_attention", "linear_attention"]
     model = build("granitemoehybrid", layer_types=kinds, shared_intermediate_size=96, **MAMBA)
     assert sample_indices(4, 1, seed=0, what="static-m layer") == [1]
-    assert not counts_without(model, [1])
-    assert counts_without(model, [0, 2])
+    assert not runs_without(model, [1])
+    assert runs_without(model, [0, 2])
     assert getattr(model, "cache_layers", None) is None
     applied = without(model)
     assert applied.layer_map is not None
