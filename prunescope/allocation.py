@@ -39,6 +39,7 @@ from prunescope.taxonomy.allocations.allocation_candidates import (
 )
 from prunescope.taxonomy.allocations.allocation_plan import (
     KIND,
+    MOST_NATS,
     Additivity,
     KeptLayer,
     PlanEstimate,
@@ -65,7 +66,6 @@ from prunescope.tracer.machine.device import pick_device
 from prunescope.tracer.model.load import load_model, load_tokenizer
 
 _SHORT_S = 20.0  # a shorter wait needs no estimate
-_MOST_NATS = 700.0  # the largest whose exponential is a number
 
 
 def read_problem(request: AllocateRequest) -> Problem:
@@ -273,7 +273,7 @@ def _describe_plan(
             dense_memory_bytes=costs.memory_bytes(costs.shape),
             loss=choice.loss,
             loss_measured=together,
-            perplexity_rel=math.expm1(min(together, _MOST_NATS)),
+            perplexity_rel=math.expm1(min(together, MOST_NATS)),
         ),
         layers=_kept_layers(problem, losses, chosen),
         frontier=frontier(problem, choice.program),

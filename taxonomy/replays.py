@@ -53,10 +53,10 @@ class ReplayTimes(Block, kw_only=True):
     samples: Count = 0
 
     def contradictions(self) -> Iterator[str]:
-        """Yield that its time is not the mean of its placements."""
-        known = self.placements_ns and min(self.placements_ns) > 0
-        if known and differs(self.ns, statistics.geometric_mean(self.placements_ns)):
-            yield "ns is not the geometric mean of placements_ns"
+        """Yield that its time or its interval is not that of its placements."""
+        yield from _not_of_placements(self.ns, self.ci95, self.placements_ns)
+        if self.samples and self.samples < len(self.placements_ns):
+            yield "it has fewer samples than placements"
 
 
 class ReplayedGemm(Block, kw_only=True):
@@ -92,7 +92,14 @@ class ReplayedGemm(Block, kw_only=True):
     tile: Name | None = None  # rows x columns of the output, where the kernel's name states it
 
     def contradictions(self) -> Iterator[str]:
-        """Yield that a share of the bound is not that of its times."""
+        """Yield work that is not that of its shape, or a share that is not that of its times."""
+        size = ITEMSIZE.get(self.dtype)
+        if self.flop and differs(self.flop, self.gemm.flop):
+            yield "flop is not 2 x batch x M x N x K"
+        if self.bytes and size is not None and differs(self.bytes, self.gemm.bytes(size)):
+            yield "bytes are not those of its shape and dtype"
+        if len({size is None for size in (self.dense_m, self.dense_n, self.dense_k)}) > 1:
+            yield "it has a part of a dense shape"
         shares = (self.share_of_bound, self.share_of_bound_cold)
         for share, time in zip(shares, (self.warm, self.cold), strict=True):
             if self.ideal_ns is None or time is None or time.ns <= 0:
@@ -130,9 +137,17 @@ class StepCurve(Block, kw_only=True):
     base_ns: Number | None = None
 
     def contradictions(self) -> Iterator[str]:
-        """Yield that its points do not have a time each, or one outside of its interval."""
+        """Yield that its points do not have a time each, or one that is not of its placements."""
         if not len(self.sizes) == len(self.ns) >= len(self.ci95):
             yield "it has not one time for each size"
+        if len(self.placements_ns) not in (0, len(self.ns)):
+            yield "it has not the placements of each size"
+        if self.axis not in ("N", "K") or getattr(self, self.axis.lower()) is not None:
+            yield "its axis is not that of N and K which has no size"
+        if self.width is None and (self.step_ns, self.base_ns) != (None, None):
+            yield "it has steps without a width"
+        for ns, placements in zip(self.ns, self.placements_ns, strict=False):
+            yield from _not_of_placements(ns, None, placements)
         for ns, ends in zip(self.ns, self.ci95, strict=False):
             if ends is not None:
                 yield from outside(ns, ends, "interval")
@@ -191,6 +206,15 @@ class Replays(Block, kw_only=True):
     disturbed: Names = []
     left_out: Annotated[list[str], Meta(max_length=1000)] = []
 
+    def contradictions(self) -> Iterator[str]:
+        """Yield that the bound of a GEMM is not the one that the peaks give."""
+        for index, gemm in enumerate(self.gemms):
+            ideal = self.peaks.ideal_ns(gemm.gemm, gemm.dtype)
+            if ideal is None:
+                continue
+            if differs(gemm.ideal_ns, ideal[0]) or gemm.bound not in (None, ideal[1]):
+                yield f"gemms.{index}: ideal_ns or bound is not that of the peaks"
+
     @property
     def timing_valid(self) -> bool:
         """Whether the times are evidence: no round that counts was disturbed.
@@ -210,6 +234,22 @@ def read_replays(path: Path) -> Replays:
     if not path.is_file() or path.stat().st_size > MAX_BYTES:
         raise PrunescopeError(f"{path.name} is not a file of replayed GEMMs", hint=_HINT)
     return decode(path.read_bytes(), Replays, where=path.name, hint=_HINT)
+
+
+def _not_of_placements(
+    ns: float, ends: Sequence[float] | None, placements: Sequence[float]
+) -> Iterator[str]:
+    """Yield that a time is not positive, or that it or its interval is not that of placements."""
+    if min(ns, *placements, 1) <= 0:
+        yield "a time is not above 0"
+        return
+    if placements and differs(ns, statistics.geometric_mean(placements)):
+        yield "ns is not the geometric mean of placements_ns"
+    logs = interval_of([math.log(of) for of in placements])
+    if logs is not None and ends is not None:
+        wrong = any(differs(end, math.exp(log)) for end, log in zip(ends, logs, strict=True))
+        if wrong:
+            yield "ci95 is not the interval of placements_ns"
 
 
 def interval_of(values: Sequence[float]) -> list[float] | None:

@@ -6,7 +6,7 @@ who wins where. The loss of a run is the `quality` of its manifest, measured on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ from prunescope.analysis.schema.pareto import (
 )
 from prunescope.analysis.schema.report import TOOL, Report
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.families import families
 from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.runs.run import Run, read_run
 from prunescope.taxonomy.runs.run_blocks import Recovered
@@ -152,6 +153,10 @@ def _measure(
             f"{entry.id} has no dense baseline in {entry.phase}",
             hint="remove the run and sweep again",
         )
+    if wrong := next(_not_of_run(entry, run), None):
+        raise PrunescopeError(
+            f"{entry.id} is planned with {wrong}", hint="restore sweep.json, or sweep again"
+        )
     dense = phase.baseline.unprofiled_ns if phase.baseline else None
     subject = SweepSubject(
         model=run.model.id,
@@ -168,6 +173,25 @@ def _measure(
         subject=subject,
         busy=bool(phase.invalid_times) or _was_loaded(run, entry.phase),
     )
+
+
+def _not_of_run(entry: SweepResult, run: Run) -> Iterator[str]:
+    """Yield what sweep.json says of a result and its run.json contradicts; nothing of a function.
+
+    The least of equal sparsities is the one that a sweep prunes by; a composite states none.
+    """
+    timed, pruning = run.phases.get(entry.phase), run.pruning
+    for name in ("batch", "prompt_len"):
+        planned, measured = getattr(entry, name), getattr(timed, name, None)
+        if measured is not None and measured != planned:
+            yield f"{name} {planned}, and its run has {measured}"
+    if pruning is None:
+        return
+    if pruning.sparsity is not None and entry.sparsity not in (None, pruning.sparsity):
+        yield f"sparsity {entry.sparsity:g}, and its run has {pruning.sparsity:g}"
+    known = {family.id for family in families()}
+    if {entry.family, pruning.method} <= known and entry.family != pruning.method:
+        yield f"family {entry.family}, and its run has {pruning.method}"
 
 
 def _was_loaded(run: Run, phase: str) -> bool:

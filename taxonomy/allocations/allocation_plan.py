@@ -6,6 +6,7 @@ ns, memory in bytes, losses in nats per token. A later version may add keys, and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,6 +30,7 @@ from prunescope.taxonomy.own_files import refuse_own_file
 
 KIND: Literal["allocation"] = "allocation"
 _HINT = "make it again with `prunescope allocate`"
+MOST_NATS = 700.0  # the largest whose exponential is a number
 _MOST = 1 << 20  # heads or channels of a layer
 Indices = Annotated[list[Count], Meta(min_length=1, max_length=_MOST)]
 
@@ -57,6 +59,24 @@ class KeptLayer(msgspec.Struct, kw_only=True, omit_defaults=True):
     loss: Number = 0.0
     saves_ns: dict[Name, Number] = {}
 
+    def contradictions(self) -> Iterator[str]:
+        """Yield that it is dropped and keeps something, or keeps more than the dense layer has."""
+        parts = (
+            ("kv_heads", self.kv_heads, self.dense_kv_heads, self.kept_kv_heads),
+            ("channels", self.channels, self.dense_channels, self.kept_channels),
+        )
+        for name, size, dense, kept in parts:
+            if self.dropped and (size is not None or kept is not None):
+                yield f"it is dropped, and keeps {name}"
+            if size is not None and dense is not None and size > dense:
+                yield f"it keeps more {name} than the dense layer has"
+            if kept is None:
+                continue
+            if len(set(kept)) < len(kept) or size is not None and len(kept) != size:
+                yield f"kept_{name} does not list each of its {name} once"
+            if dense is not None and max(kept) >= dense:
+                yield f"kept_{name} has an index that the dense layer lacks"
+
 
 class Target(msgspec.Struct, kw_only=True):
     """The target of the plan: exactly one of the three.
@@ -68,6 +88,12 @@ class Target(msgspec.Struct, kw_only=True):
     speedup: Number | None = None
     latency_ms: Number | None = None
     memory_gb: Number | None = None
+
+    def contradictions(self) -> Iterator[str]:
+        """Yield that it is not exactly one of the three."""
+        stated = [self.speedup, self.latency_ms, self.memory_gb]
+        if sum(value is not None for value in stated) != 1:
+            yield "it is not exactly one of speedup, latency_ms and memory_gb"
 
 
 class ExpectedPhase(msgspec.Struct, kw_only=True):
@@ -114,6 +140,12 @@ class PlanEstimate(msgspec.Struct, kw_only=True):
         if self.phases and (planned <= 0 or differs(self.speedup, dense / planned)):
             yield "speedup is not that of its phases"
         yield from outside(self.speedup, self.range)
+        if (self.loss_measured is None) != (self.perplexity_rel is None):
+            yield "one of loss_measured and perplexity_rel lacks the other"
+        elif self.loss_measured is not None and differs(
+            self.perplexity_rel, math.expm1(min(self.loss_measured, MOST_NATS))
+        ):
+            yield "perplexity_rel is not exp(loss_measured) - 1"
 
 
 class TradeOff(msgspec.Struct, kw_only=True):
@@ -144,6 +176,12 @@ class Additivity(msgspec.Struct, kw_only=True):
     correlation: Number | None
     worst_error: Number | None
 
+    def contradictions(self) -> Iterator[str]:
+        """Yield a correlation that none is, or an error of no pairs."""
+        yield from outside(self.correlation or 0.0, (-1.0, 1.0), "range")
+        if not self.pairs and (self.correlation, self.worst_error) != (None, None):
+            yield "it has no pairs, and a correlation or an error"
+
 
 class PlanOfLayers(msgspec.Struct, kw_only=True):
     """The content of the plan.json of `allocate`."""
@@ -165,9 +203,11 @@ class PlanOfLayers(msgspec.Struct, kw_only=True):
     command: str = ""
 
     def contradictions(self) -> Iterator[str]:
-        """Yield that the losses of its layers do not add up to the one that is expected."""
+        """Yield that the losses of its layers do not add up, or that they save in other phases."""
         if differs(self.expected.loss, sum(layer.loss for layer in self.layers)):
             yield "the losses of its layers do not add up to expected.loss"
+        if any(layer.saves_ns.keys() - self.expected.phases.keys() for layer in self.layers):
+            yield "a layer saves time in a phase that expected.phases lacks"
 
     @property
     def has_ranks(self) -> bool:

@@ -52,6 +52,15 @@ class Planned(RunSetting, kw_only=True, frozen=True):
     select: str | None = None  # where a sweep compares several ways to choose
     set: tuple[str, ...] = ()  # KNOB=VALUE of the family, in which points of it differ
 
+    def contradictions(self) -> Iterator[str]:
+        """Yield that its sparsity is not the least of its own, or that none is."""
+        if self.sparsities and self.sparsity != min(self.sparsities):
+            yield "sparsity is not the least of sparsities"
+        if self.sparsity is not None and not 0 <= self.sparsity < 1:
+            yield f"{self.sparsity:g} is no sparsity"
+        if min(self.draw, self.warmup) < 0:
+            yield "draw or warmup is below 0"
+
 
 class SweepResult(Planned, kw_only=True, frozen=True):
     """The outcome of a planned result.
@@ -68,9 +77,10 @@ class SweepResult(Planned, kw_only=True, frozen=True):
     retried: int = 0
 
     def contradictions(self) -> Iterator[str]:
-        """Yield that it is done and has no run."""
+        """Yield that it is done and has no run, or that its sparsity is none of its own."""
         if self.state == DONE and self.run is None:
             yield "it is done, and it has no run"
+        yield from super().contradictions()
 
 
 class PlanFile(msgspec.Struct, kw_only=True):

@@ -363,6 +363,7 @@ def _sweep(folder: Path) -> None:
             "kl": loss / 2, "agreement": 1 - loss, "perplexity": 10 * (1 + loss),
             "dense_perplexity": 10.0, "text": {"source": "a text", "tokens": 900},
         }  # fmt: skip
+        manifest["pruning"]["sparsity"] = sparsity
         path.write_text(json.dumps(manifest))
         results += [
             {"id": f"r{number}-{phase}", "family": name, "sparsity": sparsity, "phase": phase,

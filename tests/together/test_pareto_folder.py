@@ -26,11 +26,18 @@ from tests.analysis.pareto_points import MS
 from tests.analysis.report import example
 
 
-def run_json(placements: int = 0, notes: list[str] | None = None, **quality: Any) -> str:
+def run_json(
+    placements: int = 0,
+    notes: list[str] | None = None,
+    *,
+    batch: int = 1,
+    prompt_len: int = 512,
+    **quality: Any,
+) -> str:
     """The least manifest that the analysis reads."""
     entry = PhaseRun(
-        batch=1, prompt_len=512, positions=[0, 512], context=512, logits="last", cache="dynamic",
-        attention="sdpa", mode="eager", steps=5, tokens_per_step=512, warmup=3,
+        batch=batch, prompt_len=prompt_len, positions=[0, 512], context=512, logits="last",
+        cache="dynamic", attention="sdpa", mode="eager", steps=5, tokens_per_step=512, warmup=3,
         placements=[Placement(samples=1, steps=1)] * placements,
     )  # fmt: skip
     run = Run(
@@ -56,6 +63,7 @@ def sweep_folder(folder: Path, *entries: dict[str, Any], schema: int = 1) -> Pat
             place = folder / "runs" / f"r{number}" / "pruned"
             place.mkdir(parents=True)
             text = run_json(
+                batch=full["batch"], prompt_len=full["prompt_len"],
                 perplexity_rel=0.2, perplexity_rel_ci95=[0.15, 0.25], kl=0.3, agreement=0.8,
                 perplexity=12.0, dense_perplexity=10.0, text={"source": "t", "tokens": 9},
             )  # fmt: skip
@@ -115,6 +123,41 @@ def test_points_are_compared_inside_their_batch_and_length_alone(tmp_path: Path)
     phase = pareto.judge(folder).phases["prefill"]
     assert [(c.batch, c.prompt_len) for c in phase.cells] == [(1, 64), (1, 512), (8, 512)]
     assert all(p.on_frontier for p in phase.points)
+
+
+@pytest.mark.usefixtures("analysed")
+@pytest.mark.parametrize(
+    ("planned", "found"),
+    [
+        ({"batch": 8}, "batch 8, and its run has 1"),
+        ({"prompt_len": 64}, "prompt_len 64, and its run has 512"),
+        ({"sparsity": 0.9}, "sparsity 0.9, and its run has 0.25"),
+        ({"family": "static-m"}, "family static-m, and its run has static-nk"),
+    ],
+)
+def test_a_result_that_its_run_contradicts_is_no_point(
+    tmp_path: Path, planned: dict[str, Any], found: str
+) -> None:
+    folder = sweep_folder(tmp_path / "s", {}, planned)
+    for name in ("r0", "r1"):
+        path = folder / "runs" / name / "pruned" / "run.json"
+        run = Run.from_json(run_json())
+        run.pruning = Pruning(method="static-nk", sparsity=0.25)
+        path.write_text(run.to_json())
+    judged = pareto.judge(folder)
+    assert [point.id for point in judged.phases["prefill"].points] == ["r0"]
+    assert [(one.id, one.error) for one in judged.failed] == [("r1", f"r1 is planned with {found}")]
+
+
+@pytest.mark.usefixtures("analysed")
+def test_a_function_has_the_name_that_the_sweep_gives(tmp_path: Path) -> None:
+    """A composite states no sparsity, and a function is called as its module is."""
+    folder = sweep_folder(tmp_path / "s", {"family": "other:prune"})
+    path = folder / "runs" / "r0" / "pruned" / "run.json"
+    run = Run.from_json(path.read_bytes())
+    run.pruning = Pruning(method="mine:prune", sparsity=None)
+    path.write_text(run.to_json())
+    assert not pareto.judge(folder).failed
 
 
 def test_drift_of_the_dense_model_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,10 +268,10 @@ def trained(
 def test_recovery_is_held_against_the_dense_model_trained_alike(tmp_path: Path) -> None:
     """Untrained e^(2.5 - 2.0) - 1 worse than dense, trained alike e^(2.1 - 1.9) - 1."""
     folder = sweep_folder(tmp_path / "s", {}, {"draw": 1, "family": "static-m"})
-    for name, text in (("r0", "t"), ("r1", "another")):
+    for name, text, method in (("r0", "t", "static-nk"), ("r1", "another", "static-m")):
         path = folder / "runs" / name / "pruned" / "run.json"
         run = Run.from_json(path.read_bytes())
-        run.pruning = Pruning(method="static-nk", recovery=trained(2.5, 2.1, text))
+        run.pruning = Pruning(method=method, recovery=trained(2.5, 2.1, text))
         path.write_text(run.to_json())
     (folder / "quality").mkdir()
     control = ControlLosses(of="x", recovery=trained(2.0, 1.9), nats={"text": [2.0]})
