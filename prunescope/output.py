@@ -20,6 +20,8 @@ from prunescope.taxonomy.atomic_write import write_file
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.words import time_left, when
 
+_WIDEST = 1000  # columns of a table that somebody reads
+
 QUIET_S = 10.0  # between two lines of progress in a file
 
 
@@ -39,8 +41,13 @@ def show_result(
 
 
 def console_for(target: str | None) -> Console:
-    """Return the console for people: standard error if standard output belongs to the JSON."""
-    return Console(stderr=target == "-", highlight=False)
+    """Return the console for people: standard error if standard output belongs to the JSON.
+
+    A terminal that claims to be wider than any screen would be filled with blanks for minutes.
+    """
+    console = Console(stderr=target == "-", highlight=False)
+    console.width = min(console.width, _WIDEST)
+    return console
 
 
 @contextmanager

@@ -105,7 +105,12 @@ def decode(data: str | bytes, kind: type[T], *, where: str, hint: str) -> T:
 
 
 def decode_file(path: Path, kind: type[T], *, where: str, hint: str) -> T | None:
-    """Decode a file as `decode` does; return None if there is no such file."""
+    """Decode a file as `decode` does; return None if there is no such file.
+
+    A folder, a pipe or a device is refused: reading a pipe would wait without end.
+    """
+    if path.exists() and not path.is_file():
+        raise PrunescopeError(f"{where} is not a regular file", hint=hint)
     try:
         data = path.read_bytes()
     except FileNotFoundError:

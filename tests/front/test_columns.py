@@ -17,6 +17,7 @@ import pytest
 from rich.cells import cell_len
 
 import prunescope
+from prunescope.output import console_for
 from tests.stored import stored_once
 
 __all__ = ["stored_once"]
@@ -98,3 +99,9 @@ def test_a_comparison_stands_before_its_warnings(
     out = capfd.readouterr().out
     assert "\n!" in out
     assert out.rindex("\n tiny-static-") < out.index("\n!")
+
+
+def test_a_terminal_wider_than_any_screen_is_not_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`COLUMNS=999999999 prunescope families` did not end within a minute."""
+    monkeypatch.setenv("COLUMNS", "999999999")
+    assert console_for(None).width == 1000

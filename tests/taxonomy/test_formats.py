@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +11,15 @@ import msgspec
 import pytest
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.formats import MAX_DEPTH, Block, changed, decode, plain, read
+from prunescope.taxonomy.formats import (
+    MAX_DEPTH,
+    Block,
+    changed,
+    decode,
+    decode_file,
+    plain,
+    read,
+)
 from prunescope.taxonomy.runs import run_blocks, run_quality
 from prunescope.taxonomy.runs.run import Placement, Run
 from prunescope.taxonomy.runs.run_blocks import Matrix, ModuleCounts, WeightStats
@@ -147,3 +156,9 @@ def test_a_file_that_cannot_be_read_is_refused(text: str, problem: str) -> None:
 def test_every_version_that_is_known_is_read_and_absent_means_1() -> None:
     for text, schema in (("{}", 1), ('{"schema": 1}', 1), ('{"schema": 2, "more": 1}', 2)):
         assert decode(text, Small, where="a.json", hint="restore it").schema == schema
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "plan.json")
+    with pytest.raises(PrunescopeError, match=r"the plan is not a regular file"):
+        decode_file(tmp_path / "plan.json", Placement, where="the plan", hint="make it again")
