@@ -126,6 +126,7 @@ def _roles_of_modules(scopes: Scopes, rows: LaunchedRows) -> Roles:
             by_name = scopes.source == "modules" and place.role != "unknown"
             own_role = own_role if by_name else by_order
         role.append(own_role)
+    _follow_projections(role, scopes)
     roles = Roles(layer, role, scopes.source)
     _name_around_experts(role, scopes)
     # Rows before attention that may rotate queries and keys: no module's name says that they do.
@@ -147,6 +148,19 @@ def _roles_of_modules(scopes: Scopes, rows: LaunchedRows) -> Roles:
     name_residuals(roles, rows)
     name_work_on_weights(roles, rows)
     return roles
+
+
+def _follow_projections(role: list[str], scopes: Scopes) -> None:
+    """Give what runs in the module of a linear the role that order gave the linear, in place."""
+    numbers = scopes.place.tolist()
+    renamed = {
+        number
+        for number, given in zip(numbers, role, strict=True)
+        if given == "o" and number >= 0 and scopes.places[number].role == "v"
+    }
+    for i, number in enumerate(numbers):
+        if role[i] == "v" and number in renamed:
+            role[i] = "o"
 
 
 def _with_layers_of_ranges(ordered: Roles, scopes: Scopes) -> Roles:
@@ -323,12 +337,14 @@ def _keep_rotations(
 def _may_rotate(call: OpCall | None) -> bool:
     """Return whether a call can be part of a rotation x·cos + rotate_half(x)·sin.
 
-    True for unknown ops. No rotation divides, as what normalises queries does.
+    True for unknown ops. No rotation divides, as what normalises queries does, or joins biases.
     """
     if call is None or not call.name.startswith("aten::"):
         return True
     if call.name in _PRODUCTS:
         return "mul" in call.name and bool(call.shapes) and not _is_scaling(call)
+    if call.name == "aten::cat" and call.shapes and isinstance(call.shapes[0], tuple):
+        return any(isinstance(part, tuple) and len(part) > 1 for part in call.shapes[0])
     return call.name in _ROTATES or is_sum(call)
 
 
@@ -597,7 +613,8 @@ def _beginnings(kinds: list[str]) -> tuple[list[int], list[int]]:
 _WEIGHED = ("gemm", "gemv", "sparse_gemm")
 _AUXILIARY = ("memset", "memcpy", "reduction")  # kinds of kernels that a GEMM's op also launches
 _ALIKE = 0.9  # of the segments between two attentions
-# (GEMMs between two attentions, projections before the first) -> projections, and what follows attention.
+# (GEMMs between two attentions, projections before the first) -> projections, and what comes
+# behind attention.
 _SEGMENTS = {
     (7, 3): (("q", "k", "v"), ("o", "gate", "up", "down")),
     (4, 1): (("qkv",), ("o", "gate_up", "down")),

@@ -180,7 +180,9 @@ def pair(dense: Kernels, pruned: Kernels, layer_map: list[int] | None = None) ->
 
 def _with_sizes(frame: pl.DataFrame, kernels: Kernels) -> pl.DataFrame:
     """Add a column with the sizes and types of each row's call, as text."""
-    sizes = pl.Series([f"{call.shapes}{call.dtypes}" for call in kernels.shapes.calls], dtype=pl.String)
+    sizes = pl.Series(
+        [f"{call.shapes}{call.dtypes}" for call in kernels.shapes.calls], dtype=pl.String
+    )
     return frame.with_columns(sizes=sizes.gather(frame["call"]).fill_null(""))
 
 
@@ -327,9 +329,7 @@ def _name_parts(parts: pl.DataFrame) -> dict[UnitKey, set[str]]:
     return names
 
 
-def _sum_by_part(
-    frame: pl.DataFrame, steps: int, level: int, *, by_order: bool
-) -> pl.DataFrame:
+def _sum_by_part(frame: pl.DataFrame, steps: int, level: int, *, by_order: bool) -> pl.DataFrame:
     """Return means per step by unit and part.
 
     The part of a product says whether its shapes are known, that of other work its op. Names of

@@ -39,9 +39,8 @@ _MODULES = (
 # The kernel that torch runs for the fast path of its attention, in encoder layers and alone.
 _FAST_PATH = "transform_bias_rescale_qkv"
 _SLOW_PATH = (
-    "torch's fast path runs attention or a whole layer as one operator, without its modules: record "
-    "with "
-    "torch.backends.mha.set_fastpath_enabled(False)"
+    "torch's fast path runs attention or a whole layer as one operator, without its modules: "
+    "record with torch.backends.mha.set_fastpath_enabled(False)"
 )
 SAME_SHARE = 5e-4  # of FLOPs and bytes: a share that prints as 0.0 %
 LEAST = 0.05  # of the difference, or of the busy time: a cause, or a kind of work, worth naming

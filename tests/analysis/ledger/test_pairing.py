@@ -149,7 +149,7 @@ def test_gaps_before_what_went_with_a_sublayer_are_coverage() -> None:
 
 
 def test_of_two_sizes_of_an_op_the_one_that_went_is_coverage() -> None:
-    """One layer loses its MLP and a sum that takes 2 us for four times the bytes of the other, 6 us.
+    """A layer loses its MLP and a sum of 2 us, of four times the bytes of the other, which takes 6.
 
     By bytes alone a fifth of 8 us was left to expect, and 4.4 us would be slower kernels.
     """
