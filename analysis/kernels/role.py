@@ -40,7 +40,6 @@ from prunescope.taxonomy.roles import BACKWARD, UNPLACED, Place
 
 GEMM_KINDS = ("gemm", "gemv", "batched_gemm", "sparse_gemm", "grouped_gemm")
 PRODUCT_KINDS = (*GEMM_KINDS, "attention")
-_BY_A_WEIGHT = ("aten::mm", "aten::addmm", "aten::linear", "aten::mv", "aten::addmv")
 _PRODUCTS = ("aten::mul", "aten::mul_", "aten::div", "aten::div_")
 _ROTATES = ("aten::neg", "aten::sin", "aten::cos", "aten::cat", "aten::addcmul", "aten::addcmul_",
             "aten::polar", "aten::view_as_complex")  # fmt: skip
@@ -127,6 +126,7 @@ def _roles_of_modules(scopes: Scopes, rows: LaunchedRows) -> Roles:
             by_name = scopes.source == "modules" and place.role != "unknown"
             own_role = own_role if by_name else by_order
         role.append(own_role)
+    _follow_projections(role, scopes)
     roles = Roles(layer, role, scopes.source)
     _name_around_experts(role, scopes)
     # Rows before attention that may rotate queries and keys: no module's name says that they do.
@@ -148,6 +148,19 @@ def _roles_of_modules(scopes: Scopes, rows: LaunchedRows) -> Roles:
     name_residuals(roles, rows)
     name_work_on_weights(roles, rows)
     return roles
+
+
+def _follow_projections(role: list[str], scopes: Scopes) -> None:
+    """Give what runs in the module of a linear the role that order gave the linear, in place."""
+    numbers = scopes.place.tolist()
+    renamed = {
+        number
+        for number, given in zip(numbers, role, strict=True)
+        if given == "o" and number >= 0 and scopes.places[number].role == "v"
+    }
+    for i, number in enumerate(numbers):
+        if role[i] == "v" and number in renamed:
+            role[i] = "o"
 
 
 def _with_layers_of_ranges(ordered: Roles, scopes: Scopes) -> Roles:
@@ -235,11 +248,12 @@ def _projection_role(
     if _is_attention(kind, call):
         behind[layer] = True
         return own_role
-    if kind not in ("gemm", "gemv") or own_role not in ("o", "qkv", "unknown"):
+    if kind not in ("gemm", "gemv") or own_role not in ("v", "o", "qkv", "unknown"):
         return own_role
     if behind.get(layer):
         behind[layer] = False
-        return "o" if own_role == "unknown" else own_role
+        # Of three linears, q, k and v by their number, one behind attention is no v.
+        return "o" if own_role in ("v", "unknown") else own_role
     # Where attention runs outside of any recorded op, the module's role stays.
     return "qkv" if is_fused_qkv(size) else own_role
 
@@ -250,7 +264,7 @@ def _is_attention(kind: str, call: OpCall | None) -> bool:
     A product by a weight is not.
     """
     if kind in GEMM_KINDS:
-        return call is None or call.name not in _BY_A_WEIGHT
+        return call is None or kind == "batched_gemm"
     return kind in ("attention", "softmax")
 
 
@@ -323,12 +337,14 @@ def _keep_rotations(
 def _may_rotate(call: OpCall | None) -> bool:
     """Return whether a call can be part of a rotation x·cos + rotate_half(x)·sin.
 
-    True for unknown ops.
+    True for unknown ops. No rotation divides, as what normalises queries does, or joins biases.
     """
     if call is None or not call.name.startswith("aten::"):
         return True
     if call.name in _PRODUCTS:
-        return bool(call.shapes) and not _is_scaling(call)
+        return "mul" in call.name and bool(call.shapes) and not _is_scaling(call)
+    if call.name == "aten::cat" and call.shapes and isinstance(call.shapes[0], tuple):
+        return any(isinstance(part, tuple) and len(part) > 1 for part in call.shapes[0])
     return call.name in _ROTATES or is_sum(call)
 
 
@@ -427,8 +443,8 @@ def _ordered_roles(rows: LaunchedRows, *, adapted: bool) -> Roles:
     if not len(inner):
         return Roles(layer, role, "none")
     usual = int(np.bincount(inner).argmax())
-    first = int(np.bincount([p.before[0] for p in passes]).argmax())
-    names, alike = _names(inner, usual, first, routed=any(p.mixture for p in passes))
+    routed = any(p.mixture for p in passes)
+    names, alike = _names(inner, usual, _count_projections(passes, rows), routed=routed)
     if alike <= _ALIKE:
         return Roles(layer, role, "none")
     for forward in passes:
@@ -448,7 +464,23 @@ def _ordered_roles(rows: LaunchedRows, *, adapted: bool) -> Roles:
 Names = tuple[tuple[str, ...], tuple[str, ...]]  # of projections, of what follows attention
 
 
-def _names(inner: Ints, usual: int, first: int, *, routed: bool) -> tuple[dict[int, Names], float]:
+def _count_projections(passes: list[_Pass], rows: LaunchedRows) -> tuple[int, int]:
+    """Count the GEMMs before the first attention: all of them, and the last that read one input.
+
+    Others may embed patches or a time.
+    """
+    first = passes[0].gemms[: passes[0].before[0]][::-1]
+    read = [
+        None if size is None else (size[0], size[2]) for size in map(rows.sizes.__getitem__, first)
+    ]
+    others = [i for i, size in enumerate(read) if size is None or size != read[0]]
+    every = int(np.bincount([p.before[0] for p in passes]).argmax())
+    return every, min(others, default=len(read))
+
+
+def _names(
+    inner: Ints, usual: int, first: tuple[int, int], *, routed: bool
+) -> tuple[dict[int, Names], float]:
     """Return the names of the GEMMs around an attention, by their number up to the next one.
 
     With them comes the share of the segments that they name. Layers of a plain model are alike; in
@@ -457,16 +489,16 @@ def _names(inner: Ints, usual: int, first: int, *, routed: bool) -> tuple[dict[i
     Args:
         inner: The number of GEMMs between two attentions, for each pair.
         usual: The most common of these numbers.
-        first: The number of GEMMs before the first attention.
+        first: The number of GEMMs before the first attention, and of the projections among them.
         routed: Whether the model is a mixture of experts.
     """
     if not routed:
-        plain = _SEGMENTS.get((usual, first))
+        plain = _SEGMENTS.get((usual, first[0])) or _SEGMENTS.get((usual, first[1]))
         if plain is None:
             return {}, 0.0
         return dict.fromkeys(inner.tolist(), plain), float((inner == usual).mean())
-    projections = _PROJECTIONS.get(first, ())
-    segments: dict[int, Names] = {first + len(after): (projections, after) for after in _AFTER}
+    projections = _PROJECTIONS.get(first[0], ())
+    segments: dict[int, Names] = {first[0] + len(after): (projections, after) for after in _AFTER}
     is_known = projections and usual in segments
     return segments, float(np.isin(inner, [*segments]).mean()) if is_known else 0.0
 
@@ -581,7 +613,8 @@ def _beginnings(kinds: list[str]) -> tuple[list[int], list[int]]:
 _WEIGHED = ("gemm", "gemv", "sparse_gemm")
 _AUXILIARY = ("memset", "memcpy", "reduction")  # kinds of kernels that a GEMM's op also launches
 _ALIKE = 0.9  # of the segments between two attentions
-# (GEMMs between two attentions, GEMMs before the first) -> projections, and what follows attention.
+# (GEMMs between two attentions, projections before the first) -> projections, and what comes
+# behind attention.
 _SEGMENTS = {
     (7, 3): (("q", "k", "v"), ("o", "gate", "up", "down")),
     (4, 1): (("qkv",), ("o", "gate_up", "down")),

@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, Kernels
-from prunescope.analysis.kernels.sequence import pair_in_order
+from prunescope.analysis.ops.pairs_in_order import pair_in_order
 
 # Times decide only if their alignment fits at least twice as well as the alignment from the front;
 # less may be noise: layers that differ by noise alone fit about equally well in every alignment.

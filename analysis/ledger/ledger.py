@@ -123,7 +123,7 @@ def ratios(units: Units, sparsity: float | None) -> Ratios:
     # Of work that is no product, bytes say little where there are few: where they grew, no more is
     # expected on top of the dense time than all of the pruned time.
     most = 1.0 + _fill_unknown(_divide(p.busy, d.busy), np.full(len(r_f), np.inf))
-    removed = ~units.pruned.present[parts.unit]
+    removed = ~units.pruned.present[parts.unit] | ((d.busy > 0) & (p.busy == 0))
     for r in (r_f, r_r, r_q):
         r[~counted] = np.minimum(r, most)[~counted]
         r[removed] = 0.0

@@ -165,36 +165,79 @@ def pair(dense: Kernels, pruned: Kernels, layer_map: list[int] | None = None) ->
     )
     index = {k: i for i, k in enumerate(keys)}
     cut = _find_cut_layers(_unit_keys(d), _unit_keys(p))
+    is_shorter = bool(cut or alignment.removed)
+    if is_shorter:
+        frames = _with_sizes(frames[0], dense), _with_sizes(frames[1], pruned)
     return Units(
         keys,
         _side_sums(d, index, dense),
         _side_sums(p, index, pruned),
         alignment,
-        _sum_parts(frames, index, (dense, pruned)),
-        _count_kept_calls(keys, frames, (dense, pruned)) if cut or alignment.removed else None,
+        _sum_parts(frames, index, (dense, pruned), is_shorter=is_shorter),
+        _count_kept_calls(keys, frames, (dense, pruned), cut) if is_shorter else None,
     )
 
 
+def _with_sizes(frame: pl.DataFrame, kernels: Kernels) -> pl.DataFrame:
+    """Add a column with the sizes and types of each row's call, as text."""
+    sizes = pl.Series(
+        [f"{call.shapes}{call.dtypes}" for call in kernels.shapes.calls], dtype=pl.String
+    )
+    return frame.with_columns(sizes=sizes.gather(frame["call"]).fill_null(""))
+
+
 def _count_kept_calls(
-    keys: list[UnitKey], frames: tuple[pl.DataFrame, pl.DataFrame], sides: tuple[Kernels, Kernels]
+    keys: list[UnitKey],
+    frames: tuple[pl.DataFrame, pl.DataFrame],
+    sides: tuple[Kernels, Kernels],
+    cut: list[int],
 ) -> Floats:
-    """Return the share of the calls of each unit that is left.
+    """Return the share of the calls of each unit that is left, by the gaps before them.
 
     It is below 1 for norms and the like that no module assigns to a layer, and for the norm and the
     residual of a layer that lost a sublayer: the calls of what was removed, and the gaps before
-    them, are gone.
+    them, are gone. Calls are told apart by op and sizes where the pruned side has no other ones.
     """
-    cut = _find_cut_layers(*(_unit_keys(frame[[*_UNIT]].unique()) for frame in frames))
     of_cut = pl.col("unit_layer").is_null() | (
         pl.col("unit_layer").is_in(cut) & pl.col("class").is_in(PRODUCTS).not_()
     )
     calls = []
     for frame, side in zip(frames, sides, strict=True):
-        rows = frame.filter(of_cut).select(*_UNIT, "step", "instance")
-        counts = rows.unique().group_by(*_UNIT).len()
-        calls.append({(a, b, c): n / side.num_steps for a, b, c, n in counts.iter_rows()})
-    before, after = calls
-    return np.array([min(1.0, after.get(k, 0.0) / before[k]) if k in before else 1.0 for k in keys])
+        rows = frame.filter(of_cut).with_columns(of=pl.coalesce("op", "name") + pl.col("sizes"))
+        gaps = rows.group_by(*_UNIT, "of", "step", "instance").agg(pl.col("gap").sum())
+        sums = gaps.group_by(*_UNIT, "of").agg(
+            pl.len() / side.num_steps,
+            pl.col("gap").sum() / side.num_steps,
+            pl.col("gap").median().alias("usual"),
+        )
+        units: dict[UnitKey, dict[str, Gaps]] = defaultdict(dict)
+        for *unit, call, count, gap, usual in sums.iter_rows():
+            units[tuple(unit)][call] = count, gap, usual
+        calls.append(units)
+    return np.array([_share_kept(*(units.get(key, {}) for units in calls)) for key in keys])
+
+
+Gaps = tuple[float, float, float]  # calls of a step, all gaps before them and the median, ns
+
+
+def _share_kept(dense: dict[str, Gaps], pruned: dict[str, Gaps]) -> float:
+    """Return the share of the gaps before dense calls that is left.
+
+    A call that went had the median of the gaps before its like: a long one at the begin of a step
+    is of what came before. It is the share of calls where the pruned side has other ones, or no
+    gap.
+    """
+    old, new = (sum(count for count, _, _ in calls.values()) for calls in (dense, pruned))
+    whole = sum(gap for _, gap, _ in dense.values())
+    if not old or not new:
+        return 1.0
+    if not whole or not pruned.keys() <= dense.keys():
+        return min(1.0, new / old)
+    gone = (
+        gap if call not in pruned else max(0.0, count - pruned[call][0]) * min(usual, gap / count)
+        for call, (count, gap, usual) in dense.items()
+    )
+    return 1.0 - sum(gone) / whole
 
 
 def _find_cut_layers(dense: list[UnitKey], pruned: list[UnitKey]) -> list[int]:
@@ -229,6 +272,7 @@ def _sum_units(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 _GENERATED, _AUXILIARY = "triton_", "auxiliary"
+_BY_SIZES, _BY_OP, _POOLED = range(3)  # what is one part of a unit
 _PART_COLUMNS = ("busy", "flop", "bytes", "ideal", "predicted")
 
 
@@ -236,36 +280,36 @@ def _sum_parts(
     frames: tuple[pl.DataFrame, pl.DataFrame],
     index: dict[UnitKey, int],
     sides: tuple[Kernels, Kernels],
+    *,
+    is_shorter: bool,
 ) -> UnitParts:
     """Sum the parts of all units.
 
     A part keeps what is known of it alone: bytes of an op that shrank are not pooled with those of
-    one that did not.
+    one that did not. Where layers or sublayers went (`is_shorter`), an op went with them.
     """
     by_order = any(side.is_by_order for side in sides)
-    steps = [side.num_steps for side in sides]
-    parts = [
-        _sum_by_part(frame, count, by_order=by_order)
-        for frame, count in zip(frames, steps, strict=True)
-    ]
-    old, new = (_name_parts(side_parts) for side_parts in parts)
-    differ = [unit for unit in old.keys() & new.keys() if old[unit] != new[unit]]
-    if differ:
-        pooled = pl.DataFrame(differ, schema=_UNIT, orient="row")
+    tables: list[list[pl.DataFrame]] = [[], []]
+    left = list(frames)
+    for level in (_BY_SIZES, _BY_OP, _POOLED) if is_shorter else (_BY_OP, _POOLED):
         parts = [
-            pl.concat(
-                [
-                    side_parts.join(pooled, on=[*_UNIT], how="anti", nulls_equal=True),
-                    _sum_by_part(
-                        frame.join(pooled, on=[*_UNIT], how="semi", nulls_equal=True),
-                        count,
-                        pooled=True,
-                    ),
-                ]
-            )
-            for side_parts, frame, count in zip(parts, frames, steps, strict=True)
+            _sum_by_part(frame, side.num_steps, level, by_order=by_order)
+            for frame, side in zip(left, sides, strict=True)
         ]
-    d, p = parts
+        old, new = (_name_parts(side_parts) for side_parts in parts)
+        differ = [
+            unit
+            for unit in old.keys() & new.keys()
+            if level != _POOLED
+            and not (new[unit] <= old[unit] if is_shorter else new[unit] == old[unit])
+        ]
+        units = pl.DataFrame(differ, schema=_UNIT, orient="row")
+        for table, side_parts in zip(tables, parts, strict=True):
+            table.append(side_parts.join(units, on=[*_UNIT], how="anti", nulls_equal=True))
+        if not differ:
+            break
+        left = [frame.join(units, on=[*_UNIT], how="semi", nulls_equal=True) for frame in left]
+    d, p = (pl.concat(table) for table in tables)
     on = [*_UNIT, "part"]
     rows = d.join(p, on=on, how="full", nulls_equal=True, coalesce=True).sort(on)
     unit = np.array([index[key] for key in _unit_keys(rows)], np.int64)
@@ -285,9 +329,7 @@ def _name_parts(parts: pl.DataFrame) -> dict[UnitKey, set[str]]:
     return names
 
 
-def _sum_by_part(
-    frame: pl.DataFrame, steps: int, *, by_order: bool = False, pooled: bool = False
-) -> pl.DataFrame:
+def _sum_by_part(frame: pl.DataFrame, steps: int, level: int, *, by_order: bool) -> pl.DataFrame:
     """Return means per step by unit and part.
 
     The part of a product says whether its shapes are known, that of other work its op. Names of
@@ -296,19 +338,20 @@ def _sum_by_part(
     Args:
         frame: The rows of a side.
         steps: The number of steps.
+        level: Whether a part is of one op and its sizes, of one op, or of all rows of its unit.
         by_order: Whether the place of a product is inferred, so that its ratio is not applied
-            to its
-            auxiliary kernels.
-        pooled: Whether all rows of a unit are one part.
+            to its auxiliary kernels.
     """
     op = pl.coalesce("op", "name", pl.lit(""))
     op = pl.when(op.str.starts_with(_GENERATED)).then(pl.lit(_GENERATED)).otherwise(op)
     of_kind = pl.when(pl.col("class").is_in(PRODUCTS)).then(pl.lit("")).otherwise(op)
     unknown = pl.when("modelled").then(pl.lit("")).otherwise(pl.lit("?"))
+    if level == _BY_SIZES:
+        of_kind = pl.when(of_kind == "").then(of_kind).otherwise(of_kind + pl.col("sizes"))
     if by_order:
         of_kind = pl.when("auxiliary").then(pl.lit(_AUXILIARY)).otherwise(of_kind)
     part = of_kind + pl.when(of_kind == _GENERATED).then(pl.lit("")).otherwise(unknown)
-    if pooled:
+    if level == _POOLED:
         part = pl.lit("")
     return frame.group_by(*_UNIT, part.alias("part")).agg(
         pl.col("busy").sum() / steps, *(_sum_known(c).alias(c) / steps for c in _PART_COLUMNS[1:])

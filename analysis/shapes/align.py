@@ -31,6 +31,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median
 
+import numpy as np
+
+from prunescope.analysis.ops.pairs_in_order import sum_best_pairs
 from prunescope.analysis.schema.notice import Notice, warning
 from prunescope.analysis.shapes.config_evidence import set_aside_misplaced
 from prunescope.analysis.shapes.items import (
@@ -245,39 +248,16 @@ class Pattern:
         rows, columns = len(items), len(places)
         if rows * columns > _CELLS:
             return {}
-        can = [[self.can_be(item, place) for _, place in places] for item in items]
-        ahead = _count_pairs(can, rows, columns)
-        behind = _count_pairs([list(reversed(row)) for row in reversed(can)], rows, columns)
-        best = ahead[rows][columns]
-        sure: dict[int, tuple[int, int]] = {}
-        for i in range(rows):
-            fit = [
-                j
-                for j in range(columns)
-                if can[i][j] and ahead[i][j] + 1 + behind[rows - 1 - i][columns - 1 - j] == best
-            ]
-            if len(fit) != 1:
-                continue
-            # If an alignment that leaves it out is as good, it may be another kernel.
-            left_out = any(
-                ahead[i][j] + behind[rows - 1 - i][columns - j] == best for j in range(columns + 1)
-            )
-            if not left_out:
-                sure[i] = places[fit[0]]
-        return sure
-
-
-def _count_pairs(can: list[list[bool]], rows: int, columns: int) -> list[list[int]]:
-    """Return how many pairs in order the first i items and the first j places can make: [i][j]."""
-    table = [[0] * (columns + 1) for _ in range(rows + 1)]
-    for i in range(rows):
-        above, here = table[i], table[i + 1]
-        for j in range(columns):
-            longest = above[j + 1] if above[j + 1] >= here[j] else here[j]
-            if can[i][j] and above[j] + 1 > longest:
-                longest = above[j] + 1
-            here[j + 1] = longest
-    return table
+        can = np.array(
+            [[self.can_be(item, place) for _, place in places] for item in items], np.int32
+        ).reshape(rows, columns)
+        behind = sum_best_pairs(can)
+        ahead = sum_best_pairs(can[::-1, ::-1])[::-1, ::-1]
+        fits = (can > 0) & (ahead[:-1, :-1] + 1 + behind[1:, 1:] == behind[0, 0])
+        # If an alignment that leaves it out is as good, it may be another kernel.
+        spared = (ahead[:-1] + behind[1:] == behind[0, 0]).any(axis=1)
+        sure = np.flatnonzero((fits.sum(axis=1) == 1) & ~spared)
+        return {i: places[fits[i].argmax()] for i in sure.tolist()}
 
 
 def find_pattern(items: Sequence[Item], spans: Sequence[range]) -> Pattern | None:

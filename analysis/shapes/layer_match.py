@@ -2,8 +2,8 @@
 
 In: the kernels of a layer in launch order with their usual times (ns), and the ways to run a layer
 (orders of its slots). Out: a `LayerMatch`, the slot of each kernel, or a notice that says why.
-Kernels and slots are aligned in order by dynamic programming. For the experts of a layer that run
-one after the other, `slots_of_expert` and `slots_in_turns` find which GEMM each kernel is.
+Kernels and slots are paired in order as two sides are. For the experts of a layer that run one
+after the other, `slots_of_expert` and `slots_in_turns` find which GEMM each kernel is.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from prunescope.analysis.ops.pairs_in_order import pair_in_order
 from prunescope.analysis.schema.notice import Notice, warning
 from prunescope.analysis.shapes.items import Item, can_run
 from prunescope.analysis.shapes.slots import EXPERT, GEMM, Layer, Slot
@@ -21,6 +24,7 @@ _SKIP = 0.5  # cost of a kernel that no slot explains, on top of its share of th
 _SURE = 0.25  # by which the best match must beat a different one
 _LEAST = 0.8  # of the GEMM time of a layer that must be explained
 _LAUNCH = 3_000.0  # ns that a kernel takes with next to no work
+_TAKEN = 1e6  # for each slot that has a kernel, above all costs
 _MOST = 48  # GEMMs of a layer: seven linears with two of an adapter each are 21
 
 
@@ -147,32 +151,26 @@ def _cheapest_at_rate(
     slots: Sequence[Slot],
     banned: tuple[int, int] | None,
 ) -> Choice | None:
-    """Return the cheapest choice at one rate, by dynamic programming; None without any.
+    """Return the cheapest choice at one rate; None where a slot has no kernel.
 
-    `cost[i][j]` is that of the first i kernels on the first j slots. A `banned` pair of a kernel
-    and a slot is not chosen.
+    A `banned` pair of a kernel and a slot is not chosen.
     """
-    rows, columns, total = len(sample), len(slots), sum(times) or 1.0
+    total = sum(times) or 1.0
     skip = [_SKIP + 4 * ns / total for ns in times]
-    cost = [[math.inf] * (columns + 1) for _ in range(rows + 1)]
-    cost[0][0] = 0.0
-    for i in range(rows):
-        for j in range(columns + 1):
-            cost[i + 1][j] = cost[i][j] + skip[i]
-            if j and (i, j - 1) != banned and can_run(sample[i], slots[j - 1]):
-                off = abs(math.log(slots[j - 1].size / max(times[i], 1.0) / rate))
-                cost[i + 1][j] = min(cost[i + 1][j], cost[i][j - 1] + off)
-    if cost[rows][columns] == math.inf:
+    # What a pair saves: the kernel's skip, less what its time is off, and any slot above all that.
+    saved = np.zeros((len(sample), len(slots)))
+    for i, (item, ns) in enumerate(zip(sample, times, strict=True)):
+        for j, slot in enumerate(slots):
+            if (i, j) != banned and can_run(item, slot):
+                saved[i, j] = _TAKEN + skip[i] - abs(math.log(slot.size / max(ns, 1.0) / rate))
+    pairs = pair_in_order(saved)
+    if len(pairs) < len(slots):
         return None
-    j = columns
-    chosen: list[int | None] = []
-    for i in range(rows - 1, -1, -1):
-        if cost[i + 1][j] == cost[i][j] + skip[i]:
-            chosen.append(None)
-        else:
-            j -= 1
-            chosen.append(j)
-    return cost[rows][columns], chosen[::-1]
+    chosen: list[int | None] = [None] * len(sample)
+    for i, j in pairs:
+        chosen[i] = j
+    cost = sum(skip) - sum(float(saved[pair]) - _TAKEN for pair in pairs)
+    return cost, chosen
 
 
 def _is_sure(

@@ -40,8 +40,8 @@ _MODULES = (
 # The kernel that torch runs for the fast path of its attention, in encoder layers and alone.
 _FAST_PATH = "transform_bias_rescale_qkv"
 _SLOW_PATH = (
-    "torch's fast path runs a whole layer as one operator, without its modules: record with "
-    "torch.backends.mha.set_fastpath_enabled(False)"
+    "torch's fast path runs attention or a whole layer as one operator, without its modules: "
+    "record with torch.backends.mha.set_fastpath_enabled(False)"
 )
 SAME_RATIO = 0.005  # of a speedup: it prints as 1.00×
 SAME_SHARE = 5e-4  # of FLOPs and bytes: a share that prints as 0.0 %

@@ -140,6 +140,8 @@ def _reasons(phase: Phase, late: Finding | None) -> Iterator[str]:
                 yield f"no row of the ledger is evidence: {', '.join(disturbed)}"
             else:
                 yield from _causes(phase, phase.ledger)
+    elif phase.family is not None and phase.family.id == "outside":
+        yield from phase.family.evidence[1:2]  # what moved besides what the headline names
     yield from few_roles(phase)
     if late is not None and late.change:
         yield f"first fix what the others wait for, {late.all_changes}"

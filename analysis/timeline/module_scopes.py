@@ -469,7 +469,7 @@ def _roles_of_children(nest: _Nest, above: int, children: list[int]) -> dict[int
         role = _role_of_class(classes[i])
         if role == "embedding" and layer[i] is not None:
             role = None
-        if classes[i] == "RadixAttention" or classes[i] == "Attention" and not linears:
+        if classes[i] == "RadixAttention" or classes[i] == "Attention" and not nest.linear[i]:
             role = "attention"
         if role is not None:
             roles[i] = role

@@ -96,13 +96,15 @@ def caveats(
 def apply_caveats(family: FamilyVerdict, notices: list[Notice]) -> FamilyVerdict:
     """Lower the confidence of a verdict by its caveats; with next to none left it is unknown.
 
-    The evidence of a family stands first while it is the more likely.
+    The evidence of a family stands first while it is the more likely, unless all that identifies a
+    model differs.
     """
     if not notices:
         return family
     most = min(LIMITS[notice.kind] for notice in notices)
     confidence, against = min(family.confidence, most), list(map(sentence, notices))
-    likely = most >= 0.5 and family.id != "unknown"
+    is_another = any(notice.kind == "other-widths" for notice in notices)
+    likely = most >= 0.5 and family.id != "unknown" and not is_another
     lines = [*family.evidence, *against] if likely else [*against, *family.evidence]
     found_less = structs.replace(family, confidence=confidence, evidence=lines)
     if most > 0.1 or family.id == "unknown":

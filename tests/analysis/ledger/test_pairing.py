@@ -146,3 +146,22 @@ def test_gaps_before_what_went_with_a_sublayer_are_coverage() -> None:
     rows = ledger_of(dense, kernels_of(*kept))
     assert (rows["kernel_efficiency"], rows["launch_idle"]) == (0, 0)
     assert rows["pruned"] == 15_000
+
+
+def test_of_two_sizes_of_an_op_the_one_that_went_is_coverage() -> None:
+    """A layer loses its MLP and a sum of 2 us, of four times the bytes of the other, which takes 6.
+
+    By bytes alone a fifth of 8 us was left to expect, and 4.4 us would be slower kernels.
+    """
+    small, large = (
+        {
+            **kernel_row(0, "residual", busy=busy, gap=1_000),
+            "of": OpCall("aten::add", ((32, n), (32, n)), (BF16, BF16)),
+        }
+        for n, busy in ((64, 6_000), (256, 2_000))
+    )
+    kept = [kernel_row(0, "o", product(64, 64), busy=10_000), small]
+    dense = kernels_of(*kept, kernel_row(0, "up", product(96, 64), busy=5_000), large)
+    rows = ledger_of(dense, kernels_of(*kept))
+    assert (rows["kernel_efficiency"], rows["launch_idle"]) == (0, 0)
+    assert rows["pruned"] == 17_000
