@@ -20,6 +20,7 @@ from tests.analysis.report.devtools import Walk, needs_chromium, walked
 ROOT = Path(__file__).resolve().parents[3]
 PRUNED = ROOT / "traces/stories/odd-width/pruned.json.gz"
 DENSE = ROOT / "traces/stories/odd-width/dense.json.gz"
+RUN = ROOT / "traces/tiny-static-nk"
 FRAME_MS = 50  # the longest that a frame may take to draw, at 5,000 kernels a side
 
 
@@ -231,6 +232,21 @@ def test_keys_of_the_browser_are_left_to_it(tmp_path: Path) -> None:
             assert walk.ask(f"!document.querySelector('.lanes canvas').{press}") is (
                 with_key == "shiftKey"
             )
+
+
+@needs_chromium
+def test_a_command_is_copied_as_it_stands(tmp_path: Path) -> None:
+    """From a file there may be no clipboard: then the command is marked, and copied so."""
+    prunescope.analyze(RUN).save(tmp_path, formats="html")
+    with walked(tmp_path / "report.html", tmp_path) as walk:
+        walk.ask("""Object.defineProperty(navigator, "clipboard", {value: {writeText: text => {
+            window.copied = text; return Promise.resolve(); }}})""")
+        command = walk.ask("document.querySelector('.command code').textContent")
+        walk.click(".command .copy")
+        walk.frame()
+        assert command.startswith("prunescope ") and walk.ask("window.copied") == command
+        assert walk.ask("document.querySelector('.command .copy').textContent") == "copied"
+        assert walk.ask("getSelection().toString()") == command
 
 
 @needs_chromium
