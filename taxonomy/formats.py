@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import stat
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -109,9 +110,9 @@ def decode_file(path: Path, kind: type[T], *, where: str, hint: str) -> T | None
 
     A folder, a pipe or a device is refused: reading a pipe would wait without end.
     """
-    if path.exists() and not path.is_file():
-        raise PrunescopeError(f"{where} is not a regular file", hint=hint)
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise PrunescopeError(f"{where} is not a regular file", hint=hint)
         data = path.read_bytes()
     except FileNotFoundError:
         return None

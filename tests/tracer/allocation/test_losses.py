@@ -63,7 +63,11 @@ def written(path: Path, losses: ModelLosses, options: list[LayerOption]) -> Path
         speedup=1, range=[1, 1], phases={}, memory_bytes=0, dense_memory_bytes=0, loss=0
     )
     plan = PlanOfLayers(
-        kind=KIND, model="tiny", target=Target(phase="prefill"), expected=nothing, layers=layers
+        kind=KIND,
+        model="tiny",
+        target=Target(phase="prefill", speedup=1.5),
+        expected=nothing,
+        layers=layers,
     )
     path.write_bytes(msgspec.json.encode(plan))
     return path

@@ -74,7 +74,7 @@ def planned(text: str, *, families: str = "[static-m]", model: str = "tiny-llama
             "after static-k-lowrank: heads of .* cannot be cut",
         ),
         ("['dynamic-depth:0.25+kv-evict:0.5']", "cannot be taken apart"),
-        ("['dynamic-width+static-nk-mlp']", "pruned with dynamic-width.static-nk-mlp"),
+        ("['dynamic-width+static-nk-mlp']", "static-nk-mlp after dynamic-width: .* does not run"),
         ("['token-drop+dynamic-m']", "dynamic-m after token-drop: .* cannot be taken apart"),
         ("['token-drop+kv-evict']", "kv-evict after token-drop: .* cannot be taken apart"),
         ("['dynamic-depth+static-m']", "static-m after dynamic-depth: it removes layers"),
