@@ -70,7 +70,11 @@ _ASSIGNED = re.compile(
     rf"(?i)(?:{_NAMED}(?:{_QUOTE})?\s*=\s*(?:{_QUOTE})?|{_NAMED}{_QUOTE}\s*:\s*(?:{_QUOTE})?"
     rf"|{_KEYED}\s*:\s+(?:{_QUOTE})?|--[\w-]{{0,40}}(?:{_KEYED}|token)\s+(?!-))"
 )
-_VALUE = re.compile(r"(?!<)(?:(?<=[\"'])[^\"'\\\n]{4,}|[^\s\"'&,;<>{}\[\]()]{4,})")
+# A value without quotes ends before an option that a bar joins to it: `KEY=a|--token b`.
+_VALUE = re.compile(
+    r"(?!<)(?:(?<=[\"'])[^\"'\\\n]{4,}"
+    r"|(?:(?!\|--?[a-z][\w-]{0,40}[ =])[^\s\"'&,;<>{}\[\]()]){4,})"
+)
 # `curl -u name:password`.
 _LOGIN = re.compile(r"(?<![\w-])(-u|--user|--proxy-user)(\s+|=)[^\s:\"'<>]{1,200}:[^\s\"'<>]+")
 # A value whose name is like that of an environment variable that holds a secret.

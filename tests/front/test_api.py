@@ -195,11 +195,12 @@ def test_to_pandas(report: prunescope.Report) -> None:
 
 @pytest.mark.usefixtures("stored_once")
 def test_show_prints_what_the_command_prints(
-    report: prunescope.Report, capsys: pytest.CaptureFixture[str]
+    report: prunescope.Report, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     report.show()
     shown = capsys.readouterr().out
-    assert prunescope.main(["analyze", str(RUNS / "tiny-static-nk"), "--json", "/dev/null"]) == 0
+    words = ["analyze", str(RUNS / "tiny-static-nk"), "--json", "/dev/null", "--out", str(tmp_path)]
+    assert prunescope.main(words) == 0
     command = capsys.readouterr().out
     assert shown.strip() and shown.strip() in command
 

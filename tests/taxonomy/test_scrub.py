@@ -204,6 +204,12 @@ def test_what_one_value_hides_no_other_one_shows(
         assert value not in plain or name in OWNERS, name
 
 
+def test_an_assignment_hides_no_option_behind_it() -> None:
+    """The value of the key went on to the first blank, and the option lost its word."""
+    shown = scrub("MY_OWN_KEY=lQ4zQ0YZ0iy8mP6GC4bw5Wt2|--api-key cB8Rm9bj1wP4rP3Pb3oV6Fn8 --x")
+    assert shown == "MY_OWN_KEY=<secret>|--api-key <secret> --x"
+
+
 def test_structs_are_scrubbed_as_values_are() -> None:
     """What a key tells of its value holds in a report, too."""
     told = {"api_key": "abc", "who": [{"hostname": "x1", "n": 3}, ("/home/ada/x", TOKEN)]}
