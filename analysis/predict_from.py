@@ -41,6 +41,7 @@ from prunescope.analysis.predict.request_points import (
     check_options,
     label_methods,
     methods,
+    replaced_sizes,
     sparsities,
 )
 from prunescope.analysis.predict.scaled_times import (
@@ -76,8 +77,6 @@ from prunescope.taxonomy.families import pruning_families
 from prunescope.taxonomy.plan import FORWARD, PHASES, Workload
 from prunescope.taxonomy.runs.run import MANIFEST, Run, read_run
 from prunescope.taxonomy.shape import ModelShape
-
-_DEFAULT = PredictRequest()
 
 
 def predict_from(request: PredictRequest) -> FromRun:
@@ -158,7 +157,7 @@ def dense_phases(
         setting = _setting(request, run, report)
         if run is None:
             work = measured_sizes(phase, work, names)
-            warnings += _replaced_sizes(request, work, label)
+            warnings += replaced_sizes(request, work, label)
             model = model_name(str(request.model))
             check_layers(phase, setting.shape, model)
             degree = _tensor_degree(phase, setting, work, model)
@@ -195,18 +194,6 @@ def _no_phase(request: PredictRequest, report: Report) -> PrunescopeError:
         "it has no phase to predict from",
         hint="give a dense prefill, decode or forward; --phase, --batch and --prompt-len say which",
     )
-
-
-def _replaced_sizes(request: PredictRequest, work: Workload, label: str) -> list[str]:
-    """Return a warning for each size that was given and that the GEMMs of the trace contradict."""
-    given = {"batch": request.batch, "prompt_len": request.prompt_len}
-    measured = {"batch": work.batch, **({"prompt_len": work.prompt_len} if work.prefill else {})}
-    return [
-        f"{label}: the trace has {name.replace('_', ' ')} {size}, and --{name.replace('_', '-')} "
-        f"{given[name]} is not used"
-        for name, size in measured.items()
-        if given[name] not in (size, getattr(_DEFAULT, name))
-    ]
 
 
 def family_table(request: PredictRequest, dense: DensePhase, warnings: list[str]) -> MeasuredPhase:

@@ -56,7 +56,7 @@ from prunescope.tracer.repairs.table import apply_repair
 _ROOM = 1.3  # a copy needs so many times the size of its weights in free memory
 _SPARE_ROOM = 2  # copies for which there is room, else sides are made again where they are needed
 _LEAST_PLACEMENTS = 3  # of a measurement during which the budget is spent
-_BEFORE, _TWIN, _WHOLE = "before", "its copy", "whole"
+_BEFORE, _COPY, _WHOLE = "before", "its copy", "whole"
 _TRIES = 2  # a measurement that something disturbed is made once more
 _MORE = 4  # times the samples that decide a side in doubt: they halve its interval
 # What each phase predicts that a finding's change saves, ns a step; None: unknown. By finding.
@@ -279,7 +279,7 @@ class _Fixer:
         The second time has `_MORE` times the placements and samples, and decides alone: samples
         that raised a doubt do not also settle it.
         """
-        compared = {_BEFORE: base, _TWIN: TimedModel(copy_model(base.model), base.call)}
+        compared = {_BEFORE: base, _COPY: TimedModel(copy_model(base.model), base.call)}
         trials = self._time_undisturbed(compared, sides, of_each=1)
         doubted = {name: side for name, side in sides.items() if is_in_doubt(trials[name])}
         if doubted and not self._is_over():
@@ -332,7 +332,7 @@ class _Fixer:
     def _trial(self, taken: Sequence[TimedPlacement], name: str) -> GainTrial:
         """Return the measurement of one side against the one before."""
         before, after, twin = (
-            Samples.of(self._whole_runs(taken, side)) for side in (_BEFORE, name, _TWIN)
+            Samples.of(self._whole_runs(taken, side)) for side in (_BEFORE, name, _COPY)
         )
         same = speedup_interval(before, twin, in_turns=True)
         sets = [samples for placement in taken for samples in placement.taken.values()]
@@ -348,7 +348,7 @@ class _Fixer:
             after=self._time_of(taken, name),
             placements=len(taken),
             disturbed_by=list(reasons) if are_disturbed(counts) else [],
-            samples_ns={side: self._whole_runs(taken, side) for side in (_BEFORE, _TWIN, name)},
+            samples_ns={side: self._whole_runs(taken, side) for side in (_BEFORE, _COPY, name)},
         )
 
     def _whole_runs(self, taken: Sequence[TimedPlacement], name: str) -> list[list[int]]:

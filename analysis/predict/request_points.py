@@ -21,7 +21,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import check_sparsity
 from prunescope.taxonomy.method_names import is_function
 from prunescope.taxonomy.option import options_of
-from prunescope.taxonomy.plan import FORWARD
+from prunescope.taxonomy.plan import FORWARD, Workload
 from prunescope.taxonomy.runs.run import Run
 from prunescope.taxonomy.shape import ModelShape
 
@@ -253,6 +253,18 @@ def check_matches_run(request: PredictRequest, run: Run) -> None:
             f"--model {request.model} does not match this run of {run.model.id}",
             hint="remove --model: the run records its model",
         )
+
+
+def replaced_sizes(request: PredictRequest, work: Workload, label: str) -> list[str]:
+    """Return a warning for each size that was given and that the GEMMs of the trace contradict."""
+    given = {"batch": request.batch, "prompt_len": request.prompt_len}
+    measured = {"batch": work.batch, **({"prompt_len": work.prompt_len} if work.prefill else {})}
+    return [
+        f"{label}: the trace has {name.replace('_', ' ')} {size}, and --{name.replace('_', '-')} "
+        f"{given[name]} is not used"
+        for name, size in measured.items()
+        if given[name] not in (size, getattr(_DEFAULT, name))
+    ]
 
 
 def as_one_pass(request: PredictRequest, shape: ModelShape) -> PredictRequest:

@@ -67,11 +67,8 @@ def phase_pictures(
             if kind == "kinds" and not is_alone:
                 continue
             if (told := tell(report, phase)) is not None:
-                words = (
-                    _result_caption(report, name)
-                    if kind in _OF_RESULT
-                    else _steps_caption(report, name)
-                )
+                caption = _result_caption if kind in _OF_RESULT else _steps_caption
+                words = caption(report, name)
                 yield Picture(
                     stem=f"{kind}-{slug}",
                     title=told.title,

@@ -113,11 +113,11 @@ def _explanation(phase: Phase, row: Row) -> str:
         is_most = ns * row.moves_ns > 0 and 2 * abs(ns) >= abs(row.moves_ns)
         if finding.id in _EXPLAINED_BY and is_most:
             return f"mostly {_EXPLAINED_BY[finding.id]}{when(ns < 0, ' of the dense run')}"
-    flop = phase.ladder.flop if phase.ladder is not None else None
-    if row.row == "roofline_shift" and flop is not None and flop <= 1:
+    if (ladder := phase.ladder) is None:
+        return ""
+    if row.row == "roofline_shift" and ladder.flop is not None and ladder.flop <= 1:
         return _MORE_FLOPS[row.moves_ns < 0]
-    nominal = phase.ladder.nominal if phase.ladder is not None else None
-    if row.row == "coverage" and row.moves_ns < 0 and abs((nominal or 1) - 1) < SAME_RATIO:
+    if row.row == "coverage" and row.moves_ns < 0 and abs((ladder.nominal or 1) - 1) < SAME_RATIO:
         return "work that shrank"  # nothing was promised
     return ""
 

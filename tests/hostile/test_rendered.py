@@ -105,7 +105,7 @@ def a_sweep(folder: Path, runs: list[Path]) -> Path:
     return folder
 
 
-def nothing_runs(pages: dict[str, str], folder: Path) -> None:
+def assert_nothing_runs(pages: dict[str, str], folder: Path) -> None:
     """Open all pages in one browser: no dialog, no picture from elsewhere, no word of a script."""
     open_together(pages.values(), folder)
     for name, page in pages.items():
@@ -118,7 +118,7 @@ def nothing_runs(pages: dict[str, str], folder: Path) -> None:
 def test_nothing_runs_in_a_browser(folders: list[Path], tmp_path: Path) -> None:
     pages = {f"{i}": render_html(analyze(run).report) for i, run in enumerate(folders)}
     pages["all"] = comparison_page(compare(folders))
-    nothing_runs(pages, tmp_path)
+    assert_nothing_runs(pages, tmp_path)
 
 
 def test_nothing_runs_in_a_notebook_or_on_a_page_of_several(
@@ -137,7 +137,7 @@ def test_nothing_runs_in_a_notebook_or_on_a_page_of_several(
         "records": report.kernels._repr_html_() if hasattr(report, "kernels") else "",
         **{path.name: path.read_text("utf-8") for path in pictures},
     }
-    nothing_runs({name: page for name, page in pages.items() if page}, tmp_path / "browser")
+    assert_nothing_runs({name: page for name, page in pages.items() if page}, tmp_path / "browser")
     markdown = sweep.save(tmp_path / "text", ["md"])[0].read_text("utf-8")
     assert "<script" not in markdown and "<img" not in markdown
 

@@ -118,7 +118,7 @@ SWEEPS = {
 }
 
 
-def refuses(content: dict[str, Any], kind: type[Any], edit: Edit) -> None:
+def assert_refused(content: dict[str, Any], kind: type[Any], edit: Edit) -> None:
     """Refuse the content with an edit, which is taken without it."""
     decode(json.dumps(content), kind, where="f", hint="h")
     edit(content)
@@ -128,15 +128,15 @@ def refuses(content: dict[str, Any], kind: type[Any], edit: Edit) -> None:
 
 @pytest.mark.parametrize("edit", PLANS.values(), ids=PLANS)
 def test_plans_that_contradict_themselves_are_refused(edit: Edit) -> None:
-    refuses(a_plan(), PlanOfLayers, edit)
+    assert_refused(a_plan(), PlanOfLayers, edit)
 
 
 @pytest.mark.parametrize("edit", REPLAYS.values(), ids=REPLAYS)
 def test_replays_that_contradict_themselves_are_refused(edit: Edit) -> None:
-    refuses(replayed(), Replays, edit)
+    assert_refused(replayed(), Replays, edit)
 
 
 @pytest.mark.parametrize("kind", [SweepFile, PlanFile])
 @pytest.mark.parametrize("edit", SWEEPS.values(), ids=SWEEPS)
 def test_sweeps_that_contradict_themselves_are_refused(kind: type[Any], edit: Edit) -> None:
-    refuses(a_sweep(), kind, edit)
+    assert_refused(a_sweep(), kind, edit)

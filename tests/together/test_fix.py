@@ -146,11 +146,11 @@ def test_what_looks_faster_and_is_in_doubt_is_timed_again(
 
     def take(loops: Mapping[str, Sampled], plan: SamplePlan, **options: Any) -> SampleSet:
         taken = take_counted(loops, plan, **options)
-        if fixing._TWIN in loops:
+        if fixing._COPY in loops:
             placements.append(plan.repeats)
             if len(placements) == 2:
-                twin = taken.samples[fixing._TWIN]
-                taken.samples[fixing._TWIN] = [round(1.3 * ns) for ns in twin]
+                usual = taken.samples[fixing._COPY]
+                taken.samples[fixing._COPY] = [round(1.3 * ns) for ns in usual]
         return taken
 
     monkeypatch.setattr(turns, "take_samples", take)

@@ -30,9 +30,11 @@ def values_of_layers(config: Any) -> Iterator[dict[int, dict[str, Any]]]:
     layers = {int(number): dict(values) for number, values in written.items()}
     if layers:
         config.per_layer_config = None
-    yield layers
-    if layers:
-        config.per_layer_config = layers
+    try:
+        yield layers
+    finally:
+        if layers:
+            config.per_layer_config = layers
 
 
 def change_sizes(config: Any, names: Iterable[str], changes: Iterable[SizeChange]) -> None:

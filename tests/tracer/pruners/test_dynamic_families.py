@@ -17,12 +17,12 @@ from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.attention.blocks import budget, usual_block
 from prunescope.tracer.calibration.point import Point
-from prunescope.tracer.capture.graph_mode import StaticDecode, record_nothing
 from prunescope.tracer.capture.scopes import module_scopes
 from prunescope.tracer.capture.weight_stats import dynamic_stats
 from prunescope.tracer.model import compat
 from prunescope.tracer.pruners.kv_evict import KeyRanker
 from prunescope.tracer.routing.decisions import Sampler
+from tests.tracer import static_steps
 from tests.tracer.dynamic_reference import ARCHITECTURES, prune, small, steps, tokens
 
 pytestmark = pytest.mark.torch
@@ -181,12 +181,10 @@ def test_a_budget_of_one_key_leaves_a_token_itself(keep: str) -> None:
     with torch.no_grad():
         alone = torch.cat([dense(ids[:, t : t + 1]).logits for t in range(20, 24)], 1)
     torch.testing.assert_close(torch.cat(each[1:], 1), alone)
-    loop = StaticDecode(model, ids, prompt_len=20, logits="last", record=record_nothing)
+    _, static = static_steps.loops(model, "decode")
+    last = static_steps.ids()[:, -1:]
     with torch.inference_mode():
-        loop.prepare()
-        loop._read(20)
-        loop._filled = 20
-        torch.testing.assert_close(loop.sample().logits[:, -1], alone[:, -1])
+        torch.testing.assert_close(static_steps.sampled(model, static), dense(last).logits)
 
 
 def test_cropped_caches_are_noticed() -> None:

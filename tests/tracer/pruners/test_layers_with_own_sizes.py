@@ -13,6 +13,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.export.holding import find_holding
 from prunescope.tracer.model import compat
+from prunescope.tracer.model.layer_configs import values_of_layers
 from prunescope.tracer.model.model_shape import model_shape
 from prunescope.tracer.pruners import Applied, family_point, pruner
 from tests.tracer.export.test_layers_that_differ import SMALL
@@ -121,3 +122,13 @@ def test_a_layer_whose_keys_others_read_stays(model_type: str) -> None:
 def test_a_last_layer_that_a_config_would_change_is_refused() -> None:
     with pytest.raises(PrunescopeError, match="makes its last layer one of full_attention"):
         _pruned(_gemma("gemma4_text"), "static-m", layers="1,3")
+
+
+def test_values_of_layers_come_back_after_an_error() -> None:
+    config = AutoConfig.for_model("llama")
+    config.per_layer_config = {1: {"intermediate_size": 64}}
+    with pytest.raises(ZeroDivisionError), values_of_layers(config) as layers:
+        assert layers == {1: {"intermediate_size": 64}}
+        assert not config.to_dict().get("per_layer_config")
+        raise ZeroDivisionError
+    assert config.to_dict()["per_layer_config"] == {"1": {"intermediate_size": 64}}
