@@ -40,7 +40,7 @@ def subject_words(subject: SideFacts, phase: Phase, *, unnamed: str | None = Non
 def realised(phase: Phase) -> RoundedEstimate | None:
     """Return the speedup of a phase with its interval; None without a baseline."""
     ladder = phase.ladder
-    return None if ladder is None else estimate(ladder.realised, ladder.realised_ci95)
+    return None if ladder is None else estimate(ladder.realised, ladder.realised_ci95, against=1.0)
 
 
 def why_no_speedup(phase: Phase) -> str:
