@@ -109,7 +109,8 @@ COMMANDS = {
     "cite": {"runs", "--method", "--json"},
     "bundle": {"runs", "--out", "-o", "--source", "--wheel", "--anonymous", "--overwrite"},
     "verify": {"path", "--allow-missing-figures", "--allow-undrawn", "--json"},
-    "gemm": {"--format", *LOOK, 
+    "gemm": {
+        "--format", *LOOK,
         "run", "--m", "--n", "--k", "--dtype", "--device", "--warmup", "--repeats",
         "--placements", "--seed", "--threads", "--script", "--out", "--json",
     },
