@@ -29,7 +29,7 @@ from prunescope.analysis.predict.allocation_problem import (
 from prunescope.analysis.predict.allocation_request import AllocateRequest
 from prunescope.analysis.predict.allocation_solver import GAP
 from prunescope.analysis.predict_from import dense_phases
-from prunescope.analysis.report.allocation_figure import plan_figure
+from prunescope.analysis.report.allocation_figure import plan_files
 from prunescope.taxonomy.allocations.allocation import LayerOption
 from prunescope.taxonomy.allocations.allocation_candidates import (
     allocated_shape,
@@ -119,12 +119,17 @@ def count_evaluations(problem: Problem) -> dict[str, Any]:
     }
 
 
-def allocate(request: AllocateRequest, progress: Progress | None = None) -> PlanOfLayers:
+def allocate(
+    request: AllocateRequest,
+    progress: Progress | None = None,
+    pictures: Sequence[str] = ("png",),
+) -> PlanOfLayers:
     """Decide and write the plan.
 
     Args:
         request: The model, the target, and where the plan goes.
         progress: What shows each stage; None: nothing does.
+        pictures: The formats of the picture next to the plan.
 
     Returns:
         The plan.
@@ -140,7 +145,7 @@ def allocate(request: AllocateRequest, progress: Progress | None = None) -> Plan
     shown.stage("pairs of removals")
     additivity = losses.additivity(shown.advance)
     plan = _describe_plan(problem, losses, choice, additivity)
-    _write(request, plan)
+    _write(request, plan, pictures)
     if request.save_model is not None:
         _save_model(request, shown)
     return plan
@@ -356,9 +361,10 @@ def _command_line(request: AllocateRequest) -> str:
     return shlex.join(words)
 
 
-def _write(request: AllocateRequest, plan: PlanOfLayers) -> None:
+def _write(request: AllocateRequest, plan: PlanOfLayers, formats: Sequence[str]) -> None:
     """Write the plan as JSON, and its picture next to it."""
     request.path.parent.mkdir(parents=True, exist_ok=True)
-    picture = plan_figure(plan, "png")
+    files = plan_files(plan, request.path.stem, formats)
     write_file(request.path, msgspec.json.format(msgspec.json.encode(plan), indent=1) + b"\n")
-    write_file(request.path.with_suffix(".png"), picture)
+    for name, data in files.items():
+        write_file(request.path.with_name(name), data)

@@ -290,7 +290,17 @@ def _claim(
 @from_options
 def _allocate(
     request: AllocateRequest,
+    look: FigureOptions,
     *,
+    formats: Annotated[
+        str,
+        Option(
+            help="Formats of the picture next to the plan, separated by commas: png, pdf, svg, and "
+            "tex and csv for its caption and numbers.",
+            flag="--format",
+            metavar="LIST",
+        ),
+    ] = "png",
     dry_run: Annotated[
         bool,
         Option(help="Check the target and count the evaluations of the model, and run nothing."),
@@ -311,10 +321,15 @@ def _allocate(
     prunescope allocate --model ./SmolLM2 --from-run traces/dense --speedup prefill=1.3 --speedup \
     decode=1.2 --legal vllm --save-model ./planned
     """
-    from prunescope.results.allocation_plan import AllocationPlan
-    from prunescope.results.result import deliver_result
+    from prunescope.analysis.report.printing import printed_as, printing_of
+    from prunescope.analysis.report.write import check_formats
+    from prunescope.results.allocation_plan import PLAN_FIGURES, AllocationPlan
+    from prunescope.results.result import deliver_result, format_names
     from prunescope.tracer.capture.progress import Bar
 
+    pictures = format_names(formats)
+    check_formats(pictures, PLAN_FIGURES)
+    printing = printing_of(pictures, **look.look)
     if dry_run:
         from prunescope.allocation import count_evaluations, read_problem
         from prunescope.analysis.report.allocation_tables import dry_run_sheet
@@ -323,8 +338,8 @@ def _allocate(
         counts = count_evaluations(read_problem(request))
         show_result(counts, json_target, people=dry_run_sheet(counts))
         return
-    with Bar() as bar:
-        plan = AllocationPlan.compute(request, bar)
+    with Bar() as bar, printed_as(printing):
+        plan = AllocationPlan.compute(request, bar, pictures=pictures)
     deliver_result(plan, json_target)
 
 
@@ -446,6 +461,7 @@ def _pareto(
 @app.command("reproduce")
 @from_options
 def _reproduce(
+    look: FigureOptions,
     sweep: Annotated[
         Path | None,
         Option(
@@ -468,6 +484,14 @@ def _reproduce(
             metavar="FOLDER",
         ),
     ] = None,
+    formats: Annotated[
+        str,
+        Option(
+            help="Formats of --out, separated by commas: csv, json, tex, png, pdf, svg.",
+            flag="--format",
+            metavar="LIST",
+        ),
+    ] = "csv,png,pdf",
     json_target: Json = None,
 ) -> None:
     """Print a paper's numbers next to a sweep's and their bounds, and how the set-ups differ.
@@ -482,7 +506,7 @@ def _reproduce(
     del against  # there is one paper so far
     result = Reproduction.compute(sweep)
     if out is not None:
-        result.save(out)
+        result.save(out, formats, **look.look)
     deliver_result(result, json_target)
 
 
@@ -570,6 +594,7 @@ def _history(
         Path,
         Option(help="File that --history wrote.", metavar="FILE.jsonl", argument=True),
     ],
+    look: FigureOptions,
     *,
     out: Annotated[
         Path | None,
@@ -579,6 +604,14 @@ def _history(
             metavar="FOLDER",
         ),
     ] = None,
+    formats: Annotated[
+        str,
+        Option(
+            help="Formats of --out, separated by commas: md, json, csv, tex, png, pdf, svg.",
+            flag="--format",
+            metavar="LIST",
+        ),
+    ] = "md,json,csv,png",
     openmetrics: Annotated[
         bool,
         Option(help="Print the last state of each series as OpenMetrics text, and nothing else."),
@@ -602,7 +635,7 @@ def _history(
 
     result = History.compute(file)
     if out is not None:
-        result.save(out)
+        result.save(out, formats, **look.look)
     if openmetrics:
         sys.stdout.write(result.openmetrics())
         return
@@ -900,6 +933,7 @@ def _recorder() -> None:
 @from_options
 def _gemm(
     request: GemmRequest,
+    look: FigureOptions,
     *,
     out: Annotated[
         Path | None,
@@ -909,6 +943,14 @@ def _gemm(
             metavar="FOLDER",
         ),
     ] = None,
+    formats: Annotated[
+        str,
+        Option(
+            help="Formats of --out, separated by commas: md, json, csv, tex, png, pdf, svg.",
+            flag="--format",
+            metavar="LIST",
+        ),
+    ] = "csv,png,pdf,svg",
     json_target: Json = None,
 ) -> None:
     """Time GEMMs outside the model: those of a run and the same in better shapes, or given ones.
@@ -924,14 +966,19 @@ def _gemm(
     prunescope gemm --m 128 --n 384,400,512 --k 576 --dtype fp32
     prunescope gemm --m 4096 --n 1024:4096:64 --k 4096 --dtype bf16 --out curves
     """
-    from prunescope.results.replayed import Replayed
-    from prunescope.results.result import PICTURES, deliver_result
+    from prunescope.analysis.report.printing import printing_of
+    from prunescope.analysis.report.write import check_formats
+    from prunescope.results.replayed import FORMATS, Replayed
+    from prunescope.results.result import deliver_result, format_names
     from prunescope.tracer.capture.progress import Bar
 
+    names = format_names(formats)
+    check_formats(names, FORMATS)
+    printing_of(names, **look.look)  # refuses what cannot be drawn before anything is timed
     with Bar() as bar:
         result = Replayed.compute(dataclasses.replace(request, progress=bar))
     if out is not None:
-        result.save(out, formats=["csv", *PICTURES])
+        result.save(out, names, **look.look)
     deliver_result(result, json_target)
 
 

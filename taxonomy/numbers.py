@@ -11,6 +11,7 @@ from prunescope.taxonomy.words import factor
 UNKNOWN = "–"
 MINUS = "−"
 _TWO_DIGITS = 3.54  # of half an interval: from 3.55 on one digit of it is enough
+_MOST_MORE = 3  # digits of an end beyond those: what is still equal then is equal
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +79,19 @@ class RoundedEstimate:
 
     The ends are rounded as the Particle Data Group rounds an error, here half of the interval: to
     one significant digit, or to two where they are at most 35. The value has three, at most one
-    decimal more than the ends and no less than they have: `95.4 [88, 109]`.
+    decimal more than the ends and no less than they have: `95.4 [88, 109]`. Where rounding would
+    move an end past the value, or onto or past what the value is compared with, the ends have more
+    digits: a speedup of `[0.97, 1.86]` is not `[1.0, 1.9]`.
+
+    Attributes:
+        value: The value.
+        ci95: Its interval; None where it has none.
+        against: What the value is compared with, such as 1 for a speedup; None: nothing.
     """
 
     value: float
     ci95: Sequence[float] | None = None
+    against: float | None = None
 
     @property
     def end_decimals(self) -> int:
@@ -91,7 +100,26 @@ class RoundedEstimate:
         if not half:
             return self._three_digits
         digits, _, power = f"{half:.2e}".partition("e")
-        return (1 if float(digits) <= _TWO_DIGITS else 0) - int(power)
+        fewest = (1 if float(digits) <= _TWO_DIGITS else 0) - int(power)
+        enough = (fewest + more for more in range(_MOST_MORE) if self._is_kept(fewest + more))
+        return next(enough, fewest + _MOST_MORE)
+
+    def _is_kept(self, end_decimals: int) -> bool:
+        """Return whether rounded ends are on the side of the value, and of `against`, they are on.
+
+        An end that is equal to what it is compared with stays so.
+        """
+        value, against = round(self.value, self._decimals_beside(end_decimals)), self.against
+        for end in self.ci95 or ():
+            shown = round(end, end_decimals)
+            if _side(end, self.value) * _side(shown, value) < 0:
+                return False
+            if against is not None and _side(end, against) != _side(shown, against):
+                return False
+        return True
+
+    def _decimals_beside(self, end_decimals: int) -> int:
+        return max(end_decimals, min(self._three_digits, end_decimals + 1))
 
     @property
     def _three_digits(self) -> int:
@@ -102,7 +130,7 @@ class RoundedEstimate:
         """The decimals of the value."""
         if not self.ci95:
             return max(self._three_digits, 0)
-        return max(self.end_decimals, min(self._three_digits, self.end_decimals + 1))
+        return self._decimals_beside(self.end_decimals)
 
     @property
     def text(self) -> str:
@@ -122,15 +150,22 @@ class RoundedEstimate:
         return f"{self.text} {self.interval}".strip()
 
 
-def estimate(value: float | None, ci95: Sequence[float] | None = None) -> RoundedEstimate | None:
+def estimate(
+    value: float | None, ci95: Sequence[float] | None = None, *, against: float | None = None
+) -> RoundedEstimate | None:
     """Return an estimate; None for a value that is unknown or not finite.
 
-    An interval with an end that is not finite counts as none.
+    An interval with an end that is not finite counts as none. `against` is what the value is
+    compared with.
     """
     if value is None or not math.isfinite(value):
         return None
     is_known = ci95 is not None and all(map(math.isfinite, ci95))
-    return RoundedEstimate(value, ci95 if is_known else None)
+    return RoundedEstimate(value, ci95 if is_known else None, against)
+
+
+def _side(value: float, of: float) -> int:
+    return (value > of) - (value < of)
 
 
 def _rounded(value: float, decimals: int) -> str:

@@ -1,6 +1,7 @@
 """The paper's Fig. 5 redrawn: published speedups as bars, ours or the predicted ones as points.
 
-In: a Reproduction. Out: files: reproduction.png and .pdf, and reproduction.csv of all numbers.
+In: a Reproduction. Out: files: reproduction.png, .pdf and its caption, reproduction.csv of all
+numbers.
 """
 
 from __future__ import annotations
@@ -23,15 +24,17 @@ from prunescope.analysis.report.figure_style import (
     legend_below,
     line_entry,
     panel_axes,
-    picture_files,
+    plotting,
 )
 from prunescope.analysis.report.looks import Look, family_looks
+from prunescope.analysis.report.picture import Picture, files_of_pictures
 from prunescope.analysis.schema.encode import json_bytes
 from prunescope.analysis.schema.reproduction import ReproducedValue, Reproduction
 from prunescope.analysis.summary import evidence
+from prunescope.taxonomy import numbers
 from prunescope.taxonomy.paper import FIGURE_5
 
-FORMATS = ("csv", "json", "png", "pdf", "svg")
+FORMATS = ("csv", "json", "tex", "png", "pdf", "svg")
 _GROUP = 0.86  # of the distance of two groups of bars
 _POINT: dict[str, Any] = {"color": "black", "linestyle": "none", "markersize": 3}
 
@@ -48,10 +51,33 @@ def reproduction_files(
     texts = {"csv": _csv, "json": json_bytes}
     names = dict.fromkeys(formats)
     files = {f"reproduction.{n}": texts[n](reproduction) for n in names if n in texts}
-    if pictures := [name for name in names if name not in texts]:
-        plot = partial(_speedups_figure, reproduction)
-        files |= picture_files("reproduction.{}".format, plot, pictures)
-    return files
+    pictures = [_picture(reproduction)]
+    others = [name for name in names if name not in texts]
+    return files | files_of_pictures(pictures, others, reproduction.tool)
+
+
+def _picture(reproduction: Reproduction) -> Picture:
+    values = [value for value in reproduction.values if value.figure == FIGURE_5]
+    measured = [value for value in values if value.ours is not None]
+    found = f"{len(measured)} measured here" if measured else "none measured here: predicted"
+    invalid = sum(value.timing_valid is False for value in measured)
+    pairs = (
+        f"{value.name}, {value.phase}, batch {value.batch}, {value.prompt_len:,} tokens: "
+        f"{numbers.ratio(value.published)} published"
+        for value in values[:1]
+        if value.prompt_len
+    )
+    title = "Published speedups redrawn"
+    return Picture(
+        stem="reproduction",
+        title=title,
+        caption=f"{title}: {FIGURE_5} of {reproduction.source}; by family, phase, batch and "
+        f"length. Bars are published, points ours or predicted, with their intervals or "
+        f"ranges; lines are bounds. {len(values)} numbers, {found}"
+        + (f", {invalid} of them not valid (open)." if invalid else "."),
+        alt=f"Bars of {len(values)} speedups, the first {'; '.join(pairs) or 'unknown'}.",
+        plot=partial(_speedups_figure, reproduction),
+    )
 
 
 def _csv(reproduction: Reproduction) -> bytes:
@@ -77,7 +103,8 @@ class ReproductionPlots:
 
     def speedups(self) -> Figure:
         """Plot the published speedups as bars, ours or the predicted ones as points."""
-        return _speedups_figure(self._reproduction)
+        with plotting():
+            return _speedups_figure(self._reproduction)
 
 
 def _speedups_figure(reproduction: Reproduction) -> Figure:

@@ -34,19 +34,20 @@ def pareto_files(pareto: Pareto, formats: Sequence[str] = USUAL, **look: Any) ->
     """
     files: dict[str, bytes] = {}
     with printed_as(printing_of(formats, **look)):
+        pictures: dict[str, bytes] = {}
+        if {*PICTURES, "tex", "csv"} & set(formats):
+            from prunescope.analysis.report.pareto_figures import pareto_pictures
+
+            pictures = files_of_pictures(pareto_pictures(pareto), formats, TOOL)
         if "md" in formats:
-            files["pareto.md"] = render_pareto(pareto, figures="png" in formats).encode()
+            files["pareto.md"] = render_pareto(pareto, figures=pictures).encode()
         if "json" in formats:
             files["pareto.json"] = to_json(pareto)
         files |= results_files(result_tables(pareto), formats, TOOL)
         if "tex" in formats:
             text = checklist_latex(sweep_checklist(pareto), printing().label_prefix)
             files["checklist.tex"] = f"{head(TOOL)}\n{text}".encode()
-        if {*PICTURES, "tex", "csv"} & set(formats):
-            from prunescope.analysis.report.pareto_figures import pareto_pictures
-
-            files |= files_of_pictures(pareto_pictures(pareto), formats, TOOL)
-    return files
+    return files | pictures
 
 
 def to_json(pareto: Pareto) -> bytes:

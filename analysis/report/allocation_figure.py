@@ -1,4 +1,4 @@
-"""The picture of a plan: in, a plan; out, PNG, PDF or SVG bytes.
+"""The picture of a plan: in, a plan; out, its files.
 
 Above, the share of channels and KV heads that each layer keeps; below, what each layer gives up and
 saves; right, the least loss over the target, with the plan and the best uniform family.
@@ -6,6 +6,8 @@ saves; right, the least loss over the target, with the plan and the best uniform
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -15,18 +17,25 @@ from matplotlib.ticker import MaxNLocator
 from prunescope.analysis.report.allocation_tables import targets_text
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.figure_style import (
+    EDGE,
     add_title,
     blank_figure,
     hide_frame,
     panel_columns,
     plotting,
-    saved_as,
 )
 from prunescope.analysis.report.looks import SERIES
+from prunescope.analysis.report.picture import Picture, Row, files_of_pictures
+from prunescope.analysis.schema.report import TOOL
+from prunescope.taxonomy import numbers
 from prunescope.taxonomy.allocations.allocation_plan import KeptLayer, PlanOfLayers
 
 _CHANNELS, _LOSS, _SAVES, _HEADS = (SERIES[i].colour for i in (0, 1, 2, 4))
 _UNIFORM = "#555555"
+_NUMBERS = (
+    "layer", "dropped", "kv_heads", "dense_kv_heads", "channels", "dense_channels",
+    "attention_lowrank", "mlp_lowrank", "loss",
+)  # fmt: skip
 _HEIGHT = 3.0  # inches
 _PARTS = (  # field of a layer, field of its low rank, colour, and its words; at the left or right
     ("channels", "mlp_lowrank", _CHANNELS, "MLP channels", "MLP", -0.2),
@@ -34,10 +43,48 @@ _PARTS = (  # field of a layer, field of its low rank, colour, and its words; at
 )
 
 
-def plan_figure(plan: PlanOfLayers, ending: str) -> bytes:
-    """Return the figure of a plan as PNG, PDF or SVG."""
-    with plotting():
-        return saved_as(_figure(plan), (ending,))[ending]
+def plan_files(plan: PlanOfLayers, stem: str, formats: Sequence[str]) -> dict[str, bytes]:
+    """Return the files of the figure of a plan, from file name to bytes.
+
+    Args:
+        plan: The plan.
+        stem: The name of the files, without an ending.
+        formats: Of png, pdf and svg for the figure, csv for its numbers, tex for its caption;
+            others are ignored.
+    """
+    return files_of_pictures([_picture(plan, stem)], formats, TOOL)
+
+
+def _picture(plan: PlanOfLayers, stem: str) -> Picture:
+    expected, title = plan.expected, "What each layer keeps, and what it saves and loses"
+    low, high = map(numbers.ratio, expected.range)
+    phases = "; ".join(
+        f"{name}: {numbers.time(phase.dense_ns)} dense, {numbers.time(phase.ns)} as planned"
+        for name, phase in expected.phases.items()
+    )
+    tokens = plan.text.get("tokens")
+    text = f"losses measured on {tokens:,} tokens" if isinstance(tokens, int) else "losses measured"
+    if not plan.text.get("text"):
+        text += f" ({clean(str(plan.text['note']))})" if plan.text.get("note") else ""
+    lost = f"{expected.loss:+.3f} nats a token"
+    dropped = f", {len(plan.removed)} of {len(plan.layers)} layers dropped"
+    return Picture(
+        stem=stem,
+        title=title,
+        caption=f"{title}: {clean(plan.model)}, target {targets_text(plan)}; expected, not "
+        f"measured: {numbers.ratio(expected.speedup)} ({low} to {high}) at {lost}. {phases}. Of "
+        f"each layer alone, {text}; the curve is the least loss over the target.",
+        alt=f"Bars of {len(plan.layers)} layers{dropped}; expected: "
+        f"{numbers.ratio(expected.speedup)}.",
+        plot=partial(_figure, plan),
+        rows=[_row(layer) for layer in plan.layers],
+    )
+
+
+def _row(layer: KeptLayer) -> Row:
+    """Return the numbers of a layer: what it keeps, gives up and saves."""
+    row: Row = {name: getattr(layer, name) for name in _NUMBERS}
+    return row | {f"{name}_saves_ns": ns for name, ns in layer.saves_ns.items()}
 
 
 class AllocationPlots:
@@ -48,7 +95,8 @@ class AllocationPlots:
 
     def layers(self) -> Figure:
         """Plot the size, loss and saved time of each layer, and the least loss over the target."""
-        return _figure(self._plan)
+        with plotting():
+            return _figure(self._plan)
 
 
 def _figure(plan: PlanOfLayers) -> Figure:
@@ -104,8 +152,9 @@ def _plot_losses(axes: Axes, plan: PlanOfLayers) -> None:
     The saved time weights the phases as the target of the plan does.
     """
     layers = [layer.layer for layer in plan.layers]
-    axes.bar([n - 0.2 for n in layers], [layer.loss for layer in plan.layers], 0.38, color=_LOSS)
-    axes.set_ylabel("loss given up (nats)", color=_LOSS)
+    left: dict[str, Any] = {"width": 0.38, "color": _LOSS, **EDGE}
+    axes.bar([n - 0.2 for n in layers], [layer.loss for layer in plan.layers], **left)
+    axes.set_ylabel("loss (nats), left bars", color=_LOSS)
     axes.set_xlabel("layer")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top"]].set_visible(False)
@@ -115,8 +164,9 @@ def _plot_losses(axes: Axes, plan: PlanOfLayers) -> None:
         sum(weights[name] * ns for name, ns in layer.saves_ns.items()) / 1e6
         for layer in plan.layers
     ]
-    saves.bar([n + 0.2 for n in layers], saved_ms, 0.38, color=_SAVES)
-    saves.set_ylabel("time saved (ms)", color=_SAVES)
+    right: dict[str, Any] = {"width": 0.38, "color": _SAVES, **EDGE}
+    saves.bar([n + 0.2 for n in layers], saved_ms, **right)
+    saves.set_ylabel("saved (ms), right bars", color=_SAVES)
     saves.spines[["top"]].set_visible(False)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from prunescope.analysis.report import measured, sentences, titles
-from prunescope.analysis.report.escape import clean, latex
+from prunescope.analysis.report.escape import clean, latex, latex_caption
 from prunescope.analysis.report.view import Column, Table, text_table
 from prunescope.analysis.schema.report import Phase, Report
 from prunescope.analysis.schema.workload import PhaseWorkload
@@ -107,7 +107,7 @@ def prose_table(table: Table, caption: str, label: str) -> str:
     head, *body = [rf"{' & '.join(map(_folded, row))} \\" for row in rows]
     notes = [rf"\par\smallskip\raggedright {latex(note)}" for note in table.notes]
     lines = [r"\begin{table*}[p]\centering\footnotesize\setlength{\tabcolsep}{4pt}"]
-    lines += [rf"\caption{{{latex(caption)}}}\label{{{label}}}\smallskip"]
+    lines += [rf"\caption{{{latex_caption(caption)}}}\label{{{label}}}\smallskip"]
     lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *notes, r"\end{table*}", ""])
 

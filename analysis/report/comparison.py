@@ -281,7 +281,7 @@ def render_latex(comparison: Comparison) -> str:
         ("explained", moved, rows),
     ):
         keep = which + [i for i, column in enumerate(table.columns) if column.title in titles]
-        text = escape.latex(f"{_TITLE}: {label}. {note[0].upper()}{note[1:]}. {setting}")
+        text = escape.latex_caption(f"{_TITLE}: {label}. {note[0].upper()}{note[1:]}. {setting}")
         kind = "table*" if len(keep) > _COLUMN else "table"
         lines += [
             rf"\begin{{{kind}}}\centering\footnotesize\setlength{{\tabcolsep}}{{3pt}}",

@@ -50,6 +50,7 @@ _DASHES = re.compile(r"-(?=-)")
 _UNIT = re.compile(
     r"(?<=\d) (?=(?:\\%|[nm]?s|[kMGT]?B|[kMGT]?FLOP/s|[kMGT]?B/s)(?![A-Za-z/]))"
 )  # the space in front of one
+_LONG_WORD, _JOINT = re.compile(r"\S{25,}"), re.compile(r"(\\_|[./\-])(?=\w)")
 _COUNT = re.compile(r"\bn = (?=\d)")
 
 _FORMULA = re.compile(r"^\s*[=+\-@＝＋－＠\t\r\n]")
@@ -104,6 +105,11 @@ def latex(text: object) -> str:
     """
     escaped = _DASHES.sub("-{}", "".join(_latex_char(c) for c in clean(text)))
     return _COUNT.sub("n~=~", _UNIT.sub("~", escaped))
+
+
+def latex_caption(text: object) -> str:
+    """Return a caption for LaTeX, whose lines may end within a long name: that of a file."""
+    return _LONG_WORD.sub(lambda word: _JOINT.sub(r"\1\\allowbreak{}", word[0]), latex(text))
 
 
 def _latex_char(char: str) -> str:

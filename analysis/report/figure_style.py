@@ -263,9 +263,13 @@ def label_rows(axes: Axes, names: list[str]) -> None:
 def add_title(figure: Figure, title: str) -> None:
     """Write a title above the axes, unless a caption stands below the figure."""
     if title and printing().titled:
-        most = int(printing().inches / _LETTER)
-        lines = [textwrap.fill(line, most) for line in title.splitlines()]
+        lines = map(wrapped, title.splitlines())
         figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=USUAL)
+
+
+def wrapped(line: str, *, less: int = 0) -> str:
+    """Return a line broken into several that are no wider than the figure, but `less` letters."""
+    return textwrap.fill(line, int(printing().inches / _LETTER) - less)
 
 
 def draw_level(axes: Axes, at: float, half: float, y: float, **look: Any) -> None:
@@ -348,9 +352,8 @@ def legend_below(figure: Figure, entries: Sequence[Artist], *, columns: int | No
     """
     if not entries:
         return
-    most = int(printing().inches / _LETTER) - 6
     for entry in entries:
-        entry.set_label(textwrap.fill(str(entry.get_label()), most))
+        entry.set_label(wrapped(str(entry.get_label()), less=6))
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     count = min(columns or len(entries), len(entries))
     while True:

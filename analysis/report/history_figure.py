@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,14 +13,17 @@ from prunescope.analysis.report.figure_style import (
     SMALL,
     draw_interval,
     page_strips,
-    picture_files,
+    plotting,
+    wrapped,
 )
-from prunescope.analysis.report.history_tables import series_name
+from prunescope.analysis.report.history_tables import change_lines, series_name
 from prunescope.analysis.report.looks import PRUNED, SERIES
+from prunescope.analysis.report.picture import Picture
 from prunescope.analysis.schema.history import History, HistorySeries
 from prunescope.taxonomy import numbers
 
-_MOST_SERIES, _MOST_COMMITS, _MOST_NAMES = 4, 60, 20  # series, the last commits, names on an axis
+_MOST_SERIES, _MOST_COMMITS, _MOST_NAMES = 4, 60, 20  # of a figure, of a series, of an axis
+_TITLE = "Time of a step over commits"
 
 _ROOM = 1.25  # of the longest time: the height of a strip, with the name of a commit above a point
 
@@ -33,20 +37,40 @@ class HistoryPlots:
     def series(self) -> Figure | None:
         """Plot the time of a step over the commits, and the commits that changed it.
 
-        There is no figure where no measurement is valid.
+        The figure shows the first four series. There is none where no measurement is valid.
         """
-        shown = self._history.series[:_MOST_SERIES]
-        if not any(point.ns is not None for series in shown for point in series.points):
-            return None
-        title = "time of a step over commits"
-        figure, strips = page_strips(0.4 + 1.4 * len(shown), title, "95 % intervals", len(shown))
-        for axes, series in zip(strips, shown, strict=True):
-            _plot_series(axes, series)
-        return figure
+        with plotting():
+            return _plot(self._history.series[:_MOST_SERIES])
 
-    def files(self, endings: Sequence[str]) -> dict[str, bytes]:
-        """Return the figure in files of some formats."""
-        return picture_files("history.{}".format, self.series, endings)
+
+def history_pictures(history: History) -> Iterator[Picture]:
+    """Yield the figures of a history, each of at most four series."""
+    for i in range(0, len(history.series), _MOST_SERIES):
+        shown = history.series[i : i + _MOST_SERIES]
+        told = "; ".join(
+            f"{series_name(series)}: {', '.join(change_lines(series)) or 'not decided'}"
+            for series in shown
+        )
+        newest = (numbers.time(series.level_ns) for series in shown)
+        words = "points are means of the valid measurements of a commit, with 95 % intervals"
+        yield Picture(
+            stem="history" if i == 0 else f"history-{i // _MOST_SERIES + 1}",
+            title=_TITLE,
+            caption=f"{_TITLE}: {words}; a commit is named where it changed the time beyond its "
+            f"noise. {clean(told)}.",
+            alt=f"Points of {len(shown)} series, the last levels: {', '.join(newest)}.",
+            plot=partial(_plot, shown),
+        )
+
+
+def _plot(shown: Sequence[HistorySeries]) -> Figure | None:
+    """Plot a strip for each series; None where no measurement is valid."""
+    if not any(point.ns is not None for series in shown for point in series.points):
+        return None
+    figure, strips = page_strips(0.4 + 1.4 * len(shown), _TITLE, "95 % intervals", len(shown))
+    for axes, series in zip(strips, shown, strict=True):
+        _plot_series(axes, series)
+    return figure
 
 
 def _plot_series(axes: Axes, series: HistorySeries) -> None:
@@ -80,4 +104,4 @@ def _plot_series(axes: Axes, series: HistorySeries) -> None:
     names = [clean(points[place].commit or points[place].time)[:8] for place in places]
     axes.set_xticks(places, names, rotation=90)
     axes.set_ylabel(unit.unit)
-    axes.set_title(clean(series_name(series)), loc="left")
+    axes.set_title(wrapped(clean(series_name(series)), less=8), loc="left")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from prunescope.analysis.report import titles
 from prunescope.analysis.report.appendix import checklist_latex, phase_appendix, setting_table
 from prunescope.analysis.report.checklist import report_checklist
-from prunescope.analysis.report.escape import latex, latex_code
+from prunescope.analysis.report.escape import latex, latex_caption, latex_code
 from prunescope.analysis.report.latex_head import head, table_row
 from prunescope.analysis.report.phase_pictures import phase_pictures
 from prunescope.analysis.report.phase_tables import Extent, phase_tables
@@ -19,6 +19,7 @@ from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.report.view import Cell, Column, Table
 from prunescope.analysis.schema.report import Report
 from prunescope.analysis.summary.paper_words import (
+    capital,
     caption_words,
     setting_caption,
     statistic_words,
@@ -78,7 +79,7 @@ def _snippets(report: Report) -> dict[str, str]:
         phase, heading = report.phases[name], titles.heading(name, report.phases[name])
         label = f"tab:{printing().label_prefix}measured-{slug}"
         setting = setting_caption(heading, phase, report.subject, report.device)
-        caption = f"What was measured, and how: {setting} {statistic_words(phase)}."
+        caption = f"What was measured, and how: {setting} {capital(statistic_words(phase))}."
         texts[f"table-measured-{slug}.tex"] = phase_appendix(
             setting_table(heading, phase, report), caption, label, phase
         )
@@ -91,7 +92,7 @@ def _table(table: Table, caption: str, label: str) -> Iterator[str]:
     keep = [i for i, c in enumerate(table.columns) if c.title not in _DROPPED]
     table_env = "table*" if len(keep) > 6 else "table"
     yield rf"\begin{{{table_env}}}\centering\footnotesize\setlength{{\tabcolsep}}{{3pt}}"
-    yield rf"\caption{{{latex(caption)}}}\label{{{label}}}\smallskip"
+    yield rf"\caption{{{latex_caption(caption)}}}\label{{{label}}}\smallskip"
     yield from tabular(table, keep)
     yield from (rf"\par {latex(note)}" for note in table.notes)
     yield rf"\end{{{table_env}}}"

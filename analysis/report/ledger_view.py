@@ -177,14 +177,14 @@ class LadderRow:
 
     def speedup(self, *, rounded: bool) -> str:
         """Return the speedup as text, with a question mark where its times are no evidence."""
-        shown = estimate(self.value, self.ci95)
+        shown = estimate(self.value, self.ci95, against=1.0)
         text = shown.text if rounded and shown is not None and self.interval else ""
         return marked(self.value, self.reasons, text)
 
     @property
     def rounded_interval(self) -> str:
         """The interval in the digits that it leaves meaning to; empty as `interval` is."""
-        shown = estimate(self.value, self.ci95)
+        shown = estimate(self.value, self.ci95, against=1.0)
         return shown.interval if shown is not None and self.interval and self.ci95 else ""
 
     @property
@@ -222,7 +222,7 @@ def _rounded(row: Row, rows: list[Row]) -> tuple[Cell, Cell]:
     if row.ns is None or ci95 is None:
         signed = _is_change(row)
         return Cell(unit.text(row.ns, signed=signed), row.ns), Cell(numbers.UNKNOWN)
-    shown = RoundedEstimate(row.ns / unit.per, [end / unit.per for end in ci95])
+    shown = RoundedEstimate(row.ns / unit.per, [end / unit.per for end in ci95], against=0.0)
     sign = when(_is_change(row) and row.ns > 0, "+")
     return Cell(f"{sign}{shown.text}", row.ns), Cell(shown.interval, ci95[0])
 

@@ -5,6 +5,7 @@ In: a Pareto. Out: Tables, Markdown (escaped), and a summary for a terminal.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -17,7 +18,6 @@ from prunescope.analysis.report.hatches import SIMULATED, ZEROS, marked
 from prunescope.analysis.report.markdown import table_blocks
 from prunescope.analysis.report.results_table import as_table, result_tables
 from prunescope.analysis.report.sheet import Line, Sheet
-from prunescope.analysis.report.titles import figure_name
 from prunescope.analysis.report.view import (
     Column,
     Columns,
@@ -75,31 +75,30 @@ def pareto_summary(pareto: Pareto, folder: object = None, not_plotted: Sequence[
     return Sheet(Line(line) for line in (*pareto.summary, *pareto.notes, *not_plotted, *written))
 
 
-def render_pareto(pareto: Pareto, *, figures: bool = True) -> str:
+def render_pareto(pareto: Pareto, *, figures: Iterable[str] | None = None) -> str:
     """Return the comparison as GitHub-flavoured Markdown.
 
     Args:
         pareto: The comparison of a sweep.
-        figures: Whether to refer to the PNG files in the folder of the page.
+        figures: The names of the files in the folder of the page, whose PNGs it shows; None: it
+            shows one of each kind.
     """
-    return "\n\n".join([*_report(pareto, figures=figures), ""])
+    stems = None if figures is None else [name[:-4] for name in figures if name.endswith(".png")]
+    return "\n\n".join([*_report(pareto, stems), ""])
 
 
-def _report(pareto: Pareto, *, figures: bool) -> Iterator[str]:
+def _report(pareto: Pareto, stems: Sequence[str] | None) -> Iterator[str]:
     """Yield the paragraphs of the page."""
     yield f"# Speed against quality: {text(pareto.subject.model)}"
     yield "## In short"
     yield "\n".join(f"- {text(line)}" for line in pareto.summary)
     for table in result_tables(pareto):
         yield from table_blocks(as_table(table), level=2)
-    if figures:
-        name = figure_name("speed-quality", "all", "png")
-        yield f"![speedup against perplexity, with the frontier]({name})"
+    yield from _shown("speedup against perplexity, with the frontier", "speed-quality-all", stems)
     for name, phase in pareto.phases.items():
         yield f"## {text(name)}"
-        if figures:
-            for kind, words in _PICTURES.items():
-                yield f"![{words}]({figure_name(kind, name, 'png')})"
+        for kind, words in _PICTURES.items():
+            yield from _shown(words, f"{kind}-{name}", stems)
         yield from table_blocks(break_even_table(phase))
         for cell in phase.cells:
             yield from _cell(phase, cell)
@@ -111,6 +110,13 @@ def _report(pareto: Pareto, *, figures: bool) -> Iterator[str]:
     yield from _subject(pareto.subject)
     yield from (f"> {text(note)}" for note in pareto.notes)
     yield from table_blocks(sweep_checklist(pareto), level=2)
+
+
+def _shown(words: str, stem: str, stems: Sequence[str] | None) -> Iterator[str]:
+    """Yield a figure, and each of its further pages: `bound-prefill`, `bound-prefill-2`."""
+    pages = re.compile(rf"{re.escape(stem)}(-\d+)?")
+    for name in [stem] if stems is None else filter(pages.fullmatch, stems):
+        yield f"![{words}]({name}.png)"
 
 
 def _subject(subject: SweepSubject) -> Iterator[str]:

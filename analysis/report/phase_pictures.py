@@ -118,7 +118,7 @@ def _ledger(_: Report, phase: Phase) -> Told | None:
 
 def _signed(ns: float, ci95: list[float] | None, unit: numbers.Scale) -> str:
     scaled = ci95 and [end / unit.per for end in ci95]
-    return f"{when(ns > 0, '+')}{numbers.estimate(ns / unit.per, scaled)} {unit.unit}"
+    return f"{when(ns > 0, '+')}{numbers.estimate(ns / unit.per, scaled, against=0.0)} {unit.unit}"
 
 
 def _sides(phase: Phase) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from prunescope.analysis.report.escape import clean, csv_text, latex
+from prunescope.analysis.report.escape import clean, csv_text, latex, latex_caption
 from prunescope.analysis.report.latex_head import head
 from prunescope.analysis.report.printing import printing
 
@@ -55,7 +55,7 @@ class Picture:
         label = f"fig:{printing().label_prefix}{self.of}{self.stem}"
         return (
             f"\\prunescopedraw{{{kind}}}{{{self.stem}}}{{{latex(self.alt)}}}{{%\n"
-            f"\\caption{{{latex(self.caption)}}}\\label{{{label}}}}}\n"
+            f"\\caption{{{latex_caption(self.caption)}}}\\label{{{label}}}}}\n"
         )
 
 

@@ -34,7 +34,10 @@ Curves = dict[str, dict[str, dict[str, list[float]]]]
 _HEIGHT = 2.2  # inches: a panel
 _MOST_METHODS = 8  # of a panel
 _GREY = "#555555"
-_DOTS: dict[str, Any] = {"linewidth": 0.7, "markersize": 2}  # of the roofline
+_DOTTED = (0, (1, 1.5))
+# Of the roofline, whose marks are those of the method, so that grey tells the lines apart.
+_HOLLOW: dict[str, Any] = {"linewidth": 0.7, "markersize": 2.6, "markeredgewidth": 0.6}
+_HOLLOW |= {"markerfacecolor": "white"}
 _TITLE = "Expected speedup over sparsity"
 
 
@@ -78,7 +81,7 @@ def _picture(result: Prediction) -> Picture:
         title=_TITLE,
         caption=f"{_TITLE}: {clean(str(subject.name))} on {clean(subject.device)}, "
         f"{', '.join(map(clean, methods))}; {settings}. Predicted, not measured: solid lines are "
-        f"expected, dotted ones the roofline bound.{band}",
+        f"expected, dotted ones with hollow marks the roofline bound.{band}",
         alt=f"Curves that end at: {ends}.",
         plot=partial(_curves, result),
     )
@@ -143,8 +146,8 @@ def _plot_phase(
         if is_alone:
             band: dict[str, Any] = {"color": colour, "alpha": 0.18, "linewidth": 0}
             axes.fill_between(shares, curve["low"], curve["high"], **band)
-        dots = {"linestyle": (0, (1, 1.5)), "marker": "" if len(shares) > 1 else ".", **_DOTS}
-        axes.plot(shares, curve["roofline"], color=colour, **dots)
+        bound = {"linestyle": _DOTTED, "marker": looks[name].marker, **_HOLLOW}
+        axes.plot(shares, curve["roofline"], color=colour, **bound)
         line = _line(looks[name]) | {"gid": f"family-{name}"}
         axes.plot(shares, curve["expected"], **line)
     axes.axhline(1.0, **PARITY)
@@ -159,8 +162,8 @@ def _legend_entries(looks: dict[str, Look], curves: Curves) -> list[Any]:
     entries.append(line_entry("expected", color=_GREY, linewidth=0.9))
     every = [curve for methods in curves.values() for curve in methods.values()]
     is_line = any(len(curve["sparsity"]) > 1 for curve in every)  # one sparsity is a dot
-    dots: dict[str, Any] = {"linestyle": (0, (1, 1.5)) if is_line else "", **_DOTS}
-    entries.append(line_entry("roofline", color=_GREY, marker="" if is_line else ".", **dots))
+    bound: dict[str, Any] = {"linestyle": _DOTTED if is_line else "", "marker": "o", **_HOLLOW}
+    entries.append(line_entry("roofline, hollow", color=_GREY, **bound))
     if is_line and any(len(methods) == 1 for methods in curves.values()):
         (colour, *_), *_ = looks.values()
         entries.append(Patch(facecolor=colour, alpha=0.18, label="range"))

@@ -7,7 +7,7 @@ or head) at each alignment.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,25 +23,26 @@ from prunescope.analysis.report.figure_style import (
     line_entry,
     no_evidence,
     page_strips,
-    picture_files,
     plotting,
 )
 from prunescope.analysis.report.looks import SERIES
+from prunescope.analysis.report.picture import PICTURES, Picture, files_of_pictures
 from prunescope.analysis.report.records import Records
 from prunescope.analysis.report.replay_records import curve_records, shape_records
 from prunescope.analysis.schema.replay import AlignedTime
-from prunescope.analysis.schema.report import Report
+from prunescope.analysis.schema.report import TOOL, Report
 from prunescope.analysis.summary import evidence
 from prunescope.taxonomy import numbers
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.replays import Replays, StepCurve
+from prunescope.taxonomy.words import when
 
-PICTURES = ("png", "pdf", "svg")
 _MEASURED: dict[str, Any] = {
     "color": SERIES[0].colour, "marker": "o", "markersize": 2, "linewidth": 0.5,
 }  # fmt: skip
 _STEPS: dict[str, Any] = {"color": SERIES[1].colour, "linewidth": 0.9}
 _MOST_CURVES = 4
+_TITLE = "GEMMs replayed alone, operands warm"
 
 
 def replay_figure(
@@ -66,8 +67,7 @@ def replay_figure(
     count = len(shown) + bool(alignments)
     if not count:
         return None
-    title = "GEMMs replayed alone, operands warm"
-    figure, strips = page_strips(0.4 + 1.5 * count, title, subject, count)
+    figure, strips = page_strips(0.4 + 1.5 * count, _TITLE, subject, count)
     for axes, curve in zip(strips, shown, strict=False):
         _plot_curve(axes, curve)
     entries: list[Any] = [line_entry("measured", **_MEASURED)] if shown else []
@@ -141,24 +141,59 @@ def _plot_alignments(axes: Axes, times: Sequence[AlignedTime]) -> list[Any]:
 
 
 def replay_files(
-    replays: Replays, report: Report | None, formats: Sequence[str] = ("csv", *PICTURES)
+    replays: Replays, report: Report | None, formats: Sequence[str] = ("csv", "tex", *PICTURES)
 ) -> dict[str, bytes]:
     """Return the files of replayed GEMMs, from file name to bytes.
 
     Args:
         replays: The replayed GEMMs.
         report: The report of their run, which has the times at each alignment; None without a run.
-        formats: Of csv, png, pdf and svg. CSV gives gemms.csv and curves.csv. There are pictures
-            where there are curves or alignments.
+        formats: Of csv, png, pdf, svg and tex. CSV gives gemms.csv and curves.csv. There are
+            pictures and captions where there are curves or alignments.
     """
     files: dict[str, bytes] = {}
     if "csv" in formats:
         files["gemms.csv"] = _csv(shape_records(replays))
         files["curves.csv"] = _csv(curve_records(replays))
-    endings = [name for name in PICTURES if name in formats]
-    if endings:
-        files |= picture_files("gemms.{}".format, partial(_figure, replays, report), endings)
-    return files
+    pictures = replay_pictures(replays, report)
+    return files | files_of_pictures(pictures, [name for name in formats if name != "csv"], TOOL)
+
+
+def replay_pictures(replays: Replays, report: Report | None) -> Iterator[Picture]:
+    """Yield the figures of replayed GEMMs, each of at most four curves; alignments are last."""
+    aligned, device = _alignments(report), clean(replays.device.name or "unknown device")
+    curves = replays.curves
+    pages = [curves[i : i + _MOST_CURVES] for i in range(0, len(curves), _MOST_CURVES)]
+    for i, page in enumerate(pages or ([[]] if aligned else [])):
+        below = aligned if i == len(pages or [[]]) - 1 else []
+        formats = dict.fromkeys(curve.dtype for curve in page or replays.gemms)
+        facts = [device, f"{replays.device.threads} threads" if replays.device.threads else ""]
+        words = [
+            "time of a call over N or K" if page else "",
+            "time a kept number over the alignment, relative to the dense one" if below else "",
+        ]
+        told = (
+            f"{titles.short(curve.role or 'time')} over {curve.axis}: "
+            f"{'no steps' if curve.width is None else f'steps of {curve.width}'}"
+            for curve in page
+        )
+        disturbed = clean(", ".join(replays.disturbed))
+        hatched = f"Hatched: {evidence.NOT_VALID_TIMING}, disturbed by {disturbed}. "
+        yield Picture(
+            stem="gemms" if i == 0 else f"gemms-{i + 1}",
+            title=_TITLE,
+            caption=f"{_TITLE}: {'; '.join(filter(None, words))}. "
+            f"{', '.join(filter(None, [*facts, *formats]))}. {when(bool(disturbed), hatched)}"
+            f"Geometric means over {replays.placements} placements of medians, n = "
+            f"{replays.repeats} samples of each shape.",
+            alt=f"Curves: {'; '.join(told) or 'none'}; {len(below)} times at alignments.",
+            plot=partial(replay_figure, page, below, device, replays.disturbed),
+        )
+
+
+def _alignments(report: Report | None) -> list[AlignedTime]:
+    phases = report.phases.values() if report is not None else ()
+    return [time for phase in phases if phase.replay for time in phase.replay.alignments]
 
 
 class ReplayPlots:
@@ -185,9 +220,8 @@ class ReplayPlots:
 
 def _figure(replays: Replays, report: Report | None) -> Figure | None:
     """Plot all replayed GEMMs of a file."""
-    phases = report.phases.values() if report is not None else ()
-    aligned = [time for phase in phases if phase.replay for time in phase.replay.alignments]
-    return replay_figure(replays.curves, aligned, replays.device.name or "", replays.disturbed)
+    subject = clean(replays.device.name or "")
+    return replay_figure(replays.curves, _alignments(report), subject, replays.disturbed)
 
 
 def _csv(table: Records) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from prunescope.analysis.report.escape import latex
+from prunescope.analysis.report.escape import latex, latex_caption
 from prunescope.analysis.report.latex_head import head, table_row
 from prunescope.analysis.report.markdown import table_blocks
 from prunescope.analysis.report.printing import printing
@@ -154,7 +154,7 @@ def _table(results: ResultsTable, label: str, width: str) -> Iterator[str]:
     ]
     yield rf"\begin{{{environment}}}\centering\{_TYPE[width][0]}\setlength{{\tabcolsep}}{{4pt}}"
     yield _BOLD
-    yield rf"\caption{{{latex(f'{results.title}: {results.caption}')}}}"
+    yield rf"\caption{{{latex_caption(f'{results.title}: {results.caption}')}}}"
     yield rf"\label{{{label}}}\smallskip"
     yield rf"\prunescopefit{{\begin{{tabular}}{{ll{''.join(form.columns for form in forms)}}}"
     yield r"\toprule"

@@ -201,7 +201,7 @@ class _Builder:
             return ResultValue()
         point, measure = points[name], quantity.measure
         shown = {
-            "speedup": lambda: estimate(point.realised, point.realised_ci95),
+            "speedup": lambda: estimate(point.realised, point.realised_ci95, against=1.0),
             "perplexity": lambda: _perplexity(point),
             "tasks": lambda: _tasks(point),
             "memory": lambda: self._memory(point.peak_memory_bytes),
@@ -277,7 +277,7 @@ def _differs_by_phase(pareto: Pareto) -> bool:
 def _perplexity(point: SweepPoint) -> RoundedEstimate | None:
     """Return the perplexity of a point; its interval is that of the ratio to the dense model."""
     loss = point.loss or Loss()
-    return estimate(loss.perplexity, loss.perplexity_ci95)
+    return estimate(loss.perplexity, loss.perplexity_ci95, against=loss.dense_perplexity)
 
 
 def _tasks(point: SweepPoint) -> RoundedEstimate | None:
@@ -287,7 +287,7 @@ def _tasks(point: SweepPoint) -> RoundedEstimate | None:
         return None
     ci95 = loss.tasks_signed_ci95
     ends = [100 * end for end in ci95] if isinstance(ci95, list) else None
-    return estimate(100 * float(loss.tasks_signed or 0.0), ends)
+    return estimate(100 * float(loss.tasks_signed or 0.0), ends, against=0.0)
 
 
 def _ablations(builder: _Builder, rows: Sequence[ResultRow]) -> Iterator[ResultsTable]:

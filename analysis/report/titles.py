@@ -175,11 +175,6 @@ def page_link(report: Report, phase: str, *place: str) -> str:
     return f"report.html#{'/'.join([phase_slugs(report)[phase], *place])}"
 
 
-def figure_name(kind: str, slug: str, ending: str) -> str:
-    """Return `ladder-prefill.pdf`."""
-    return f"{kind}-{slug}.{ending}"
-
-
 def short_subject(report: Report, phase: str, most: int = 60) -> str:
     """Return model, method and phase in at most `most` characters: the longest of them are cut."""
     facts = [clean(fact) for fact in facts_of(report, phase)]

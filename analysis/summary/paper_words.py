@@ -40,7 +40,7 @@ def subject_words(subject: SideFacts, phase: Phase, *, unnamed: str | None = Non
 def realised(phase: Phase) -> RoundedEstimate | None:
     """Return the speedup of a phase with its interval; None without a baseline."""
     ladder = phase.ladder
-    return None if ladder is None else estimate(ladder.realised, ladder.realised_ci95)
+    return None if ladder is None else estimate(ladder.realised, ladder.realised_ci95, against=1.0)
 
 
 def why_no_speedup(phase: Phase) -> str:
@@ -116,7 +116,7 @@ def setting_caption(name: str, phase: Phase, subject: SideFacts, device: DeviceU
 def caption_words(name: str, phase: Phase, subject: SideFacts, device: DeviceUsed) -> str:
     """Return the sentences of a caption: what was measured and how, its result and statistic."""
     setting = setting_caption(name, phase, subject, device)
-    result, statistic = _capital(result_words(phase)), _capital(statistic_words(phase))
+    result, statistic = capital(result_words(phase)), capital(statistic_words(phase))
     return f"{setting} {result}. {statistic}."
 
 
@@ -139,5 +139,6 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}{plural(count)}"
 
 
-def _capital(text: str) -> str:
+def capital(text: str) -> str:
+    """Return a sentence with a capital letter at its begin."""
     return f"{text[:1].upper()}{text[1:]}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from prunescope.tracer.capture.progress import Progress
     from prunescope.tracer.export.checkpoint import SavedModel
 
+PLAN_FIGURES = (*PICTURES, "tex", "csv")  # formats of the picture of a plan
+
 
 class AllocationPlan(StructResult, TabledResult, PlanOfLayers, kw_only=True, dict=True):
     """The plan of `allocate`: what each layer keeps for a target, and what it is expected to give.
@@ -32,11 +34,23 @@ class AllocationPlan(StructResult, TabledResult, PlanOfLayers, kw_only=True, dic
     """
 
     @classmethod
-    def compute(cls, request: AllocateRequest, progress: Progress | None = None) -> Self:
-        """Decide what each layer keeps, and write the plan, its picture and the losses."""
+    def compute(
+        cls,
+        request: AllocateRequest,
+        progress: Progress | None = None,
+        *,
+        pictures: Sequence[str] = ("png",),
+    ) -> Self:
+        """Decide what each layer keeps, and write the plan, its picture and the losses.
+
+        Args:
+            request: The model, the target, and where the plan goes.
+            progress: What shows each stage; None: nothing does.
+            pictures: The formats of the picture, of PLAN_FIGURES.
+        """
         from prunescope.allocation import allocate
 
-        return cls.of(allocate(request, progress), request.out, request.model)
+        return cls.of(allocate(request, progress, pictures), request.out, request.model)
 
     @classmethod
     def of(cls, struct: PlanOfLayers, path: Path | str = "plan.json", model: str = "") -> Self:
@@ -96,13 +110,18 @@ class AllocationPlan(StructResult, TabledResult, PlanOfLayers, kw_only=True, dic
         return AllocationPlots(self)
 
     def save(
-        self, folder: Path | str, formats: Sequence[str] | str = ("md", "json", "png")
+        self,
+        folder: Path | str,
+        formats: Sequence[str] | str = ("md", "json", "png"),
+        **look: Any,
     ) -> list[Path]:
         """Write plan.md, plan.json and the picture of the plan into a folder.
 
         Args:
             folder: The folder, which is made if it does not exist.
-            formats: md, json, and png, pdf and svg for the picture.
+            formats: md, json, and png, pdf, svg, tex and csv for the picture.
+            **look: How figures are printed: `width` (column, page, or mm), `font` (sans or serif),
+                and `label_prefix`, which every label in LaTeX begins with.
 
         Returns:
             The paths of the files.
@@ -110,22 +129,18 @@ class AllocationPlan(StructResult, TabledResult, PlanOfLayers, kw_only=True, dic
         Raises:
             PrunescopeError: A format is unknown, or the folder cannot be written.
         """
-        return self._save(folder, formats, ("md", "json", *PICTURES))
+        return self._save(folder, formats, ("md", "json", *PLAN_FIGURES), **look)
 
     def _render(self, names: Sequence[str]) -> dict[str, bytes]:
-        from prunescope.analysis.report.allocation_figure import plan_figure
+        from prunescope.analysis.report.allocation_figure import plan_files
         from prunescope.analysis.report.markdown import sheet_text
 
         files: dict[str, bytes] = {}
-        for name in names:
-            if name == "md":
-                data = sheet_text("Plan of layers", self.__rich__()).encode()
-            elif name == "json":
-                data = msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
-            else:
-                data = plan_figure(self, name)
-            files[f"plan.{name}"] = data
-        return files
+        if "md" in names:
+            files["plan.md"] = sheet_text("Plan of layers", self.__rich__()).encode()
+        if "json" in names:
+            files["plan.json"] = msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
+        return files | plan_files(self, "plan", names)
 
     def __repr__(self) -> str:
         from prunescope.analysis.report.allocation_tables import targets_text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from prunescope.analysis.schema import history as schema
 from prunescope.results.result import PICTURES, StructResult, TabledResult
@@ -56,13 +56,18 @@ class History(StructResult, TabledResult, schema.History, kw_only=True, dict=Tru
         return openmetrics(self)
 
     def save(
-        self, folder: Path | str, formats: Sequence[str] | str = ("md", "json", "csv", "png")
+        self,
+        folder: Path | str,
+        formats: Sequence[str] | str = ("md", "json", "csv", "png"),
+        **look: Any,
     ) -> list[Path]:
         """Write history.md, history.json, history.csv and the figure into a folder.
 
         Args:
             folder: The folder, which is made if it does not exist.
-            formats: md, json, csv, and png, pdf and svg for the figure.
+            formats: md, json, csv, and png, pdf, svg and tex for the figure.
+            **look: How figures are printed: `width` (column, page, or mm), `font` (sans or serif),
+                and `label_prefix`, which every label in LaTeX begins with.
 
         Returns:
             The paths of the files.
@@ -70,10 +75,13 @@ class History(StructResult, TabledResult, schema.History, kw_only=True, dict=Tru
         Raises:
             PrunescopeError: A format is unknown, or the folder cannot be written.
         """
-        return self._save(folder, formats, ("md", "json", "csv", *PICTURES))
+        return self._save(folder, formats, ("md", "json", "csv", "tex", *PICTURES), **look)
 
     def _render(self, names: Sequence[str]) -> dict[str, bytes]:
+        from prunescope.analysis.report.history_figure import history_pictures
         from prunescope.analysis.report.markdown import sheet_text
+        from prunescope.analysis.report.picture import files_of_pictures
+        from prunescope.analysis.schema.report import TOOL
 
         files: dict[str, bytes] = {}
         if "md" in names:
@@ -82,7 +90,7 @@ class History(StructResult, TabledResult, schema.History, kw_only=True, dict=Tru
             files["history.json"] = self.to_json()
         if "csv" in names:
             files["history.csv"] = self.to_polars().write_csv().encode()
-        return files | self.plot.files([name for name in names if name in PICTURES])
+        return files | files_of_pictures(history_pictures(self), names, TOOL)
 
     def __repr__(self) -> str:
         changes = sum(len(series.changes) for series in self.series)

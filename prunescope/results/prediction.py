@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
-from prunescope.results.result import PICTURES, TabledResult, format_names
+from prunescope.results.result import PICTURES, TabledResult
 from prunescope.taxonomy.by_name import ByName, by_name
 from prunescope.taxonomy.words import plural
 
@@ -75,10 +75,7 @@ class Prediction(TabledResult, ByName):
             PrunescopeError: A format is unknown, there is no curve to plot, or the folder cannot be
                 written.
         """
-        from prunescope.analysis.report.printing import printed_as, printing_of
-
-        with printed_as(printing_of(format_names(formats), **look)):
-            return self._save(folder, formats, ("md", "json", "csv", "tex", *PICTURES))
+        return self._save(folder, formats, ("md", "json", "csv", "tex", *PICTURES), **look)
 
     def _render(self, names: Sequence[str]) -> dict[str, bytes]:
         from prunescope.analysis.report.predict_figure import curve_files

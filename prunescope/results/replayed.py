@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from prunescope.analysis.report.sheet import Sheet
     from prunescope.tracer.gemm.request import GemmRequest
 
+FORMATS = ("md", "json", "csv", "tex", *PICTURES)
+
 
 @dataclass(frozen=True, repr=False)
 class Replayed(TabledResult):
@@ -111,14 +113,19 @@ class Replayed(TabledResult):
         return ReplayPlots(self.replays, self.report)
 
     def save(
-        self, folder: Path | str, formats: Sequence[str] | str = ("md", "json", "csv", "png")
+        self,
+        folder: Path | str,
+        formats: Sequence[str] | str = ("md", "json", "csv", "png"),
+        **look: Any,
     ) -> list[Path]:
         """Write gemms.md, gemms.json, gemms.csv, curves.csv and figures into a folder.
 
         Args:
             folder: The folder, which is made if it does not exist.
-            formats: md, json, csv, and png, pdf and svg for curves and alignments, where there are
-                any.
+            formats: md, json, csv, and png, pdf, svg and tex for curves and alignments, where there
+                are any.
+            **look: How figures are printed: `width` (column, page, or mm), `font` (sans or serif),
+                and `label_prefix`, which every label in LaTeX begins with.
 
         Returns:
             The paths of the files.
@@ -126,7 +133,7 @@ class Replayed(TabledResult):
         Raises:
             PrunescopeError: A format is unknown, or the folder cannot be written.
         """
-        return self._save(folder, formats, ("md", "json", "csv", *PICTURES))
+        return self._save(folder, formats, FORMATS, **look)
 
     def _render(self, names: Sequence[str]) -> dict[str, bytes]:
         from prunescope.analysis.report.markdown import sheet_text

@@ -57,13 +57,18 @@ class Reproduction(StructResult, TabledResult, schema.Reproduction, kw_only=True
         return ReproductionPlots(self)
 
     def save(
-        self, folder: Path | str, formats: Sequence[str] | str = ("csv", "png", "pdf")
+        self,
+        folder: Path | str,
+        formats: Sequence[str] | str = ("csv", "png", "pdf"),
+        **look: Any,
     ) -> list[Path]:
         """Write all numbers and the redrawn figure into a folder.
 
         Args:
             folder: The folder, which is made if it does not exist.
-            formats: csv and json for the numbers; png, pdf and svg for the figure.
+            formats: csv and json for the numbers; png, pdf, svg and tex for the figure.
+            **look: How figures are printed: `width` (column, page, or mm), `font` (sans or serif),
+                and `label_prefix`, which every label in LaTeX begins with.
 
         Returns:
             The paths of the files.
@@ -73,7 +78,7 @@ class Reproduction(StructResult, TabledResult, schema.Reproduction, kw_only=True
         """
         from prunescope.analysis.paper.reproduction_figure import FORMATS
 
-        return self._save(folder, formats, FORMATS)
+        return self._save(folder, formats, FORMATS, **look)
 
     def _render(self, names: Sequence[str]) -> dict[str, bytes]:
         from prunescope.analysis.paper.reproduction_figure import reproduction_files

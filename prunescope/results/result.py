@@ -59,18 +59,31 @@ class Result:
         raise NotImplementedError
 
     def _save(
-        self, folder: Path | str, formats: Sequence[str] | str, known: Collection[str]
+        self,
+        folder: Path | str,
+        formats: Sequence[str] | str,
+        known: Collection[str],
+        **look: Any,
     ) -> list[Path]:
         """Write the files of each format into `folder`, all or none, and return their paths.
+
+        Args:
+            folder: The folder.
+            formats: The formats.
+            known: All formats that it has.
+            **look: How figures are printed, as `printing_of` takes it: width, font, label_prefix.
 
         Raises:
             PrunescopeError: A format is not one of `known`, or the folder cannot be written.
         """
+        from prunescope.analysis.report.printing import printed_as, printing_of
         from prunescope.analysis.report.write import check_formats, write_files
 
         names = format_names(formats)
         check_formats(names, known)
-        return write_files(self._render(names), needed_path(folder))
+        with printed_as(printing_of(names, **look)):
+            files = self._render(names)
+        return write_files(files, needed_path(folder))
 
 
 class StructResult(Result):

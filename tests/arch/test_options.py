@@ -48,7 +48,7 @@ COMMANDS = {
         "--engine", "--url", "--allow-remote", "--prompts", "--prompt-len", "--new-tokens",
         "--concurrency", "--traces", "--timeout", "--out", "--overwrite", "--json",
     },
-    "history": {"file", "--out", "--openmetrics", "--json"},
+    "history": {"file", "--out", "--format", *LOOK, "--openmetrics", "--json"},
     "predict": {
         *LOOK,
         "--model", "--pruned-model", "--device", "--method", "--sparsity", "--set", "--phase",
@@ -75,6 +75,7 @@ COMMANDS = {
         "--rank", "--workload", "--losses", "--loss", "--json", "--legal", "--legal-tp",
     },
     "allocate": {
+        "--format", *LOOK,
         "--model", "--from-run", "--device", "--speedup", "--latency-ms", "--memory-gb", "--phase",
         "--workload", "--batch", "--prompt-len", "--dtype", "--low-rank", "--text", "--out",
         "--overwrite", "--dry-run", "--json",
@@ -104,11 +105,12 @@ COMMANDS = {
         "--baseline-model", "--batch", "--prompt-len", "--context", "--phase", "--gemm", "--jobs",
         "--engine",
     },
-    "reproduce": {"sweep", "--against", "--out", "--json"},
+    "reproduce": {"--format", *LOOK, "sweep", "--against", "--out", "--json"},
     "cite": {"runs", "--method", "--json"},
     "bundle": {"runs", "--out", "-o", "--source", "--wheel", "--anonymous", "--overwrite"},
     "verify": {"path", "--allow-missing-figures", "--allow-undrawn", "--json"},
     "gemm": {
+        "--format", *LOOK,
         "run", "--m", "--n", "--k", "--dtype", "--device", "--warmup", "--repeats",
         "--placements", "--seed", "--threads", "--script", "--out", "--json",
     },

@@ -26,14 +26,14 @@ from tests.small_capture import quick_peaks, saved_model
 pytestmark = pytest.mark.torch
 
 
-FIGURE = allocation.plan_figure
+FIGURE = allocation.plan_files
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Peaks take no time, and neither does the figure beside a plan, but for a test that asks."""
     quick_peaks(monkeypatch)
-    monkeypatch.setattr(allocation, "plan_figure", lambda *_: b"")
+    monkeypatch.setattr(allocation, "plan_files", lambda *_: {})
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_a_plan_reaches_its_target_and_a_second_one_measures_nothing(
 ) -> None:
     out = tmp_path / "plan.json"
     with monkeypatch.context() as patch:
-        patch.setattr(allocation, "plan_figure", FIGURE)
+        patch.setattr(allocation, "plan_files", FIGURE)
         plan = prunescope.allocate(model, speedup=1.25, out=out, **H100)
     assert plan.expected.speedup >= 1.25 and len(plan.layers) == 3
     low, high = plan.expected.range

@@ -14,7 +14,7 @@ from rich.console import Console
 from prunescope.analysis.predict.break_even import smallest_faster_sparsity, spans
 from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.analysis.predict.request_points import methods, sparsities
-from prunescope.analysis.report.predict_figure import curve_files
+from prunescope.analysis.report.predict_figure import curve_files, curves_figure
 from prunescope.analysis.report.predict_tables import prediction
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.plan import Workload
@@ -275,6 +275,15 @@ def test_curve_files() -> None:
     row = next(r for r in rows if r["phase"] == "prefill" and r["method"] == "dynamic-m")
     assert float(row["expected"]) == at["expected"][0]
     assert curve_files(result) == files  # no date in them
+
+
+def test_every_curve_is_told_apart_in_grey() -> None:
+    """The roofline of a method has its mark, hollow; its colour alone is grey in print."""
+    figure = curves_figure(ask(method="static-m,dynamic-m,static-nk", curves=True))
+    for axes in figure.axes:
+        lines = [line for line in axes.lines if len(line.get_xdata()) == 3]
+        looks = {(line.get_marker(), line.get_markerfacecolor()) for line in lines}
+        assert len(lines) == len(looks) == 6
 
 
 def test_a_curve_of_one_point_and_of_none() -> None:

@@ -118,3 +118,12 @@ def test_a_backtick_is_escaped_and_still_reads_well() -> None:
 def test_no_line_of_latex_ends_between_a_number_and_its_unit() -> None:
     shown = escape.latex("99.2 % of 107.82 ms at 25.11 GB/s, n = 4 of 4 samples in 2 placements")
     assert shown == r"99.2~\% of 107.82~ms at 25.11~GB/s, n~=~4 of 4 samples in 2 placements"
+
+
+def test_a_long_name_in_a_caption_may_break_and_a_short_one_may_not() -> None:
+    name = "of h100_qwen_activations_gathered.json.gz, n = 3"
+    long = escape.latex_caption(name)
+    assert long.replace(r"\allowbreak{}", "") == escape.latex(name)
+    assert r"h100\_\allowbreak{}qwen" in long and r".\allowbreak{}gz" in long
+    short = "tiny_llama at s = 0.5"
+    assert escape.latex_caption(short) == escape.latex(short)

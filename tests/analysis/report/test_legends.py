@@ -19,7 +19,7 @@ from matplotlib.patches import Patch
 from prunescope.analysis.paper.reproduce import reproduce
 from prunescope.analysis.paper.reproduction_figure import reproduction_files
 from prunescope.analysis.report import figures
-from prunescope.analysis.report.allocation_figure import plan_figure
+from prunescope.analysis.report.allocation_figure import plan_files
 from prunescope.analysis.report.comparison_figure import comparison_pictures
 from prunescope.analysis.report.figure_style import plotting
 from prunescope.analysis.report.looks import ROWS
@@ -222,7 +222,7 @@ CASES: dict[str, Callable[[], object]] = {
     "prediction of one": lambda: curve_files(ask(method="static-m", curves=True)),
     "reproduction": lambda: reproduction_files(reproduced(), ["png"]),
     "paper": lambda: drawn(of_one_cell().figures),
-    "plan": lambda: plan_figure(plan(), "png"),
+    "plan": lambda: plan_files(plan(), "plan", ["png"]),
     "replay": lambda: replay_figure(replays().curves, [], "m"),
 }
 

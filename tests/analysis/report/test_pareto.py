@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import matplotlib.text
 import pytest
@@ -12,6 +13,7 @@ from matplotlib.transforms import Bbox
 
 from prunescope.analysis.frontier.frontier import frontier
 from prunescope.analysis.paper.paper_figure import looks_of
+from prunescope.analysis.pareto.files import pareto_files
 from prunescope.analysis.report.looks import family_looks
 from prunescope.analysis.report.pareto_figures import frontier_figure, pareto_pictures
 from prunescope.analysis.report.pareto_tables import render_pareto
@@ -172,6 +174,16 @@ def test_options_of_an_old_sweep_have_the_names_of_today() -> None:
     old = {"select": ["random", "calibrated"], "seatings": 8, "batch": 1}
     found = Pareto(tool="t", subject=SweepSubject(model="m", config=old), phases={})
     assert "select random, importance · placements 8 · batch 1" in render_pareto(found)
+
+
+def test_the_page_shows_every_page_of_a_figure() -> None:
+    """Thirty families need four panels of eight, of which a column holds two."""
+    points = [point(f"own{number}", 1.1, 0.1) for number in range(30)]
+    files = pareto_files(whole({"prefill": points}), ["md", "png"])
+    page = files["pareto.md"].decode()
+    drawn = [name for name in files if name.endswith(".png")]
+    assert {"bound-prefill-2.png", "speed-quality-all-2.png"} <= set(drawn)
+    assert sorted(re.findall(r"\]\(([^)]+\.png)\)", page)) == sorted(drawn)
 
 
 def test_zeros_and_stand_ins_are_marked_in_every_figure() -> None:

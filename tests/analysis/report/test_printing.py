@@ -116,6 +116,13 @@ def test_captions_stand_alone_and_alternative_texts_name_numbers() -> None:
         assert re.search(r"\d", picture.alt)
 
 
+def test_every_sentence_of_a_caption_begins_with_a_capital(tmp_path: Path) -> None:
+    paths = write_report(example.two_phases(), tmp_path, formats=("tex", "pdf"))
+    for path in paths:
+        for caption in re.findall(r"\\caption\{(.*?)\}\\label", path.read_text(errors="replace")):
+            assert not re.search(r"\. [a-z]", caption), (path.name, caption)
+
+
 def test_pictures_hold_the_text_that_stands_for_them() -> None:
     (picture, *_) = report_pictures(example.hostile(example.two_phases()))
     files = files_of_pictures([picture], ["png", "svg", "pdf"], "t")

@@ -44,6 +44,32 @@ def test_digits_follow_from_the_interval(value: float, ci95: list[float] | None,
     assert str(estimate(value, ci95)) == text
 
 
+@pytest.mark.parametrize(
+    ("value", "ci95", "against", "text"),
+    [
+        (1.3523, [0.968, 1.861], 1.0, "1.35 [0.97, 1.86]"),  # not faster beyond noise
+        (1.1821, [1.041, 1.902], 1.0, "1.18 [1.04, 1.90]"),  # faster beyond noise
+        (1.3523, [0.968, 1.861], None, "1.35 [1.0, 1.9]"),
+        (1.2, [0.9996, 1.4], 1.0, "1.2000 [0.9996, 1.4000]"),
+        (0.31, [0.004, 0.9], 0.0, "0.310 [0.004, 0.900]"),  # not as low as 0
+        (1.2, [1.0, 1.4], 1.0, "1.20 [1.00, 1.40]"),  # equal to 1, and shown so
+        (1.374, [1.362, 2.49], None, "1.37 [1.36, 2.49]"),  # 1.4 is above the value
+    ],
+)  # fmt: skip
+def test_no_end_crosses_what_it_is_compared_with(
+    value: float, ci95: list[float], against: float | None, text: str
+) -> None:
+    assert str(estimate(value, ci95, against=against)) == text
+
+
+def test_a_sentence_of_no_measurable_speedup_has_an_interval_with_one_inside() -> None:
+    ladder = msgspec.structs.replace(
+        example.two_phases().phases["prefill"].ladder, realised=1.3523, realised_ci95=[0.968, 1.861]
+    )
+    text = paper_sentence("prefill", phase(ladder=ladder), SUBJECT, DEVICE)
+    assert "not measurably faster than the dense model (1.35 [0.97, 1.86] times)" in text
+
+
 def test_an_unknown_value_has_no_text() -> None:
     assert estimate(None) is None and estimate(float("inf"), [1.0, 2.0]) is None
 
