@@ -22,8 +22,9 @@ def merge_adapters(model: nn.Module) -> nn.Module:
     if callable(merge):  # peft's own, which knows all of its adapters, and writes into weights
         for module in list(model.modules()):
             base = getattr(module, "base_layer", None)
-            for name in list(base._parameters) if isinstance(base, nn.Module) else ():
-                own_parameter(model, base, name)
+            if isinstance(base, nn.Module):
+                for name in list(base._parameters):
+                    own_parameter(model, base, name)
         return merge()
 
     def is_adapted(module: nn.Module, linear: nn.Linear) -> bool:

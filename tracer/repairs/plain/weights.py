@@ -44,7 +44,7 @@ def remove_parametrisations(model: nn.Module) -> nn.Module:
             count += 1
         if parametrize.is_parametrized(module):
             _give_own_class(module)
-            for name, steps in list(module.parametrizations.items()):  # type: ignore[operator]
+            for name, steps in list(module.parametrizations.items()):  # type: ignore[union-attr, operator]
                 for original in list(steps._parameters):
                     own_parameter(model, steps, original)
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
