@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, get_args, get_type_hints
@@ -44,11 +45,14 @@ def from_options(function: Callable[P, None]) -> Callable[..., None]:
         given: dict[str, Any] = {}
         for name, kind in requests.items():
             given[name] = checked(kind(**_parse_given(request_options[name], values)))
-        if (target := values.get("json_target")) is not None:
-            from prunescope.output import check_target
+        with ExitStack() as stack:
+            if (target := values.get("json_target")) is not None:
+                from prunescope.output import check_target, kept_for_json
 
-            check_target(target)
-        function(**given, **_parse_given(own.values(), values))  # type: ignore[call-arg]
+                check_target(target)
+                if target == "-":
+                    stack.enter_context(kept_for_json())
+            function(**given, **_parse_given(own.values(), values))  # type: ignore[call-arg]
 
     call.__doc__ = function.__doc__
     call.__name__ = function.__name__

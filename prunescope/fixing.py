@@ -399,7 +399,7 @@ class _Fixer:
                 applied = self._applied(candidate.repair, side, candidate.row)
                 if applied is None:
                     if candidate.row.outcome == "nothing_to_change":
-                        why = f"{', '.join(done)} does the same"
+                        why = f"nothing is left to change after {', '.join(done)}"
                         _refuse(candidate.row, "repeats_another", why)
                     continue
                 candidate.side = applied

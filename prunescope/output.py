@@ -6,16 +6,18 @@ A target is None (no JSON), "-" (standard output) or a file name. Files appear w
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 from rich.console import Console, RenderableType
 
+from prunescope.signals import IS_COMMAND
 from prunescope.taxonomy.atomic_write import write_file
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.words import time_left, when
@@ -117,6 +119,33 @@ def check_target(target: str | Path | None, form: str = "JSON") -> None:
         )
 
 
+_kept: list[BinaryIO] = []  # standard output, while `kept_for_json` keeps it
+
+
+@contextmanager
+def kept_for_json() -> Iterator[None]:
+    """Keep standard output for `write_json`: what else is printed goes to standard error.
+
+    That is what users' methods print, and their child processes and libraries in C. In the process
+    of a command it lasts to the end, as `atexit` and the buffers of C write then.
+    """
+    with ExitStack() as stack:
+        stack.callback(_kept.clear)
+        sys.stdout.flush()
+        _kept.append(sys.stdout.buffer)
+        with suppress(OSError):  # one of the two is closed
+            ours = stack.enter_context(open(os.dup(1), "wb", buffering=0))  # noqa: PTH123
+            if sys.stdout.fileno() == 1:
+                _kept[:] = [ours]
+            os.dup2(2, 1)
+            stack.callback(os.dup2, ours.fileno(), 1)
+        stack.callback(sys.stdout.flush)
+        stack.enter_context(redirect_stdout(sys.stderr))
+        if IS_COMMAND:
+            stack.pop_all()
+        yield
+
+
 def plain_json(content: Mapping[str, Any]) -> bytes:
     """Return plain values as ASCII JSON, indented by two spaces."""
     # json indents in Python, which takes five times as long; the bytes are the same
@@ -132,8 +161,11 @@ def write_json(content: bytes | Mapping[str, Any], target: str | Path | None) ->
         content = plain_json(content)
     if target == "-":
         sys.stdout.flush()
-        sys.stdout.buffer.write(content)
-        sys.stdout.buffer.flush()
+        file = _kept[0] if _kept else sys.stdout.buffer
+        left = memoryview(content)
+        while left:
+            left = left[file.write(left) :]
+        file.flush()
         return
     write_target(content, Path(target))
 

@@ -13,7 +13,7 @@ from prunescope.analysis.schema.report import WHOLE_TRACE, FamilyVerdict, Findin
 from prunescope.analysis.schema.sides import ColdSteps, Unprofiled
 from prunescope.analysis.summary.headline import FAMILIES
 from prunescope.taxonomy import numbers
-from prunescope.taxonomy.repairs import repairs_text
+from prunescope.taxonomy.repairs import BY_ID, repairs_text
 from prunescope.taxonomy.runs.run import NARROW
 from prunescope.taxonomy.words import plural, when
 
@@ -144,15 +144,22 @@ def finding(item: Finding) -> str:
 
 
 def code_to_try(phase: Phase) -> tuple[str, str] | None:
-    """Return a title and the code of the repairs of the first finding that has any; None if none.
+    """Return a title and the code of the repairs of all findings; None where none has any.
 
     It is what `fix` applies and measures, and an analysis proves nothing of it.
     """
-    for item in phase.findings:
-        if item.repairs and item.severity != "info":  # which says nothing that one must act on
-            title = f"Code to try for {item.id} (not proven here: `prunescope fix` measures it)"
-            return title, repairs_text(item.repairs, skips=True)
-    return None
+    repaired = [
+        item
+        for item in phase.findings
+        if item.repairs and item.severity != "info"  # which says nothing that one must act on
+    ]
+    wanted = {id for item in repaired for id in item.repairs or ()}
+    if not wanted:
+        return None
+    names = ", ".join(item.id for item in repaired)
+    title = f"Code to try for {names} (not proven here: `prunescope fix` measures it)"
+    # In the order of the table: masks are baked before adapters are merged into the weights.
+    return title, repairs_text([id for id in BY_ID if id in wanted], skips=True)
 
 
 def predicted(phase: Phase) -> str:

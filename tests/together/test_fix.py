@@ -102,6 +102,35 @@ def test_a_command_repairs_masks_and_writes_code(tmp_path: Path) -> None:
     assert not any(name.endswith("weight_orig") for name, _ in repaired.named_parameters())
 
 
+LOUD = """
+import os, subprocess, sys, ctypes
+def prune(model, sparsity):
+    print("a word"); sys.__stdout__.write("another\\n"); os.write(1, b"bytes\\n")
+    ctypes.CDLL(None).puts(b"of C"); ctypes.CDLL(None).fflush(None)
+    subprocess.run(["echo", "a child"])
+    model.register_forward_pre_hook(lambda *_: print("a call"))
+    return model
+"""
+
+
+def test_what_a_method_prints_is_no_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("loud.py").write_text(LOUD)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = ["--model", saved(tmp_path), "--method", "loud:prune", "--phase", "prefill",
+             "--prompt-len", "8", "--warmup", "0", "--repeats", "2", "--steps", "1",
+             "--placements", "2", "--only", "sdpa"]  # fmt: skip
+    assert prunescope.main(["fix", *words, "--out", "fixed", "--json", "-"]) == 0
+    told = capfd.readouterr()
+    assert json.loads(told.out)["schema"] == 1
+    for word in ("a word", "another", "bytes", "of C", "a child", "a call"):
+        assert word in told.err
+    sys.stdout.write("after")
+    assert capfd.readouterr().out == "after"
+    sys.modules.pop("loud")
+
+
 def test_a_healthy_model_is_left_alone(tmp_path: Path) -> None:
     fixed = prunescope.fix(saved(tmp_path), method="planted:cut", sparsity=0.5, out="f", **FEW)
     assert kept(fixed) == []

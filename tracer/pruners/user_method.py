@@ -70,11 +70,14 @@ def load_method(spec: str) -> Callable[[Any, float], Any]:
 def apply_method(spec: str, model: nn.Module, point: Point) -> Applied:
     """Run the user's method on a model, which it may change in place.
 
+    What it draws from torch is drawn again alike when the same request resumes.
+
     Raises:
         PrunescopeError: The method raises an error, or returns something other than a model.
     """
     function = load_method(spec)
-    with _errors_explained(spec):
+    with _errors_explained(spec), torch.random.fork_rng():
+        torch.manual_seed(point.seed)
         pruned = function(model, point.sparsity)
     if not isinstance(pruned, nn.Module):
         raise PrunescopeError(

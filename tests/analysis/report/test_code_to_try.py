@@ -7,11 +7,13 @@ import io
 import re
 from pathlib import Path
 
+import msgspec
 from rich.console import Console
 
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.html import render_html
 from prunescope.analysis.report.markdown import render_markdown
+from prunescope.analysis.report.sentences import code_to_try
 from prunescope.analysis.report.terminal import print_report
 from prunescope.analysis.schema.report import Report
 
@@ -44,6 +46,20 @@ def test_every_format_has_the_same_code() -> None:
     assert "def repair" not in brief and "not proven here" in brief
     page = render_html(report)
     assert "def repair(model):" in page and "not proven here" in page
+
+
+def test_faults_that_come_together_are_repaired_together() -> None:
+    """Masks come before adapters, in whatever order the findings stand."""
+    phase = next(iter(masked().phases.values()))
+    masks = phase.finding("added-mask")
+    assert masks is not None
+    adapters = msgspec.structs.replace(masks, id="added-adapter", repairs=["merge-adapters"])
+    aside = msgspec.structs.replace(masks, severity="info", repairs=["sdpa"])
+    code = code_to_try(msgspec.structs.replace(phase, findings=[adapters, masks, aside]))
+    assert code is not None
+    assert code[0].startswith("Code to try for added-adapter, added-mask (not proven here")
+    assert 0 < code[1].index("model = bake_masks(") < code[1].index("model = merge_adapters(")
+    assert "use_sdpa" not in code[1]
 
 
 def test_a_report_without_a_repair_has_no_code() -> None:

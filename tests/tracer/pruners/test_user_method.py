@@ -158,6 +158,22 @@ def test_a_run_says_what_an_own_method_selects_by_or_nothing(
         apply_request(TraceRequest("tiny-llama", method="norms:wrong"), loaded)  # type: ignore[arg-type]
 
 
+def test_what_it_draws_at_random_is_drawn_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs of a request time the same weights, and the caller's generator goes on as it was."""
+    code = "def draw(model, sparsity):\n    model.bias.data.normal_()\n    return model\n"
+    (tmp_path / "drawn.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    request = TraceRequest("tiny-llama", method="drawn:draw")
+    models = [torch.nn.Linear(2, 2) for _ in range(2)]
+    state = torch.get_rng_state()
+    for model in models:
+        apply_request(request, SimpleNamespace(model=model))  # type: ignore[arg-type]
+    assert torch.equal(models[0].bias, models[1].bias)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_a_name_without_a_method_is_refused() -> None:
     with pytest.raises(PrunescopeError, match="--name was given without --method"):
         TraceRequest("tiny-llama", name="Ours").check()

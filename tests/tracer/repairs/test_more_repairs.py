@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.utils import parametrize, prune
 
-from prunescope.taxonomy.repairs import BY_ID
+from prunescope.taxonomy.repairs import BY_ID, repairs_text
 from prunescope.tracer.repairs import table
 from prunescope.tracer.repairs.outputs import difference, loss_nats, tolerance_of
 from prunescope.tracer.repairs.plain.linear_maps import DoesNotApply, equal_linear
@@ -117,6 +121,87 @@ def test_removing_a_parametrisation_leaves_copies_intact() -> None:
     remove_parametrisations(model)
     assert moved(before, model) < 1e-5
     assert moved(before, other) == 0
+
+
+def _prune(model: Any) -> Any:
+    prune.random_unstructured(model.lm_head, "weight", 0.5)
+    return model
+
+
+def _parametrise(model: Any) -> Any:
+    parametrize.register_parametrization(model.lm_head, "weight", torch.nn.Tanh())
+    return model
+
+
+def _normalise(model: Any) -> Any:
+    torch.nn.utils.weight_norm(model.lm_head).weight_g.data *= 0.5
+    return model
+
+
+def _normalise_anew(model: Any) -> Any:
+    head = torch.nn.utils.parametrizations.weight_norm(model.lm_head)
+    head.parametrizations.weight.original0.data *= 0.5
+    return model
+
+
+def _mask_a_new_weight(model: Any) -> Any:
+    mask = torch.rand_like(model.lm_head.weight) > 0.5
+
+    def apply_mask(module: Any, _arguments: Any) -> None:
+        module.weight = torch.nn.Parameter(module.weight * mask, requires_grad=False)
+
+    model.lm_head.register_forward_pre_hook(apply_mask)
+    return model
+
+
+def _mask_in_place(model: Any) -> Any:
+    """From the first call on, the embedding is masked as well."""
+    mask = torch.rand_like(model.lm_head.weight) > 0.5
+
+    def apply_mask(module: Any, _arguments: Any) -> None:
+        module.weight.data = module.weight.data * mask
+
+    model.lm_head.register_forward_pre_hook(apply_mask)
+    logits(model)
+    return model
+
+
+def _adapt(model: Any) -> Any:
+    peft = pytest.importorskip("peft")
+    targets = {"r": 4, "target_modules": ["lm_head"], "init_lora_weights": False}
+    return peft.get_peft_model(model, peft.LoraConfig(**targets)).eval()
+
+
+@pytest.mark.filterwarnings("ignore")  # peft and weight_norm warn
+@pytest.mark.parametrize(
+    ("plant", "id"),
+    [
+        (_prune, "remove-parametrisations"),
+        (_parametrise, "remove-parametrisations"),
+        (_normalise, "remove-parametrisations"),
+        (_normalise_anew, "remove-parametrisations"),
+        (_mask_a_new_weight, "bake-masks"),
+        (_mask_in_place, "bake-masks"),
+        (_adapt, "merge-adapters"),
+    ],
+)
+def test_a_repaired_weight_leaves_the_embedding_that_is_tied_to_it(
+    plant: Callable[[Any], Any], id: str, tmp_path: Path
+) -> None:
+    """Also by the text of repairs.py, and after the repaired model is saved and loaded."""
+    model = tiny_model("llama", tie_word_embeddings=True)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    model = plant(model)
+    written = copy_model(model)
+    before = logits(model)
+    space: dict[str, Any] = {}
+    exec(repairs_text([id]), space)  # noqa: S102 - our own text
+    repaired = space["repair"](written)
+    assert moved(before, repaired) < 1e-6
+    repaired.save_pretrained(tmp_path)
+    assert moved(before, type(repaired).from_pretrained(tmp_path).eval()) < 1e-6
+    function = getattr(importlib.import_module(BY_ID[id].module), BY_ID[id].name)
+    assert moved(before, function(model)) < 1e-6
 
 
 def test_an_activation_is_no_linear_map() -> None:

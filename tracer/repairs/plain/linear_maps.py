@@ -48,6 +48,18 @@ def matrices_of(module: nn.Module) -> list[Tensor]:
     return [tensor for tensor in tensors if tensor.dim() == 2]
 
 
+def own_parameter(model: nn.Module, module: nn.Module, name: str) -> None:
+    """Give a module a copy of a parameter that another module of the model holds too.
+
+    What is then written into it leaves the other as it is: the embedding that a head is tied to.
+    """
+    old = module._parameters[name]
+    holders = [m for m in model.modules() for p in m._parameters.values() if p is old]
+    if old is not None and len(holders) > 1:
+        own = nn.Parameter(old.detach().clone(), requires_grad=old.requires_grad)
+        module._parameters[name] = own
+
+
 @torch.no_grad()
 def equal_linear(module: nn.Module, dtype: torch.dtype) -> nn.Linear | None:
     """Return the Linear that computes what a module computes; None where that is no linear map.

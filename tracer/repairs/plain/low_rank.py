@@ -10,6 +10,7 @@ from torch import nn
 
 from prunescope.tracer.repairs.plain.linear_maps import (
     matrices_of,
+    own_parameter,
     replace_linear_maps,
 )
 
@@ -18,7 +19,12 @@ from prunescope.tracer.repairs.plain.linear_maps import (
 def merge_adapters(model: nn.Module) -> nn.Module:
     """Add low-rank adapters (LoRA) to the weights that they adapt, and remove them."""
     merge = getattr(model, "merge_and_unload", None)
-    if callable(merge):  # peft's own, which knows all of its adapters
+    if callable(merge):  # peft's own, which knows all of its adapters, and writes into weights
+        for module in list(model.modules()):
+            base = getattr(module, "base_layer", None)
+            if isinstance(base, nn.Module):
+                for name in list(base._parameters):
+                    own_parameter(model, base, name)
         return merge()
 
     def is_adapted(module: nn.Module, linear: nn.Linear) -> bool:

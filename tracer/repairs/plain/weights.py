@@ -5,7 +5,7 @@ In: a model. Out: the same model with plain weights.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from prunescope.tracer.repairs.plain.linear_maps import (
     FAILURES,
     DoesNotApply,
     matrices_of,
+    own_parameter,
     replace_linear_maps,
     working_dtype,
 )
@@ -32,6 +33,7 @@ def remove_parametrisations(model: nn.Module) -> nn.Module:
     for module in list(model.modules()):
         for hook in list(module._forward_pre_hooks.values()):
             if isinstance(hook, prune.BasePruningMethod):
+                own_parameter(model, module, f"{hook._tensor_name}_orig")
                 prune.remove(module, hook._tensor_name)
             elif isinstance(hook, WeightNorm):
                 remove_weight_norm(module, hook.name)
@@ -42,7 +44,9 @@ def remove_parametrisations(model: nn.Module) -> nn.Module:
             count += 1
         if parametrize.is_parametrized(module):
             _give_own_class(module)
-            for name in list(module.parametrizations):  # type: ignore[arg-type]
+            for name, steps in list(module.parametrizations.items()):  # type: ignore[union-attr, operator]
+                for original in list(steps._parameters):
+                    own_parameter(model, steps, original)
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
                 count += 1
     if not count:
@@ -76,7 +80,11 @@ def bake_masks(model: nn.Module) -> nn.Module:
                 if masks:
                     del hooks[key]
                     for name, mask in masks.items():
-                        _bake(module, name, mask)
+                        owner, _, leaf = name.rpartition(".")
+                        part = module.get_submodule(owner)
+                        if not mask.is_written:
+                            own_parameter(model, part, leaf)
+                        _bake(part, leaf, mask.kept)
                         count += 1
 
     def is_masked(inner: nn.Module, linear: nn.Linear) -> bool:
@@ -91,7 +99,17 @@ def bake_masks(model: nn.Module) -> nn.Module:
     return model
 
 
-def _masks_of(module: nn.Module, call: Any) -> dict[str, Tensor]:
+class _Mask(NamedTuple):
+    """What a hook keeps of a weight, and whether it writes into the parameter itself.
+
+    Else it makes a new one, and modules that hold the same parameter are not masked.
+    """
+
+    kept: Tensor
+    is_written: bool
+
+
+def _masks_of(module: nn.Module, call: Any) -> dict[str, _Mask]:
     """Return the masks that a hook applies to weights of a module, by the weight's name.
 
     The hook is called with weights of ones; the weights are as before afterwards.
@@ -102,7 +120,7 @@ def _masks_of(module: nn.Module, call: Any) -> dict[str, Tensor]:
         if parameter.dim() > 1 and parameter.is_floating_point()
     }
     before = {name: parameter.data for name, parameter in weights.items()}
-    masks: dict[str, Tensor] = {}
+    masks: dict[str, _Mask] = {}
     try:
         for parameter in weights.values():
             parameter.data = torch.ones_like(parameter.data)
@@ -111,7 +129,7 @@ def _masks_of(module: nn.Module, call: Any) -> dict[str, Tensor]:
         for name in weights.keys() & now.keys():
             mask = now[name].data
             if mask.shape == before[name].shape and bool(((mask == 0) | (mask == 1)).all()):
-                masks[name] = mask != 0
+                masks[name] = _Mask(mask != 0, now[name] is weights[name])
         if result is not None or len(masks) < len(weights):
             masks = {}
     except FAILURES:
@@ -121,14 +139,12 @@ def _masks_of(module: nn.Module, call: Any) -> dict[str, Tensor]:
             parameter.data = before[name]
             owner, _, leaf = name.rpartition(".")
             module.get_submodule(owner)._parameters[leaf] = parameter
-    return {name: mask for name, mask in masks.items() if not bool(mask.all())}
+    return {name: mask for name, mask in masks.items() if not bool(mask.kept.all())}
 
 
-def _bake(module: nn.Module, name: str, mask: Tensor) -> None:
+def _bake(part: nn.Module, name: str, mask: Tensor) -> None:
     """Multiply a mask into a weight, and drop what its module stores equal to the mask."""
-    owner, _, leaf = name.rpartition(".")
-    part = module.get_submodule(owner)
-    weight = part._parameters[leaf]
+    weight = part._parameters[name]
     assert weight is not None
     weight.data = weight.data * mask
     stored = {**part._buffers, **{k: v for k, v in vars(part).items() if isinstance(v, Tensor)}}
