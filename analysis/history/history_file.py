@@ -26,11 +26,11 @@ def check_history(path: Path) -> None:
     """Refuse, before any work is done, a file that no line can be added to.
 
     Raises:
-        PrunescopeError: It is a folder or no history, or its folder does not exist.
+        PrunescopeError: It is no regular file or no history, or its folder does not exist.
     """
-    if path.is_dir() or not path.absolute().parent.is_dir():
+    if path.exists() and not path.is_file() or not path.absolute().parent.is_dir():
         raise PrunescopeError(
-            f"--history: {path.name} is a folder, or lies in none",
+            f"--history: no regular file in an existing folder: {path}",
             hint="name a file in an existing folder",
         )
     if path.is_file() and path.stat().st_size:
@@ -65,7 +65,7 @@ def read_lines(path: Path) -> tuple[list[HistoryLine], list[Notice]]:
             file.
     """
     if not path.is_file():
-        raise PrunescopeError(f"there is no history {path.name}", hint=_HINT)
+        raise PrunescopeError(f"there is no history {path}", hint=_HINT)
     if path.stat().st_size > _LARGEST:
         raise PrunescopeError(f"{path.name} is too large for a history", hint=_HINT)
     texts = path.read_bytes().split(b"\n")

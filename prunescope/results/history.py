@@ -89,7 +89,7 @@ class History(StructResult, TabledResult, schema.History, kw_only=True, dict=Tru
         if "json" in names:
             files["history.json"] = self.to_json()
         if "csv" in names:
-            files["history.csv"] = self.to_polars().write_csv().encode()
+            files["history.csv"] = self._csv()
         return files | files_of_pictures(history_pictures(self), names, TOOL)
 
     def __repr__(self) -> str:
