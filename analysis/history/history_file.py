@@ -13,6 +13,7 @@ import msgspec
 
 from prunescope.analysis.schema.history import HistoryLine
 from prunescope.analysis.schema.notice import Notice, warning
+from prunescope.taxonomy.atomic_write import append_file
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import decode, plain
 from prunescope.taxonomy.scrub import scrub_values
@@ -41,17 +42,14 @@ def check_history(path: Path) -> None:
 
 
 def append_lines(path: Path, lines: Sequence[HistoryLine]) -> None:
-    """Add lines to a history, which is made where it does not exist.
-
-    All of them are written at once, so that processes may write to one file.
-    """
+    """Add lines to a history, which is made where it does not exist."""
     check_history(path)
     text = b"".join(msgspec.json.encode(scrub_values(plain(line))) + b"\n" for line in lines)
-    with path.open("ab+") as file:
-        if file.tell():
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
             file.seek(-1, 2)
             text = text if file.read(1) == b"\n" else b"\n" + text
-        file.write(text)
+    append_file(path, text)
 
 
 def read_lines(path: Path) -> tuple[list[HistoryLine], list[Notice]]:
