@@ -140,7 +140,7 @@ def _with_given_paths(problem: str, words: Sequence[str]) -> str:
         path = str(PurePath(given))
         if path != given and path != os.curdir:
             place = rf"(?:^|(?<=: )){re.escape(path)}(?![\w/.-])|(?<=\s){re.escape(path)}$"
-            problem = re.sub(place, lambda _, as_given=given: as_given, problem)
+            problem = re.sub(place, given.replace("\\", r"\\"), problem)
     return problem
 
 
