@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunescope.analysis.report.escape import clean, markdown
 from prunescope.output_options import CheckOptions
+from prunescope.taxonomy.atomic_write import append_file
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -62,8 +63,7 @@ def _why(outcome: Check, verdict: RuleOutcome) -> str:
 
 def append_summary(path: Path, outcome: Check) -> None:
     """Append the verdicts to a Markdown file, as CI shows it."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(summary_text(outcome))
+    append_file(path, summary_text(outcome).encode())
 
 
 def given_options(options: CheckOptions) -> dict[str, Any]:

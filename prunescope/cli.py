@@ -1048,7 +1048,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = bare_json(list(sys.argv[1:] if argv is None else argv))
     startup.before_options(args)
-    code = exit_code(lambda: _run(args), asks_json(args), name=next(iter(args), ""))
+    code = exit_code(lambda: _run(args), asks_json(args), args)
     signals.ignore_from_here()
     return code
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import PurePath
 
 import typer
 
@@ -42,13 +44,13 @@ _INCOMPLETE = {
 }
 
 
-def exit_code(command: Callable[[], object], as_json: bool, name: str = "") -> int:  # noqa: FBT001
+def exit_code(command: Callable[[], object], as_json: bool, words: Sequence[str] = ()) -> int:  # noqa: FBT001
     """Run a command, and print what went wrong.
 
     Args:
         command: The command, which returns its exit code or None.
         as_json: Whether an error or partial result is also an object on standard error.
-        name: The name of the command.
+        words: The words of the command line, of which the first is the name of the command.
 
     Returns:
         0, 2 for a mistake, 3 for a partial result, 130 or 143 if interrupted.
@@ -65,21 +67,23 @@ def exit_code(command: Callable[[], object], as_json: bool, name: str = "") -> i
             raise KeyboardInterrupt
     except BrokenPipeError:
         if (ended := ended_by()) is not None:
-            return show_error(ended, as_json=as_json)
+            return show_error(ended, as_json=as_json, words=words)
         # The reader left. Python would complain once more when it closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (PrunescopeError, typer.TyperException, *_FAILURES) as error:
-        return show_error(ended_by() or error, as_json=as_json)
+        return show_error(ended_by() or error, as_json=as_json, words=words)
     except Exception as error:
         if (ended := ended_by()) is not None:  # a library made this of it
-            return show_error(ended, as_json=as_json)
+            return show_error(ended, as_json=as_json, words=words)
         if not (isinstance(error, RuntimeError) and str(error).startswith(_LOOP)):
             raise
         loop = PrunescopeError(str(error), hint="a link leads to itself: give the folder it means")
-        return show_error(loop, as_json=as_json)
+        return show_error(loop, as_json=as_json, words=words)
     if code == _PARTIAL and as_json:
-        problem, hint = _INCOMPLETE.get(name, ("the results are partial", "the output says which"))
+        problem, hint = _INCOMPLETE.get(
+            next(iter(words), ""), ("the results are partial", "the output says which")
+        )
         partial = {"problem": problem, "hint": hint, "exit_code": _PARTIAL}
         sys.stderr.write(json.dumps({"error": partial}) + "\n")
     return code if isinstance(code, int) else 0
@@ -98,12 +102,13 @@ def _prepare_streams() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
-def show_error(error: BaseException, *, as_json: bool) -> int:
+def show_error(error: BaseException, *, as_json: bool, words: Sequence[str]) -> int:
     """Print what was wrong and what to do.
 
     Args:
         error: The error.
         as_json: Whether it is also written as JSON.
+        words: The words of the command line.
 
     Returns:
         The exit code.
@@ -115,7 +120,8 @@ def show_error(error: BaseException, *, as_json: bool) -> int:
         raise error  # shell completion ends so
     # They may quote a trace, which is untrusted, and a command line, which may hold a token: logs
     # of CI are read by many.
-    problem, hint = map(_safe_text, _problem_and_hint(error))
+    told, hint = _problem_and_hint(error)
+    problem, hint = map(_safe_text, (_with_given_paths(told, words), hint))
     notes = [_safe_text(note) for note in getattr(error, "__notes__", ())]
     sys.stderr.write("\n".join([*notes, f"error: {problem}", f"  hint: {hint}", ""]))
     if as_json:
@@ -125,6 +131,17 @@ def show_error(error: BaseException, *, as_json: bool) -> int:
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return _INTERRUPTED
     return error.exit_code if isinstance(error, PrunescopeError) else 2
+
+
+def _with_given_paths(problem: str, words: Sequence[str]) -> str:
+    """Write a path as it was given, such as `./x`, where a problem begins or ends with `x`."""
+    for word in words:
+        given = word.partition("=")[2] if word.startswith("--") else word
+        path = str(PurePath(given))
+        if path != given and path != os.curdir:
+            place = rf"(?:^|(?<=: )){re.escape(path)}(?![\w/.-])|(?<=\s){re.escape(path)}$"
+            problem = re.sub(place, given.replace("\\", r"\\"), problem)
+    return problem
 
 
 def _safe_text(text: str) -> str:

@@ -101,6 +101,30 @@ def write_file(path: Path, data: bytes) -> None:
         _write_locked(path, data)
 
 
+def append_file(path: Path, data: bytes) -> None:
+    """Append data to a file, which is made where it does not exist; on an error none of it stays.
+
+    All of it is written at once, so that processes may append to one file.
+    """
+    is_new = not path.exists()
+    try:
+        with path.open("ab", buffering=0) as file:
+            size = file.tell() if file.seekable() else None
+            try:
+                left = memoryview(data)
+                while left:
+                    left = left[file.write(left) :]
+            except OSError:
+                if size is not None and os.fstat(file.fileno()).st_size <= size + len(data):
+                    file.truncate(size)
+                if is_new:
+                    path.unlink()
+                raise
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
 def _write_locked(path: Path, data: bytes) -> None:
     """Write a temporary sibling under a lock, and rename it once it is on disk."""
     for old in _named_like(path, (".tmp",)):

@@ -15,7 +15,7 @@ import msgspec
 _INTERVAL = "ci95"
 _VALUES = ("median", "ns")  # what the interval `ci95` of a struct is of
 # Relative: a file may have been written by a machine that rounds the last bits otherwise.
-_CLOSE, _NEARLY_0 = 1e-6, 1e-6
+CLOSE, _NEARLY_0 = 1e-6, 1e-6
 
 
 @runtime_checkable
@@ -50,13 +50,13 @@ def differs(stated: float | None, computed: float | None) -> bool:
     """Return whether a number is not the one that other fields give; unknown ones never differ."""
     if stated is None or computed is None:
         return False
-    return not math.isclose(stated, computed, rel_tol=_CLOSE, abs_tol=_NEARLY_0)
+    return not math.isclose(stated, computed, rel_tol=CLOSE, abs_tol=_NEARLY_0)
 
 
 def outside(value: float, ends: Sequence[float], name: str = "range") -> Iterator[str]:
     """Yield that an interval is not in order, or does not hold its value."""
     low, high = ends
-    slack = _NEARLY_0 + (_CLOSE * max(abs(low), abs(high)) if math.isfinite(low + high) else 0)
+    slack = _NEARLY_0 + (CLOSE * max(abs(low), abs(high)) if math.isfinite(low + high) else 0)
     if not low <= high:
         yield f"{name} is not in order: {list(ends)}"
     elif not low - slack <= value <= high + slack:

@@ -145,7 +145,7 @@ _SECRET_NAME = re.compile(rf"(?i)(?:[\w-]*{_KEYED}|token)")
 _OWNER_NAME = re.compile(rf"(?i){_OWNERS}")
 _NAME_OF_KEY = re.compile(rf"(?i)(?:^|[_ .-])(?:{'|'.join(_WORDS_OF_KEYS)})s?(?:[_ -]?id)?$")
 _WORD = re.compile(r"[^\s\"'<>]+")
-_ESCAPE = re.compile(r"\\(?:x|u00)([0-9a-fA-F]{2})")
+_ESCAPE = re.compile(r"\\{1,4}(?:x|u00)([0-9a-fA-F]{2})")  # once more escaped in a repr
 
 
 def _hide(match: re.Match[str]) -> str:

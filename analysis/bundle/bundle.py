@@ -187,7 +187,7 @@ def tool_version() -> str:
 def _check_target(target: Path, *, overwrite: bool) -> None:
     if target.suffix.lower() != ".zip":
         raise PrunescopeError(
-            f"cannot write {target.name}: a bundle is a zip",
+            f"cannot write {target}: a bundle is a zip",
             hint=f"for example -o {target.stem or 'evidence'}.zip",
         )
     taken = target.exists() and (not target.is_file() or not zipfile.is_zipfile(target))
@@ -195,7 +195,7 @@ def _check_target(target: Path, *, overwrite: bool) -> None:
     if taken or not folder.is_dir():
         why = "is a file" if folder.exists() else "does not exist"
         raise PrunescopeError(
-            f"cannot write {target.name}: "
+            f"cannot write {target}: "
             + ("it exists and is no zip" if taken else f"its folder {folder.name} {why}"),
             hint="name a .zip file in an existing folder with -o",
         )
@@ -465,6 +465,6 @@ def _write_zip(target: Path, data: bytes) -> None:
         write_file(target.resolve(), data)
     except OSError as error:
         raise PrunescopeError(
-            f"cannot write {target.name} ({error.strerror or error})",
+            f"cannot write {target} ({error.strerror or error})",
             hint="give a file in a folder that can be written with -o",
         ) from None

@@ -13,6 +13,7 @@ import msgspec
 
 from prunescope.analysis.schema.history import HistoryLine
 from prunescope.analysis.schema.notice import Notice, warning
+from prunescope.taxonomy.atomic_write import append_file
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import decode, plain
 from prunescope.taxonomy.scrub import scrub_values
@@ -26,11 +27,11 @@ def check_history(path: Path) -> None:
     """Refuse, before any work is done, a file that no line can be added to.
 
     Raises:
-        PrunescopeError: It is a folder or no history, or its folder does not exist.
+        PrunescopeError: It is no regular file or no history, or its folder does not exist.
     """
-    if path.is_dir() or not path.absolute().parent.is_dir():
+    if path.exists() and not path.is_file() or not path.absolute().parent.is_dir():
         raise PrunescopeError(
-            f"--history: {path.name} is a folder, or lies in none",
+            f"--history: no regular file in an existing folder: {path}",
             hint="name a file in an existing folder",
         )
     if path.is_file() and path.stat().st_size:
@@ -41,17 +42,14 @@ def check_history(path: Path) -> None:
 
 
 def append_lines(path: Path, lines: Sequence[HistoryLine]) -> None:
-    """Add lines to a history, which is made where it does not exist.
-
-    All of them are written at once, so that processes may write to one file.
-    """
+    """Add lines to a history, which is made where it does not exist."""
     check_history(path)
     text = b"".join(msgspec.json.encode(scrub_values(plain(line))) + b"\n" for line in lines)
-    with path.open("ab+") as file:
-        if file.tell():
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
             file.seek(-1, 2)
             text = text if file.read(1) == b"\n" else b"\n" + text
-        file.write(text)
+    append_file(path, text)
 
 
 def read_lines(path: Path) -> tuple[list[HistoryLine], list[Notice]]:
@@ -65,7 +63,7 @@ def read_lines(path: Path) -> tuple[list[HistoryLine], list[Notice]]:
             file.
     """
     if not path.is_file():
-        raise PrunescopeError(f"there is no history {path.name}", hint=_HINT)
+        raise PrunescopeError(f"there is no history {path}", hint=_HINT)
     if path.stat().st_size > _LARGEST:
         raise PrunescopeError(f"{path.name} is too large for a history", hint=_HINT)
     texts = path.read_bytes().split(b"\n")

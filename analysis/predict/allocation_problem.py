@@ -427,7 +427,7 @@ def reached(goal: Goal, change: float) -> dict[str, float]:
 def frontier(problem: Problem, program: Program) -> list[TradeOff]:
     """Return the least loss at some values of the first target, evenly spread over the reachable.
 
-    A point whose loss a harder one does not exceed is left out.
+    A point that another one beats, or equals, in cost and loss is left out.
     """
     goal = problem.goal
     cheapest = program.cheapest(0)
@@ -447,5 +447,7 @@ def frontier(problem: Problem, program: Program) -> list[TradeOff]:
         if options is not None:
             loss = sum(option.loss for option in options)
             if not points or loss < points[-1][1]:
-                points.append((program.cost(options, 0), loss))
+                cost = program.cost(options, 0)
+                # Within the solver's gap a harder point may lose more and cost as much.
+                points = [*(point for point in points if point[0] < cost), (cost, loss)]
     return [TradeOff(**reached(goal, cost), loss=loss) for cost, loss in points]

@@ -16,6 +16,11 @@ from collections.abc import Iterable
 # Control and format characters, lone surrogates, private use and line or paragraph separators:
 # terminals obey them, bidirectional ones reorder the text around them.
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+# Letters and marks that have no shape (Default_Ignorable_Code_Point of Unicode), though Python
+# takes them for printable: two names that differ in them alone look the same.
+_SHAPELESS = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
 
 _MARKDOWN = {
     "&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", "`": "\\`", "$": "&#36;",
@@ -64,6 +69,8 @@ _ASCII = str.maketrans({
 def clean(text: object) -> str:
     r"""Spell out every invisible or control character of a text (ESC becomes `\x1b`)."""
     plain = str(text)
+    if not plain.isascii():
+        plain = _SHAPELESS.sub(lambda shapeless: _spelled(shapeless[0]), plain)
     if plain.isprintable():  # none of _HIDDEN is
         return plain
     return "".join(_spelled(c) if unicodedata.category(c) in _HIDDEN else c for c in plain)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from prunescope.analysis.report.checklist import sweep_checklist
+from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.escape import markdown as text
 from prunescope.analysis.report.hatches import SIMULATED, ZEROS, marked
 from prunescope.analysis.report.markdown import table_blocks
@@ -125,7 +126,7 @@ def _subject(subject: SweepSubject) -> Iterator[str]:
     facts += [f"{name} {version}" for name, version in subject.versions.items()]
     yield text(" · ".join(str(fact) for fact in facts))
     if subject.command:
-        yield f"`{' '.join(subject.command.replace('`', '').split())}`"
+        yield f"`{clean(' '.join(subject.command.replace('`', '').split()))}`"
     config = {name: value for name, value in subject.config.items() if value is not None}
     if config:
         yield text(" · ".join(_option(name, value) for name, value in config.items()))

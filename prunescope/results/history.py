@@ -29,11 +29,11 @@ class History(StructResult, TabledResult, schema.History, kw_only=True, dict=Tru
         from prunescope.analysis.history.history_file import read_lines
         from prunescope.analysis.history.series import series_of
         from prunescope.analysis.wording.sentence import sentence
+        from prunescope.taxonomy.scrubbed import scrubbed
 
         lines, notices = read_lines(path)
-        return cls.of(
-            schema.History(series=series_of(lines), notes=[sentence(notice) for notice in notices])
-        )
+        notes = [sentence(notice) for notice in notices]
+        return cls.of(scrubbed(schema.History(series=series_of(lines), notes=notes)))
 
     @property
     def table(self) -> Records:
@@ -89,7 +89,7 @@ class History(StructResult, TabledResult, schema.History, kw_only=True, dict=Tru
         if "json" in names:
             files["history.json"] = self.to_json()
         if "csv" in names:
-            files["history.csv"] = self.to_polars().write_csv().encode()
+            files["history.csv"] = self._csv()
         return files | files_of_pictures(history_pictures(self), names, TOOL)
 
     def __repr__(self) -> str:

@@ -88,7 +88,7 @@ class Prediction(TabledResult, ByName):
             elif name == "json":
                 files["prediction.json"] = msgspec.json.format(msgspec.json.encode(self)) + b"\n"
             elif name == "csv":
-                files["prediction.csv"] = self.to_polars().write_csv().encode()
+                files["prediction.csv"] = self._csv()
             else:
                 files |= curve_files(self, [name])
         return files

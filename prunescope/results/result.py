@@ -111,6 +111,12 @@ class TabledResult(Result):
         """Return `table` as a polars DataFrame."""
         return self.table.to_polars()
 
+    def _csv(self) -> bytes:
+        """Return `table` as CSV whose strings do nothing in a spreadsheet."""
+        from prunescope.analysis.report.tables import inert_frame
+
+        return inert_frame(self.to_polars()).write_csv().encode()
+
 
 def with_fields_of(struct: msgspec.Struct, kind: type[T]) -> T:
     """Return a `kind` with the values of a struct of the schema.

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-from prunescope.taxonomy.contradictions import differs, outside
+from prunescope.taxonomy.contradictions import CLOSE, differs, outside
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import (
     MAX_LAYERS,
@@ -203,11 +204,42 @@ class PlanOfLayers(msgspec.Struct, kw_only=True):
     command: str = ""
 
     def contradictions(self) -> Iterator[str]:
-        """Yield that the losses of its layers do not add up, or that they save in other phases."""
+        """Yield losses of layers that do not add up, other phases, and points that none can be."""
         if differs(self.expected.loss, sum(layer.loss for layer in self.layers)):
             yield "the losses of its layers do not add up to expected.loss"
         if any(layer.saves_ns.keys() - self.expected.phases.keys() for layer in self.layers):
             yield "a layer saves time in a phase that expected.phases lacks"
+        yield from self._wrong_points()
+
+    def _wrong_points(self) -> Iterator[str]:
+        """Yield points that are at another kind of target, out of order, or miss the target."""
+        keys = ["speedup", "memory_bytes"]
+        if self.target.memory_gb is not None:
+            keys.reverse()
+        points = [*self.frontier, *([self.uniform] if self.uniform else [])]
+        reached = [[getattr(point, key) for key in keys] for point in points]
+        if any(value is None or other is not None for value, other in reached):
+            yield f"frontier or uniform is not at {keys[0]} alone, as the target is"
+            return
+        sign = -1 if keys[0] == "speedup" else 1  # what less of is harder to reach
+        costs = [sign * value for value, _ in reached]
+        for (cost, hard), (more, easy) in pairwise(zip(costs, self.frontier, strict=False)):
+            if more < cost or easy.loss >= hard.loss:
+                yield "a point of the frontier costs as much as another one, and loses as much"
+        most = self._most()
+        if self.uniform and most and costs[-1] > sign * most + CLOSE * most:
+            yield "uniform misses the target"
+
+    def _most(self) -> float | None:
+        """Return the speedup or the bytes of the target; None if no phase tells."""
+        if self.target.memory_gb is not None:
+            return self.target.memory_gb * 1e9
+        if not self.target.latency_ms:
+            return self.target.speedup
+        phases = self.expected.phases
+        alone = phases.get(self.target.phase)
+        weighed = sum(phase.weight * phase.dense_ns for phase in phases.values())
+        return (alone.dense_ns if alone else weighed) / (self.target.latency_ms * 1e6)
 
     @property
     def has_ranks(self) -> bool:

@@ -214,6 +214,22 @@ def test_a_sweep_of_a_stranger_tells_nothing(given: Path, tmp_path: Path) -> Non
     assert list(leaks(out)) == []
 
 
+def test_a_history_of_a_stranger_tells_nothing(tmp_path: Path) -> None:
+    """What --history writes holds no secret; a line that somebody else wrote may."""
+    lines = [
+        {"commit": text[:250], "time": "t", "subject": text[:250], "model": text[:250],
+         "pruning": text[:250], "device": text[:250], "phase": "decode", "step_ns": 1e6,
+         "ci95": None, "steps": 8, "valid": True, "tool": text[:250]}
+        for text in (*PLANTS, *KINDS)
+    ]  # fmt: skip
+    (tmp_path / "h.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    saved = tmp_path / "saved"
+    words = ["history", tmp_path / "h.jsonl", "--out", saved, "--format", "md,json,csv"]
+    told = said(*words, "--json", "-") + said(*words[:2], "--openmetrics")
+    (saved / "said.txt").write_text(told.replace(str(tmp_path), ""))
+    assert list(leaks(saved)) == []
+
+
 def test_predictions_and_listings_tell_nothing(given: Path, tmp_path: Path) -> None:
     model = next(given.glob("llama-*"))
     for i, words in enumerate((

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -15,7 +16,13 @@ import pytest
 
 from prunescope.analysis.report.write import write_files
 from prunescope.taxonomy import atomic_write as whole
-from prunescope.taxonomy.atomic_write import claimed, partial_folder, put_in_place, write_file
+from prunescope.taxonomy.atomic_write import (
+    append_file,
+    claimed,
+    partial_folder,
+    put_in_place,
+    write_file,
+)
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.runs.run import read_run, sha256_of
 from tests import forked
@@ -290,6 +297,24 @@ def test_a_full_disk_is_told_with_the_name_of_what_was_written(
     monkeypatch.setattr(os, "fsync", fails)
     with pytest.raises(OSError, match="No space left on device: 'f'"):
         WORK[what](tmp_path / "secret" / "f") if what == "runs" else write_file(tmp_path / "f", b"")
+
+
+@pytest.mark.parametrize("held", [b"", b"old\n"])
+def test_what_is_appended_is_there_whole_or_not_at_all(held: bytes, tmp_path: Path) -> None:
+    """The disk has room for 3 of the 9 bytes: the system writes those, and then refuses."""
+    path = tmp_path / "history.jsonl"
+    if held:
+        path.write_bytes(held)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(held) + 3, limits[1]))
+    try:
+        with pytest.raises(OSError, match=str(path)):
+            append_file(path, b"new line\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert everything(tmp_path) == ({path.name: held} if held else {})
+    append_file(path, b"new line\n")
+    assert path.read_bytes() == held + b"new line\n"
 
 
 def test_what_was_written_is_whole(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import time
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 
 import prunescope
+from prunescope.analysis.report.escape import clean
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.presets import preset_config
 from tests.hostile.material import changed, write_pair
 
 STATIC: dict[str, Any] = {"model": "tiny-llama", "method": "static-m", "sparsity": 0.5}
@@ -52,6 +55,13 @@ def test_what_cannot_be_written_is_named_as_it_was_given(
     )
     assert "cannot write JSON: /proc/x/y.json" in said(capsys, *words, "--json", "/proc/x/y.json")
     assert "gone/x" in said(capsys, "analyze", "gone/x")
+    for given in ("./gone", "gone/", ".//gone/../gone/x"):
+        assert f"folder: {given}\n" in said(capsys, "analyze", given)
+        assert f"there is no history {given}\n" in said(capsys, "history", given)
+    assert "folder: ./run/gone.json\n" in said(
+        capsys, "analyze", "run", "--baseline=./run/gone.json"
+    )
+    assert "folder: /dev/zero\n" in said(capsys, "analyze", "run", "--history", "/dev/zero")
 
 
 @pytest.mark.parametrize(
@@ -102,3 +112,26 @@ def test_time_grows_with_the_threads_and_not_with_their_square(tmp_path: Path) -
 
     few = seconds(2000)
     assert seconds(16_000) < 24 * few + 1  # by the square: 64 times as long
+
+
+def test_no_cell_of_a_small_table_is_a_formula_or_hides_anything(tmp_path: Path) -> None:
+    """Tables of results whose names are a stranger's: those of a history and of a prediction."""
+    name = "=cmd|' /C calc'!A0\x1b[2J\0\u202e"
+    line = {"commit": name, "time": "t", "phase": "decode", "step_ns": 1e6, "valid": True,
+            "model": name, "device": name, "subject": "x", "steps": 8, "ci95": None}  # fmt: skip
+    (tmp_path / "h.jsonl").write_text(json.dumps({"schema": 1, **line}) + "\n")
+    prunescope.history(tmp_path / "h.jsonl").save(tmp_path, ["csv"])
+    config = {**preset_config("tiny-llama"), "_name_or_path": name}
+    (tmp_path / "=cmd").mkdir()
+    (tmp_path / "=cmd" / "config.json").write_text(json.dumps(config))
+    predicted = prunescope.predict(
+        model=str(tmp_path / "=cmd"), method="static-m", sparsity=0.5, device="h100-sxm"
+    )
+    predicted.save(tmp_path, ["csv"])
+    for path in tmp_path.glob("*.csv"):
+        text = path.read_text("utf-8")
+        assert clean(text.replace("\n", "")) == text.replace("\n", "")
+        assert not [
+            cell for row in csv.reader(text.splitlines()) for cell in row if cell[:1] == "="
+        ]
+    assert "'=cmd" in (tmp_path / "history.csv").read_text("utf-8")

@@ -179,7 +179,11 @@ def test_every_latex_output_compiles_once_and_runs_nothing(
 
 
 def test_a_sweep_named_with_injections_is_judged(folders: list[Path], tmp_path: Path) -> None:
-    found = judge(a_sweep(tmp_path / "sweep", folders[:8]))
+    sweep = a_sweep(tmp_path / "sweep", folders[:8])
+    first = sweep / "runs" / "1" / "pruned" / "run.json"  # whose command the page repeats
+    told = json.loads(first.read_bytes())
+    first.write_text(json.dumps({**told, "argv": ["trace", "--model", "\x1b]8;;x\x07\u202e"]}))
+    found = judge(sweep)
     for path in write_pareto(found, tmp_path / "out", formats=["md", "json", "svg"]):
         data = path.read_bytes()
         assert b"<script>" not in data or path.suffix == ".json"

@@ -136,6 +136,7 @@ def _keyed() -> dict[str, tuple[str, str]]:
     examples["percent twice"] = (quote(quote(f"password={value}", safe=""), safe=""), value)
     examples["entity"] = (f"pwd&#61;{value}", value)
     examples["hexadecimal"] = (f"password\\x3d{value}", value)
+    examples["hexadecimal in a repr"] = (f"password\\\\x3d{value}", value)
     token = "hf_" + drawn(34)
     examples["percent in a token"] = ("%68f%5F" + token[3:], token[3:])
     for kind in ("RSA PRIVATE KEY", "OPENSSH PRIVATE KEY", "PGP PRIVATE KEY BLOCK", "CERTIFICATE"):

@@ -40,6 +40,8 @@ def a_plan() -> dict[str, Any]:
             "loss_measured": 0.5, "perplexity_rel": math.expm1(0.5),
         },
         "layers": [cut, gone],
+        "frontier": [{"speedup": 2.0, "loss": 1.0}, {"speedup": 1.25, "loss": 0.5}],
+        "uniform": {"family": "static-nk", "kept": "3 channels", "speedup": 1.2, "loss": 0.9},
         "additivity": {"pairs": 2, "correlation": 0.5, "worst_error": 0.1},
     }  # fmt: skip
 
@@ -93,7 +95,18 @@ PLANS = {
     "no perplexity": setting("expected", "perplexity_rel", to=None),
     "a correlation of 2": setting("additivity", "correlation", to=2.0),
     "no pairs": setting("additivity", "pairs", to=0),
-}
+    "a faster point of the frontier": setting("frontier", 1, "speedup", to=9.99),
+    "more loss at less speed": setting("frontier", 1, "loss", to=1.5),
+    "a point twice": lambda value: value["frontier"].append(value["frontier"][1]),
+    "a point of bytes": setting("frontier", 0, to={"memory_bytes": 8.0, "loss": 1.0}),
+    "a point at no target": setting("frontier", 0, "speedup", to=None),
+    "a uniform cut of both": setting("uniform", "memory_bytes", to=8.0),
+    "a uniform cut that misses the target": setting("uniform", "speedup", to=1.1),
+    "a uniform cut of bytes": lambda value: value["uniform"].update(speedup=None, memory_bytes=8.0),
+    "a latency that the uniform cut misses": lambda value: value["target"].update(
+        speedup=None, latency_ms=80e-6),  # 100 ns / 80 ns = 1.25
+    "a target beyond the uniform cut": setting("target", "speedup", to=1.21),
+}  # fmt: skip
 REPLAYS = {
     "another M": setting("gemms", 0, "m", to=9),
     "other work": setting("gemms", 0, "flop", to=8193),

@@ -131,6 +131,10 @@ def test_points_are_compared_inside_their_batch_and_length_alone(tmp_path: Path)
     [
         ({"batch": 8}, "batch 8, and its run has 1"),
         ({"prompt_len": 64}, "prompt_len 64, and its run has 512"),
+        ({"mode": "graph"}, "mode graph, and its run has eager"),
+        ({"logits": "all"}, "logits all, and its run has last"),
+        ({"only": "layer"}, "only layer, and its run has model"),
+        ({"flush": True}, "flush true, and its run otherwise"),
         ({"sparsity": 0.9}, "sparsity 0.9, and its run has 0.25"),
         ({"family": "static-m"}, "family static-m, and its run has static-nk"),
     ],

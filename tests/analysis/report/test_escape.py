@@ -42,6 +42,7 @@ def test_json_reads_back_and_holds_nothing_that_a_terminal_obeys(text: str) -> N
 def test_escape_characters_are_spelled_out() -> None:
     assert escape.clean("\x1b[31m\u202e\U000e0001") == r"\x1b[31m\u202e\U000e0001"
     assert escape.clean("attn_fwd<128, 64>") == "attn_fwd<128, 64>"
+    assert escape.clean("a\u3164b\ufe0f\U000e0101") == r"a\u3164b\ufe0f\U000e0101"
 
 
 @given(NASTY)
