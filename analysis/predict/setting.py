@@ -85,7 +85,7 @@ class Setting:
     extra_ns: float = 0.0  # time outside the model, on both sides
     named: Mapping[str, str] = field(default_factory=dict)  # knobs that the method's name implies
     removed: Mapping[str, Sequence[int]] = field(default_factory=dict)  # layers that a run removed
-    pruned_shape: ModelShape | None = None  # of a model in place of a family
+    pruned_shape: ModelShape | None = None  # of another model, which the family prunes if any
     traits: Traits | None = None  # they decide which families apply; None: all do
     legal: Legal | None = None  # the engine to whose sizes the pruned model is padded
 
@@ -93,6 +93,11 @@ class Setting:
     def prunes(self) -> bool:
         """Whether there is a pruned side."""
         return self.family is not None or self.pruned_shape is not None
+
+    @property
+    def own_family(self) -> Family | None:
+        """The family that prunes the model itself; None where it prunes another, or none does."""
+        return self.family if self.pruned_shape is None else None
 
     @property
     def absorbs(self) -> bool:
@@ -178,8 +183,15 @@ def read_model_on_device(request: PredictRequest, warnings: list[str]) -> ModelO
             hint="`prunescope devices` lists the known ones",
         )
     model = _read_model(request.model)
-    pruned = None if request.pruned_model is None else _read_model(request.pruned_model)
+    other = request.pruned_model or request.draft_model
+    pruned = None if other is None else _read_model(other)
     warnings += [*model.notes, *(pruned.notes if pruned else ())]
+    words = [named.shape.embedding.vocab for named in (model, pruned) if named is not None]
+    if request.draft_tokens is not None and len(set(words)) > 1:
+        warnings.append(
+            f"the vocabulary of the draft has {words[1]:,} tokens, that of the model {words[0]:,}: "
+            "the model verifies those alone by which both mean the same"
+        )
     given = request.routing
     routing = None if given is None else routing_of_model(given, model.shape)
     if routing is not None:
@@ -244,11 +256,11 @@ def resolve(
     """
     target = target or read_model_on_device(request, warnings)
     chosen, method_knobs = _family_of_method(method)
-    shape, device = target.shape, target.device
+    shape, device = (target.pruned or target).shape, target.device
     default = (chosen.only if chosen else None) or 0.25
     chosen = as_runnable(chosen, device, warnings)
     if chosen is not None:
-        check_applies(chosen.id, chosen.applies, target.traits)
+        check_applies(chosen.id, chosen.applies, (target.pruned or target).traits)
     given = default if sparsity is None else sparsity
     if chosen and (implied := _implied_sparsity(request, chosen, shape)) is not None:
         given = implied
@@ -263,7 +275,7 @@ def resolve(
     filled = chosen.point(given, knobs).knobs if chosen else {}
     warnings += _doubts_about_layers(shape, given, filled.get("layers"))
     setting = Setting(
-        shape=shape,
+        shape=target.shape,
         device=device,
         dtype=target.dtype,
         flop_per_s=target.flop_per_s,
@@ -275,8 +287,8 @@ def resolve(
         launch=_launch_mode(request.launch, runtime, device),
         sparse_library=sparse_library,
         tp=_check_tp(request.tp),
-        ep=_check_ep(request.ep, request.tp, shape),
-        pp=_check_pp(request.pp, shape.layers),
+        ep=_check_ep(request.ep, request.tp, target.shape),
+        pp=_check_pp(request.pp, target.shape.layers),
         routing=target.routing,
         gemm_ceiling=target.gemm_ceiling,
         constants=_constants(request, device),

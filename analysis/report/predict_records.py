@@ -67,6 +67,16 @@ def _point_rows(result: Prediction) -> Iterator[Row]:
                 row |= _speedup(execution.speedup, execution.range)
                 row |= _fields(execution, "dense_ns", "pruned_ns")
             yield row
+        for gain in point.drafting.at if point.drafting else ():
+            yield {
+                "phase": f"decode, {gain.acceptance:g} of the drafted tokens accepted",
+                "method": point.label,
+                "sparsity": point.sparsity,
+                **_fields(point.drafting, "batch", "context", "memory_bytes"),
+                **_speedup(gain.speedup, gain.range),
+                "dense_ns": point.drafting.dense_ns,
+                "pruned_ns": point.drafting.cycle_ns / gain.tokens,
+            }
 
 
 def _ranking_rows(result: Ranking) -> Iterator[Row]:

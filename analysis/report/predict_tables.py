@@ -112,6 +112,7 @@ def _points(result: Prediction, *, explain: bool) -> Parts:
             yield from (gemm_table(name, phase) for name, phase in result.phases.items())
         if result.answer is not None:
             yield from answer_tables(result.answer)
+        yield from drafting_tables(result.points)
         yield from _engine_lines(result.points)
     assumed = [*result.assumed, *(text for point in result.points for text in point.assumed)]
     yield from (Line(f"assumed: {text}", "dim") for text in dict.fromkeys(assumed))
@@ -190,7 +191,8 @@ def _engine_lines(points: Sequence[PredictedPoint]) -> Parts:
     for answer in answers:
         if not answer.runs or answer.reason:
             word = when(not answer.runs, "no: ")
-            yield Line(f"  {answer.engine}: {word}{answer.reason} ({answer.source})", "dim")
+            text = f"  {answer.engine}: {word}{answer.reason}"
+            yield Line(f"{text} (version {answer.version}: {answer.source})", "dim")
 
 
 def _image_words(batch: int, tokens: int) -> str:
@@ -369,8 +371,9 @@ def grid_tables(result: Prediction) -> Parts:
             if phase.ladder is None or phase.predicted is None or phase.baseline is None:
                 continue
             expected = phase.predicted.execution
-            share = expected.break_even.sparsity if expected.break_even else None
-            break_even[str(point.label)] = "never" if share is None else f"from {share:.2f}"
+            if expected.break_even is not None:
+                share = expected.break_even.sparsity
+                break_even[str(point.label)] = "never" if share is None else f"from {share:.2f}"
             costs = "/".join(f"{factor:.2f}" for factor in phase.cost_factors or ())
             speedups = [f"{n:.2f}" for n in (phase.ladder.roofline, expected.speedup)]
             label, size = str(point.label), numbers.size(phase.memory_bytes)
@@ -378,10 +381,37 @@ def grid_tables(result: Prediction) -> Parts:
             rows.append([label, f"{point.sparsity:g}", *speedups, span, costs, size])
         pays = ", ".join(f"{method} {text}" for method, text in break_even.items())
         yield text_table("grid", name, columns, rows)
-        yield Line(f"expected to pay at s: {pays}")
+        if pays:
+            yield Line(f"expected to pay at s: {pays}")
     yield Line(_EXECUTION, "dim")
     if any(point.answer for point in result.points):
         yield answers_table(result.points)
+    yield from drafting_tables(result.points)
+
+
+def drafting_tables(points: list[PredictedPoint]) -> Parts:
+    """Yield the gain of drafts of each point, at each acceptance, and what stands behind it."""
+    drafts = [(point, point.drafting) for point in points if point.drafting is not None]
+    rows = []
+    for point, drafting in drafts:
+        label = [str(point.label), "" if point.sparsity is None else f"{point.sparsity:g}"]
+        times = [drafting.draft_ns, drafting.verify_ns]
+        costs = [f"{ns / drafting.dense_ns:.2f}" for ns in times]
+        pays = "never" if drafting.pays_from is None else f"{drafting.pays_from:.2f}"
+        for gain in drafting.at:
+            gains = [f"{n:.2f}" for n in (gain.tokens, gain.speedup)]
+            rows.append([*label, *costs, f"{gain.acceptance:g}", *gains, _range(gain.range), pays])
+    if not drafts:
+        return
+    first = drafts[0][1]
+    title = (
+        f"{first.draft_tokens} drafted tokens, verified in one step: batch {first.batch}, context "
+        f"of {first.context} tokens"
+    )
+    heads = ("s", "draft", "verify", "accepted", "tokens", "speedup", "range", "pays from")
+    yield text_table("drafts", title, [Column("draft"), *numeric(*heads)], rows)
+    yield Line("draft, verify: time over a plain step's; tokens of a cycle, in the mean", "dim")
+    yield from (Line(text) for text in dict.fromkeys(d.evidence.text for _, d in drafts))
 
 
 def answers_table(points: list[PredictedPoint]) -> Table:
