@@ -355,8 +355,7 @@ def list_assumptions(setting: Setting) -> list[str]:
         )
     if setting.shape.experts.count:
         sentences += _expert_assumptions(setting)
-    if setting.shape.attention.kv_rank is not None:
-        sentences.append(_latent_assumption(setting))
+    sentences += _attention_assumptions(setting)
     if setting.sparse_library == MARLIN:
         bits = round(8 * (setting.stored_itemsize or WIDE_ITEMSIZE))
         sentences.append(
@@ -377,6 +376,18 @@ def list_assumptions(setting: Setting) -> list[str]:
             "lies between stay in 16 bits"
         )
     return sentences
+
+
+def _attention_assumptions(setting: Setting) -> Iterator[str]:
+    """Tell how attention reads keys that heads share."""
+    attention = setting.shape.attention
+    if attention.kv_rank is not None:
+        yield _latent_assumption(setting)
+    elif setting.launch == "eager" and setting.attn == "sdpa" and attention.group > 1:
+        yield (
+            "SDPA expands grouped keys and values (repeat_kv) in each decode step, as transformers "
+            "4.57 does beside a mask; 5.24 does not: --attn flash is nearer to it"
+        )
 
 
 def _latent_assumption(setting: Setting) -> str:
