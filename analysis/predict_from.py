@@ -75,6 +75,7 @@ from prunescope.taxonomy.dtypes import itemsize
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.expert_routing import Routing, counted
 from prunescope.taxonomy.families import pruning_families
+from prunescope.taxonomy.match import NOMINAL, solve, take_match
 from prunescope.taxonomy.plan import FORWARD, PHASES, Workload
 from prunescope.taxonomy.runs.run import MANIFEST, Run, read_run
 from prunescope.taxonomy.shape import ModelShape
@@ -290,6 +291,11 @@ def _rows_of_families(
         seen.add(key)
         try:
             check_applies(chosen.id, chosen.applies, setting.traits or traits_of(setting.shape))
+            if (by := take_match(request.knobs)[0]) != NOMINAL:
+                sizes = {"shape": setting.shape, "work": phase.work}
+                matched = solve(chosen, sparsity, by=by, knobs=knobs, **sizes)
+                warnings.append(f"{label}: {matched.note}")
+                sparsity = matched.own
             point = chosen.point(sparsity, knobs)
             pruned = replace(setting, family=chosen, sparsity=point.sparsity, knobs=point.knobs)
             rows.append(_row(phase, pruned, request.runtime, label))
@@ -376,7 +382,7 @@ def _requested_points(request: PredictRequest, warnings: list[str]) -> list[tupl
     """Return (name, label, sparsity) of each row; by default all families at sparsity 0.5."""
     names = [name for name in methods(request.method) if name]
     names = names or [family.id for family in pruning_families()]
-    check_knobs(request.knobs, names)
+    check_knobs(request.knobs, names, with_match=True)
     shares = [s for s in sparsities(request.sparsity) if s is not None] or [0.5]
     labelled = label_methods(names, request.knobs, warnings).items()
     return [(str(name), str(label), share) for name, label in labelled for share in shares]

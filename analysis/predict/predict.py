@@ -91,7 +91,7 @@ def predict(request: PredictRequest) -> Prediction:
     grid_sparsities = sparsities(request.sparsity)
     if request.curves and not any(names):
         raise PrunescopeError("curves need a --method", hint="one or several of `families`")
-    check_knobs(request.knobs, names)
+    check_knobs(request.knobs, names, with_match=True)
     target = read_model_on_device(request, warnings)
     request = as_one_pass(request, target.shape)
     # A draft of another model has no sparsity from which on it pays instead of that model.

@@ -85,6 +85,7 @@ def predict_phase(
         items_per_s=work.batch * 1e9 / pruned.ns if setting.shape.image_tokens else None,
     )
     if not setting.prunes:
+        result.expected_ns = total_ns(dense, setting.terms)
         return result
     result.ladder = ladder(setting, dense, pruned)
     result.sparsity = {

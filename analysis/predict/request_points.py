@@ -19,6 +19,7 @@ from prunescope.taxonomy.arguments import number
 from prunescope.taxonomy.engines import check_engine
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import check_sparsity
+from prunescope.taxonomy.match import KNOB
 from prunescope.taxonomy.method_names import is_function
 from prunescope.taxonomy.option import options_of
 from prunescope.taxonomy.plan import FORWARD, Workload
@@ -104,14 +105,19 @@ def label_methods(
     }
 
 
-def check_knobs(knobs: Iterable[str], names: Iterable[str | None]) -> None:
-    """Raise PrunescopeError for a knob that none of the methods has."""
+def check_knobs(
+    knobs: Iterable[str], names: Iterable[str | None], *, with_match: bool = False
+) -> None:
+    """Raise PrunescopeError for a knob that none of the methods has.
+
+    `with_match`: whether the sparsity of a family may be matched by what it removes.
+    """
     names = list(names)
     whose = "none of these methods has an" if len(names) > 1 else f"{names[0] or 'dense'} has no"
     known = {
         knob for name in names if _is_family(name) for knob in find_named_family(str(name))[0].knobs
     }
-    known |= {"kernel"}
+    known |= {"kernel", KNOB} if with_match and any(map(_is_family, names)) else {"kernel"}
     for knob in knobs:
         if knob not in known:
             raise PrunescopeError(

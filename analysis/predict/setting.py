@@ -42,8 +42,9 @@ from prunescope.taxonomy.expert_routing import Routing
 from prunescope.taxonomy.families import families, family
 from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.keep import check_sparsity, kept_routes, named_share
+from prunescope.taxonomy.match import NOMINAL, solve, take_match
 from prunescope.taxonomy.method_names import is_function, method_parts
-from prunescope.taxonomy.methods import family_of, method_names, slug
+from prunescope.taxonomy.methods import family_of, nearest_methods
 from prunescope.taxonomy.plan import FORWARD, PHASES, Workload
 from prunescope.taxonomy.presets import preset_named
 from prunescope.taxonomy.shape import ModelShape
@@ -266,9 +267,8 @@ def resolve(
         given = implied
     runtime = _runtime(request.runtime)
     library = runtime.library if runtime else "torch"
-    sparse_library, given_knobs = split_library(
-        {"kernel": library, **method_knobs, **request.knobs}
-    )
+    by, given_knobs = take_match({**method_knobs, **request.knobs})
+    sparse_library, given_knobs = split_library({"kernel": library, **given_knobs})
     knobs = {k: v for k, v in given_knobs.items() if chosen and k in chosen.knobs}
     if chosen and not request.has_several_methods:
         knobs = given_knobs  # so that an unknown one is an error
@@ -307,6 +307,12 @@ def resolve(
         pruned_shape=target.pruned.shape if target.pruned else None,
         legal=_legal(request),
     )
+    if chosen is not None and by != NOMINAL:
+        work = workloads(request, setting)[0]
+        matched = solve(chosen, given, by=by, shape=shape, work=work, knobs=knobs)
+        warnings.append(f"{chosen.id}: {matched.note}")
+        filled = chosen.point(matched.own, knobs).knobs
+        setting = replace(setting, sparsity=matched.own, knobs=filled)
     return setting, target.source
 
 
@@ -700,7 +706,7 @@ def find_named_family(method: str) -> tuple[Family, Mapping[str, str]]:
             hint="predict each alone, or measure the combination with trace",
         )
     if name not in ids:
-        close = nearest(slug(name), [*ids, *method_names()])
+        close = nearest_methods(name, {known.id: known.title for known in families()})
         raise PrunescopeError(
             f"no pruning family or method is called {name!r}",
             hint=f"nearest: {close}; `prunescope families` lists the families",

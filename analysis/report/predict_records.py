@@ -66,6 +66,8 @@ def _point_rows(result: Prediction) -> Iterator[Row]:
                 execution = phase.predicted.execution
                 row |= _speedup(execution.speedup, execution.range)
                 row |= _fields(execution, "dense_ns", "pruned_ns")
+            elif phase.expected_ns is not None:
+                row["dense_ns"] = phase.expected_ns
             yield row
         for gain in point.drafting.at if point.drafting else ():
             yield {

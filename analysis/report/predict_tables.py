@@ -261,6 +261,8 @@ def _sides_table(phase: PredictedPhase, title: str, *, every_role: bool) -> Tabl
         ],
         *_expert_rows(sides),
     ]
+    if phase.expected_ns is not None:
+        rows.insert(1, ["expected, with costs", numbers.time(phase.expected_ns)])
     if phase.items_per_s is not None:
         rates = (numbers.rate(numbers.share_of(phase.batch * 1e9, side.ideal_ns)) for side in sides)
         rows.insert(1, ["images/s", *rates])

@@ -299,6 +299,7 @@ class PredictedPhase(Sums, kw_only=True):
     padding: Padding | None = None  # with `legal`
     # Images at the roofline, as many as are given: tokens may leave. Null: a model of text.
     items_per_s: float | None = None
+    expected_ns: float | None = None  # of a dense model alone; null: `predicted` has both sides
 
     @property
     def cost_factors(self) -> tuple[float, float] | None:
