@@ -292,8 +292,8 @@ def _rows_of_families(
         try:
             check_applies(chosen.id, chosen.applies, setting.traits or traits_of(setting.shape))
             if (by := take_match(request.knobs)[0]) != NOMINAL:
-                sizes = {"shape": setting.shape, "work": phase.work}
-                matched = solve(chosen, sparsity, by=by, knobs=knobs, **sizes)
+                shape, work = setting.shape, phase.work
+                matched = solve(chosen, sparsity, by=by, shape=shape, work=work, knobs=knobs)
                 warnings.append(f"{label}: {matched.note}")
                 sparsity = matched.own
             point = chosen.point(sparsity, knobs)

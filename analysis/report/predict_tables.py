@@ -35,6 +35,7 @@ from prunescope.analysis.schema.prediction import (
     PredictedPhase,
     PredictedPoint,
     Prediction,
+    RangeEvidence,
     Ranked,
     Ranking,
     ServedPoint,
@@ -153,13 +154,20 @@ def phase_tables(
     if expected.above_roofline:
         columns.append(Column("", flexible=True, folds=True))
         row.append(expected.above_roofline)
-    yield text_table("ladder", title, columns, [row], expected.notes)
+    notes = [f"range: {_evidence_words(expected.evidence)}"] if expected.evidence else []
+    yield text_table("ladder", title, columns, [row], [*expected.notes, *notes])
     if expected.break_even is not None:
         yield _break_even_table(phase)
     yield _execution_table(phase, expected)
     yield _sides_table(phase, "", every_role=every_role)
     if phase.padding is not None:
         yield Line(_padding_words(phase.padding))
+
+
+def _evidence_words(evidence: RangeEvidence) -> str:
+    """Say what stands behind a range: how many measurements, and the nearest one."""
+    nearest = evidence.nearest[:1]
+    return "; nearest: ".join([evidence.text, *(near.source for near in nearest)])
 
 
 def _padding_words(padding: Padding) -> str:
@@ -368,6 +376,7 @@ def grid_tables(result: Prediction) -> Parts:
     for name in dict.fromkeys(name for point in result.points for name in point.phases):
         rows: list[list[str]] = []
         break_even: dict[str, str] = {}
+        ranges: dict[str, dict[str, None]] = {}  # the methods by what stands behind their ranges
         for point in result.points:
             phase = point.phases[name]
             if phase.ladder is None or phase.predicted is None or phase.baseline is None:
@@ -376,6 +385,8 @@ def grid_tables(result: Prediction) -> Parts:
             if expected.break_even is not None:
                 share = expected.break_even.sparsity
                 break_even[str(point.label)] = "never" if share is None else f"from {share:.2f}"
+            if expected.evidence is not None:
+                ranges.setdefault(expected.evidence.text, {})[str(point.label)] = None
             costs = "/".join(f"{factor:.2f}" for factor in phase.cost_factors or ())
             speedups = [f"{n:.2f}" for n in (phase.ladder.roofline, expected.speedup)]
             label, size = str(point.label), numbers.size(phase.memory_bytes)
@@ -383,6 +394,7 @@ def grid_tables(result: Prediction) -> Parts:
             rows.append([label, f"{point.sparsity:g}", *speedups, span, costs, size])
         pays = ", ".join(f"{method} {text}" for method, text in break_even.items())
         yield text_table("grid", name, columns, rows)
+        yield from (Line(f"range of {', '.join(of)}: {text}", "dim") for text, of in ranges.items())
         if pays:
             yield Line(f"expected to pay at s: {pays}")
     yield Line(_EXECUTION, "dim")
