@@ -227,7 +227,7 @@ def _predict(
     prunescope predict --from-run traces/first --sparsity 0.5
     prunescope predict --rank --model llama-3.1-8b --device h100-sxm --workload chat
     prunescope predict --model llama-3.1-8b --device h100-sxm --draft-model llama-3.2-1b \\
-        --method dynamic-depth --sparsity 0.25 --draft-tokens 4 --acceptance 0.6:0.8
+        --method shortgpt --sparsity 0.25 --draft-tokens 4 --acceptance 0.6:0.8
     """
     from prunescope.analysis.report.predict_tables import prediction
     from prunescope.results.prediction import Prediction

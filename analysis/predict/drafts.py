@@ -119,6 +119,7 @@ def predict_drafting(
             AcceptedDrafts(
                 acceptance=share,
                 tokens=tokens,
+                token_ns=cycle_ns / tokens,
                 speedup=tokens * ratio,
                 range=[tokens * end for end in ends],
                 one_step_speedup=tokens / (draft_tokens * draft_share + 1),

@@ -42,7 +42,7 @@ from prunescope.taxonomy.expert_routing import Routing
 from prunescope.taxonomy.families import families, family
 from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.keep import check_sparsity, kept_routes, named_share
-from prunescope.taxonomy.match import NOMINAL, solve, take_match
+from prunescope.taxonomy.match import NOMINAL, Match, solve, take_match
 from prunescope.taxonomy.method_names import is_function, method_parts
 from prunescope.taxonomy.methods import family_of, nearest_methods
 from prunescope.taxonomy.plan import FORWARD, PHASES, Workload
@@ -310,10 +310,17 @@ def resolve(
     if chosen is not None and by != NOMINAL:
         work = workloads(request, setting)[0]
         matched = solve(chosen, given, by=by, shape=shape, work=work, knobs=knobs)
-        warnings.append(f"{chosen.id}: {matched.note}")
-        filled = chosen.point(matched.own, knobs).knobs
-        setting = replace(setting, sparsity=matched.own, knobs=filled)
+        setting = _set_matched(setting, chosen, matched, knobs, warnings)
     return setting, target.source
+
+
+def _set_matched(
+    setting: Setting, chosen: Family, matched: Match, knobs: Mapping[str, Any], warnings: list[str]
+) -> Setting:
+    """Return a setting at the sparsity that removes a requested share, and say which it is."""
+    warnings.append(f"{chosen.id}: {matched.note}")
+    filled = chosen.point(matched.own, knobs).knobs
+    return replace(setting, sparsity=matched.own, knobs=filled)
 
 
 def _legal(request: PredictRequest) -> Legal | None:

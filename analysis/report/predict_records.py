@@ -84,7 +84,7 @@ def _drafting_rows(point: PredictedPoint, drafting: Drafting) -> Iterator[Row]:
             **_fields(drafting, "batch", "context", "memory_bytes"),
             **_speedup(gain.speedup, gain.range),
             "dense_ns": drafting.dense_ns,
-            "pruned_ns": drafting.cycle_ns / gain.tokens,
+            "pruned_ns": gain.token_ns,
         }
 
 

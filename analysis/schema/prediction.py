@@ -216,12 +216,14 @@ class PredictedAnswer(msgspec.Struct, kw_only=True):
 class AcceptedDrafts(msgspec.Struct, kw_only=True):
     """The gain of drafts of which a share is accepted.
 
-    `tokens` is the mean number that a cycle gives. `one_step_speedup` is the speedup if a
-    verification cost one step of the dense model (arXiv 2211.17192, theorem 3.8).
+    `tokens` is the mean number that a cycle gives, `token_ns` the time of each. `one_step_speedup`
+    is the speedup if a verification cost one step of the dense model (arXiv 2211.17192, theorem
+    3.8).
     """
 
     acceptance: float
     tokens: float
+    token_ns: float
     speedup: float
     range: list[float]
     one_step_speedup: float
