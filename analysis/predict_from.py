@@ -30,6 +30,7 @@ from prunescope.analysis.measured_step import (
 )
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.predict.constants import MARLIN
+from prunescope.analysis.predict.engine_formats import engine_runs, name_versions, warn_of_engine
 from prunescope.analysis.predict.predict_request import (
     PredictRequest,
     command_of,
@@ -74,6 +75,7 @@ from prunescope.taxonomy.dtypes import itemsize
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.expert_routing import Routing, counted
 from prunescope.taxonomy.families import pruning_families
+from prunescope.taxonomy.match import NOMINAL, solve, take_match
 from prunescope.taxonomy.plan import FORWARD, PHASES, Workload
 from prunescope.taxonomy.runs.run import MANIFEST, Run, read_run
 from prunescope.taxonomy.shape import ModelShape
@@ -209,10 +211,11 @@ def family_table(request: PredictRequest, dense: DensePhase, warnings: list[str]
         )
     notes = measured.notes
     if request.pruned_model is not None:
-        rows = [_row_of_pruned_model(request.pruned_model, dense, warnings)]
+        rows = [_row_of_pruned_model(request, request.pruned_model, dense, warnings)]
         notes = [*notes, "s of a pruned model: the share of the parameters that it lacks"]
     else:
         rows = _rows_of_families(request, dense, warnings)
+    notes = [*notes, *name_versions(request.runtime, (row.engine_version for row in rows))]
     return MeasuredPhase(
         batch=work.batch,
         prompt_len=work.prompt_len,
@@ -244,7 +247,9 @@ def _expected(dense: DensePhase, row: FamilyRow) -> Expected:
     )
 
 
-def _row_of_pruned_model(name: str, phase: DensePhase, warnings: list[str]) -> FamilyRow:
+def _row_of_pruned_model(
+    request: PredictRequest, name: str, phase: DensePhase, warnings: list[str]
+) -> FamilyRow:
     """Return the row of a model that was pruned already.
 
     Its shape stands in place of a family, and its sparsity is the share of the parameters that it
@@ -260,7 +265,8 @@ def _row_of_pruned_model(name: str, phase: DensePhase, warnings: list[str]) -> F
     dense, pruned = setting.shape.parameters(), named.shape.parameters()
     setting = replace(setting, pruned_shape=named.shape, sparsity=1 - pruned / dense)
     label = model_name(name)
-    return _row(phase, setting, label, label)
+    warnings += filter(None, [warn_of_engine(request.runtime, setting)])
+    return _row(phase, setting, request.runtime, label)
 
 
 def _rows_of_families(
@@ -285,9 +291,15 @@ def _rows_of_families(
         seen.add(key)
         try:
             check_applies(chosen.id, chosen.applies, setting.traits or traits_of(setting.shape))
+            if (by := take_match(request.knobs)[0]) != NOMINAL:
+                shape, work = setting.shape, phase.work
+                matched = solve(chosen, sparsity, by=by, shape=shape, work=work, knobs=knobs)
+                warnings.append(f"{label}: {matched.note}")
+                sparsity = matched.own
             point = chosen.point(sparsity, knobs)
             pruned = replace(setting, family=chosen, sparsity=point.sparsity, knobs=point.knobs)
-            rows.append(_row(phase, pruned, chosen.id, label))
+            rows.append(_row(phase, pruned, request.runtime, label))
+            warnings += filter(None, [warn_of_engine(request.runtime, pruned)])
         except PrunescopeError as error:
             refused.append(error)
             warnings.append(f"{label} at {sparsity:g} is left out: {error.problem}")
@@ -337,15 +349,16 @@ def measured_phase(phase: Phase, recorded: Mapping[str, float], *, host: bool) -
     return Measured(parts=ranked, gap_ns=gap, kernels=kernels, notes=notes)
 
 
-def _row(phase: DensePhase, setting: Setting, name: str, label: str) -> FamilyRow:
+def _row(phase: DensePhase, setting: Setting, engine: str | None, label: str) -> FamilyRow:
     """Return the row of a setting's family, or of its pruned model."""
+    runs = engine_runs(engine, setting)
     work, measured, terms = phase.work, phase.measured, setting.terms
     dense, pruned = predicted_side(setting, work, pruned=False), predicted_side(setting, work)
     times = scale_measured(measured, dense, pruned, terms)
     uncertainty = measured_uncertainty(measured, dense, pruned, terms)
     weights, cache = round(pruned.forward.weight_bytes), round(pruned.forward.kv_bytes)
     return FamilyRow(
-        id=name,
+        id=label if setting.family is None else setting.family.id,
         label=label,
         extension=setting.family is not None and setting.family.extension,
         sparsity=setting.sparsity,
@@ -359,6 +372,8 @@ def _row(phase: DensePhase, setting: Setting, name: str, label: str) -> FamilyRo
         weight_bytes=weights,
         kv_bytes=cache,
         memory_bytes=weights + cache,
+        runs=runs.runs,
+        engine_version=runs.version,
         above_by=times.above_by,
     )
 
@@ -367,7 +382,7 @@ def _requested_points(request: PredictRequest, warnings: list[str]) -> list[tupl
     """Return (name, label, sparsity) of each row; by default all families at sparsity 0.5."""
     names = [name for name in methods(request.method) if name]
     names = names or [family.id for family in pruning_families()]
-    check_knobs(request.knobs, names)
+    check_knobs(request.knobs, names, with_match=True)
     shares = [s for s in sparsities(request.sparsity) if s is not None] or [0.5]
     labelled = label_methods(names, request.knobs, warnings).items()
     return [(str(name), str(label), share) for name, label in labelled for share in shares]

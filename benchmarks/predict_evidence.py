@@ -29,7 +29,7 @@ from prunescope.analysis.predict.evidence import Kind, Measurement, kind_of, spr
 from prunescope.analysis.predict.side import predicted_side
 
 HELD = 0.90
-SEED = "seed paper"
+SEED = "arXiv 2606.09080"  # "seed paper" in the cells
 TABLE = ROOT / "analysis/predict/measurements.json"
 
 
@@ -53,7 +53,7 @@ def miss_of(cell: Cell) -> Miss:
         answer = predict_answer(cell.setting, cell.work, new_tokens=cell.new_tokens)
         side = answer.longer_forward
     row = Measurement(
-        source=cell.source,
+        source=SEED if cell.source == "seed paper" else cell.source,
         setting=cell.label,
         kind=kind_of(side),
         sparsity=round(cell.setting.sparsity, 4),

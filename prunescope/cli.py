@@ -226,6 +226,8 @@ def _predict(
         --sparsity 0.1:0.7:0.1 --out curves
     prunescope predict --from-run traces/first --sparsity 0.5
     prunescope predict --rank --model llama-3.1-8b --device h100-sxm --workload chat
+    prunescope predict --model llama-3.1-8b --device h100-sxm --draft-model llama-3.2-1b \\
+        --method shortgpt --sparsity 0.25 --draft-tokens 4 --acceptance 0.6:0.8
     """
     from prunescope.analysis.report.predict_tables import prediction
     from prunescope.results.prediction import Prediction

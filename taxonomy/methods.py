@@ -8,17 +8,23 @@ same.
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from types import MappingProxyType
 from typing import Any
 
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.families import known
+
+NO_NAMES: Mapping[str, str] = MappingProxyType({})
+_SHORTEST_WORD = 2  # letters of a word that means nothing by itself
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,8 +138,7 @@ def published(name: str) -> PublishedMethod:
     if method is None:
         raise PrunescopeError(
             f"no published method is called {name!r}",
-            hint=f"nearest: {nearest(slug(name), method_names())}; `prunescope families` lists "
-            "the families",
+            hint=f"nearest: {nearest_methods(name)}; `prunescope families` lists the families",
         )
     return method
 
@@ -165,6 +170,32 @@ def methods() -> tuple[PublishedMethod, ...]:
 def method_names() -> tuple[str, ...]:
     """Return every name that `published` knows, as a slug, sorted."""
     return tuple(sorted(_table()))
+
+
+def nearest_methods(name: str, more: Mapping[str, str] = NO_NAMES, *, count: int = 4) -> str:
+    """Return the methods nearest to a name, as a comma-separated part of a sentence.
+
+    Names that are spelt almost so come first, then those whose description shares words with the
+    name, most of them first, else names of like letters. `more`: further names, with
+    their descriptions.
+    """
+    known_names = [*_table(), *more]
+    spelt = difflib.get_close_matches(slug(name), known_names, n=count, cutoff=0.75)
+    texts = {slug(m.name): f"{m.name} {m.because} {m.executes}" for m in methods()}
+    stems = {key: _stems(text) for key, text in texts.items()}
+    stems |= {key: _stems(f"{key} {text}") for key, text in more.items()}
+    counts = Counter(stem for words in stems.values() for stem in words)
+    shared = {key: words & _stems(name) for key, words in stems.items() if words & _stems(name)}
+    rarest = {key: sum(1 / counts[stem] for stem in words) for key, words in shared.items()}
+    meant = sorted(shared, key=lambda key: (-len(shared[key]), -rarest[key], key))
+    close = [*dict.fromkeys([*spelt, *meant])][:count]
+    return ", ".join(close) or nearest(slug(name), known_names, count=count)
+
+
+def _stems(text: str) -> frozenset[str]:
+    """Return the beginnings of the words of a text, in which eviction and evicted are alike."""
+    words = (word.removesuffix("s") for word in slug(text).split("-"))
+    return frozenset(word[:4] for word in words if len(word) > _SHORTEST_WORD)
 
 
 def slug(name: str) -> str:

@@ -48,7 +48,8 @@ class Workload:
     `routing` says how often each expert is chosen; None: all as often. `absorbed`: a decode step of
     latent attention multiplies its queries into the cached latents, as serving engines do, and does
     not expand keys and values from them, as transformers does. `kv_itemsize`: the bytes of a cached
-    number; None: `itemsize`.
+    number; None: `itemsize`. `step_tokens`: the tokens of a sequence in one decode step, of which
+    the last sees L keys; more than one where drafted tokens are verified.
     """
 
     phase: str
@@ -60,6 +61,7 @@ class Workload:
     routing: Routing | None = None
     absorbed: bool = False
     kv_itemsize: float | None = None
+    step_tokens: int = 1
 
     def __post_init__(self) -> None:
         if self.phase not in PHASES or self.logits not in LOGITS:
@@ -115,7 +117,12 @@ class Workload:
     @property
     def rows(self) -> int:
         """The tokens through a layer, called T in formulas."""
-        return self.batch * self.prompt_len if self.prefill else self.batch
+        return self.batch * self.queries
+
+    @property
+    def queries(self) -> int:
+        """The tokens of a sequence in this forward."""
+        return self.prompt_len if self.prefill else self.step_tokens
 
     @property
     def head_rows(self) -> int:

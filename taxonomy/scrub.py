@@ -135,9 +135,9 @@ _LIBRARIES = re.compile(
     r"[\\/](?:site|dist)-packages[\\/]+|[\\/]+(?=(?:torch|triton|transformers|vllm|sglang"
     r"|tensorrt_llm|megatron|deepspeed|accelerate)[\\/])"
 )
-_SHORT = 200  # characters of a text that is worth keeping
+_SHORT = 1000  # characters of a text that is worth keeping
 _ROUNDS = 6  # of taking out, and of decoding: most texts need one, and none more than a few
-_NUMBERS = {int, float, bool, type(None)}
+NUMBERS = {int, float, bool, type(None)}
 _HOMES = frozenset({"home", "Users", "users"})
 # Options of a command line whose next word is a secret.
 _SECRET_OPTION = re.compile(rf"(?i)--?(?:[\w-]*{_KEYED}|token)")
@@ -330,7 +330,7 @@ def scrub_values(value: Any) -> Any:
             clean[key] = scrub_values(inner)
         return clean
     if isinstance(value, (list, tuple)):
-        if set(map(type, value)) <= _NUMBERS:
+        if set(map(type, value)) <= NUMBERS:
             return list(value)
         return [scrub_values(inner) for inner in value]
     return value

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
-from prunescope.taxonomy.scrub import free_key, scrub, value_under
+from prunescope.taxonomy.scrub import NUMBERS, free_key, scrub, value_under
 
 T = TypeVar("T")
 
@@ -27,7 +27,10 @@ def scrubbed(value: T) -> T:
     elif isinstance(value, tuple):
         clean = tuple(map(scrubbed, value))
     elif isinstance(value, dict):
-        pairs = [(scrubbed(k), scrubbed(value_under(k, inner))) for k, inner in value.items()]
+        pairs = [
+            (scrubbed(key), inner if type(inner) in NUMBERS else scrubbed(value_under(key, inner)))
+            for key, inner in value.items()
+        ]
         value.clear()
         for key, inner in pairs:
             value[free_key(key, value) if isinstance(key, str) else key] = inner

@@ -145,8 +145,8 @@ def _indexer(plan: Plan, layers: float) -> Iterable[Op]:
     for name, (n, k) in indexer.linears(shape.hidden).items():
         gemm = Gemm(work.rows, n, k)
         yield whole_gemm(plan, name, gemm, role="indexer", group="other", layers=layers)
-    b, keys, queries = work.itemsize, plan.context, work.prompt_len if work.prefill else 1
-    pairs = keys * (keys + 1) / 2 if work.prefill else keys
+    b, keys, queries = work.itemsize, plan.context, work.queries
+    pairs = _causal_pairs(keys if work.prefill else queries, keys, keys)
     pooled = max(1, math.ceil(keys / indexer.block))
     sizes = Gemm(queries, pooled, indexer.dim, work.batch * indexer.heads)
     read = 0.0 if work.prefill else b * work.batch * keys * indexer.cached()
@@ -272,11 +272,10 @@ def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
     seen = min(keys, window) if window else keys
     if shape.indexer.keys:  # as many keys as it chooses, and those that each query sees anyway
         seen = min(seen, shape.indexer.keys + shape.indexer.window)
-    pairs: float = seen
-    queries = work.prompt_len if work.prefill else 1
-    if work.prefill:
-        pairs = seen * (seen + 1) / 2 + (keys - seen) * seen
-        pairs = keys * keys if shape.is_one_pass else pairs
+    queries = work.queries
+    pairs = _causal_pairs(keys if work.prefill else queries, keys, seen)
+    if work.prefill and shape.is_one_pass:
+        pairs = keys * keys
     key, value, cached = (
         shape.attention.head_dim,
         shape.attention.value_dim,
@@ -292,7 +291,8 @@ def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
     heads = batch * max(1, round(shape.attention.heads * plan.heads))
     q_io = heads * per_head * queries * plan.queries
     new = batch * queries * cached * _share_of_keys(plan)
-    read = work.cached_itemsize * batch * seen * cached * plan.keys
+    reach = min(keys, seen + queries - 1)  # of a window, by all queries of a decode step
+    read = work.cached_itemsize * batch * reach * cached * plan.keys
     read *= 1 if plan.absorbed else plan.heads
     read = 0.0 if work.prefill else read
     rows = max(1, round(queries * plan.queries))
@@ -318,6 +318,15 @@ def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
         ranked_in=math.ceil(plan.ranking / RANKED_AT_ONCE),
         compacted=0.0 if window else plan.compacted,
     )
+
+
+def _causal_pairs(queries: int, keys: int, seen: int) -> float:
+    """Count the pairs of the last queries with the keys that causality leaves to each.
+
+    The last one comes behind all `keys`, and none sees more than the `seen` keys before it.
+    """
+    fewer = max(0, queries - (keys - seen + 1))  # queries that see fewer than `seen`
+    return queries * seen - fewer * (fewer + 1) / 2
 
 
 def _share_of_keys(plan: Plan) -> float:
@@ -578,7 +587,7 @@ def _convolution(plan: Plan, layers: float) -> Op:
     mixer, work, b = plan.shape.mixer, plan.work, plan.work.itemsize
     channels, taps = mixer.channels, mixer.taps
     last = b * work.batch * channels * (taps - 1)
-    read, write = (last, b * work.batch * channels) if not work.prefill else (0.0, last)
+    read, write = (last, b * work.rows * channels) if not work.prefill else (0.0, last)
     numbers = channels * taps + (mixer.extras if mixer.work.step_flop is None else 0)
     return Op(
         name="conv",
@@ -605,14 +614,13 @@ def _recurrence(plan: Plan, layers: float) -> Op:
     mixer, work, b = plan.shape.mixer, plan.work, plan.work.itemsize
     state = float(STATE_ITEMSIZE * work.batch * mixer.width * mixer.state)
     read = 0.0 if work.prefill else state
-    tokens = work.prompt_len if work.prefill else 1
     return Op(
         name="scan",
         role="scan",
         group="other",
         cls="scan",
         layers=layers,
-        flop=work.batch * mixer.scan_flop(tokens, at_once=work.prefill),
+        flop=work.batch * mixer.scan_flop(work.queries, at_once=work.prefill),
         bytes=b * work.rows * mixer.work.moved(mixer) + read + state,
         kv_read=read,
         kv_write=state,

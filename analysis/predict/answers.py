@@ -17,10 +17,10 @@ from prunescope.analysis.predict.evidence import evidence_behind, half_width, ki
 from prunescope.analysis.predict.kernel_times import op_cost_ns, rates
 from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.analysis.predict.ranges import (
-    Differences,
     Uncertainty,
     differences,
     host_modes,
+    mix_differences,
     uncertainty_of,
 )
 from prunescope.analysis.predict.setting import Setting
@@ -251,15 +251,8 @@ def answer_uncertainty(
             differences(dense.steps[1], pruned.steps[1], terms),
         ),
     )
-    total = sum(ns for ns, _ in parts)
-    whole = Differences(
-        reshaped=tuple(
-            (ns * share / total, waves) for ns, part in parts for share, waves in part.reshaped
-        ),
-        added=sum(ns * part.added for ns, part in parts) / total,
-        routing=parts[1][1].routing / max(1, pruned.new_tokens) ** 0.5,
-        waits=sum(ns * part.waits for ns, part in parts) / total,
-    )
+    routing = parts[1][1].routing / max(1, pruned.new_tokens) ** 0.5
+    whole = mix_differences(parts, routing=routing)
     value = speedup(dense.setting.constants)
     modes = host_modes(speedup, dense.steps[1], terms)
     spread = uncertainty_of(speedup, pruned.prompt, terms, differences=whole, modes=modes)

@@ -36,7 +36,7 @@ ATTENTION = {
     ),
 }
 # Causal attention of a head size of 128 on an H100 by FlashAttention-3 reaches 292, 423, 521, 579,
-# 602 and 616 TFLOP/s at 512 to 16k keys (arXiv 2407.08608): S / (S + 500) of the last, within 5 %.
+# 602 and 616 TFLOP/s at 512 to 16k keys (arXiv 2407.08608): S / (S + 500) of the last, within 7 %.
 HALF_LENGTH = 500
 # A head size of 64 reaches 473 TFLOP/s where 128 reaches 616, and 256 reaches 642 (same source).
 SMALL_HEAD, SMALL_HEAD_SHARE = 64, 0.77

@@ -81,6 +81,11 @@ def _check_single(request: PredictRequest) -> None:
     names, shares = methods(request.method), sparsities(request.sparsity)
     if request.rank or request.from_run is not None:
         raise PrunescopeError("a claim is about one method", hint="remove --rank and --from-run")
+    if request.draft_tokens is not None:
+        raise PrunescopeError(
+            "a claim is about a pruned model, not about drafts",
+            hint="remove --draft-tokens; `predict` has the range of drafts",
+        )
     if len(split_places(request)) * len(names) * len(shares) > 1:
         raise PrunescopeError("a claim is about one point", hint="give one method and one sparsity")
     if names == [None] and request.pruned_model is None:

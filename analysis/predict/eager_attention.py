@@ -7,7 +7,8 @@ gives the ops of a layer and the bytes beyond those of one fused kernel. Counted
 - `eager_attention_forward` (models/llama/modeling_llama.py) expands grouped keys and values
   (`repeat_kv`), and writes scores, scales and masks them, takes their softmax in float32.
 - `sdpa_attention_forward` (integrations/sdpa_attention.py) expands them too, unless there is no
-  mask (`use_gqa_in_sdpa`), and runs one fused kernel.
+  mask (`use_gqa_in_sdpa`), and runs one fused kernel. From 5.24 on at the latest it packs the
+  queries of a group instead where each sequence has one (`pack_gqa`), and expands none in decode.
 - `flash_attention_forward` (integrations/flash_attention.py) hands grouped heads to a kernel that
   reads them as they are.
 - `DynamicLayer.update` (cache_utils.py) concatenates: it reads all keys and values and writes them

@@ -1,17 +1,18 @@
 """Whether serving engines run what a pruning leaves as it is predicted.
 
 In: the setting of a point. Out: an answer of each engine, by the dated table of
-taxonomy/engines.py, and `EngineRuns` for the one of --runtime. An engine that takes a checkpoint
-and runs its zeros like other weights does not run it as predicted where the prediction counts on
-fewer.
+taxonomy/engines.py, and `EngineRuns` for the one of --runtime, with the version that was read. An
+engine that takes a checkpoint and runs its zeros like other weights does not run it as predicted
+where the prediction counts on fewer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from prunescope.analysis.predict.setting import Setting
-from prunescope.taxonomy.engines import NAMES, EngineAnswer, engine_answers, layouts_of
+from prunescope.taxonomy.engines import CHECKED, NAMES, EngineAnswer, engine_answers, layouts_of
 from prunescope.taxonomy.family import FamilyPoint
 from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.shape import ModelShape
@@ -26,17 +27,21 @@ def table_name(engine: str | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class EngineRuns:
-    """Whether an engine runs a format: None where it is not known, with the reason and a source."""
+    """Whether an engine runs a format: None where it is not known, with the reason and a source.
+
+    `version` says what was read.
+    """
 
     runs: bool | None
     why: str
     source: str | None = None
+    version: str | None = None
 
 
 def pruned_shape_of(setting: Setting) -> ModelShape:
     """Return the dimensions that a point leaves, padded if an engine is to take them."""
     shape = setting.pruned_shape or setting.shape
-    if setting.pruned_shape is None and setting.family is not None:
+    if setting.family is not None:
         point = FamilyPoint(sparsity=setting.sparsity, knobs=setting.knobs, removed=setting.removed)
         shape = setting.family.plans(shape, Workload(phase="prefill"), point)[0].shape
     return shape if setting.legal is None or not setting.prunes else setting.legal.padded(shape)
@@ -64,7 +69,7 @@ def engine_runs(engine: str | None, setting: Setting) -> EngineRuns:
     runs: bool | None = answer.runs
     if runs and family is not None and family.without_sparse_units:  # predicted with its kernels
         runs = answer.faster
-    return EngineRuns(runs, answer.reason, answer.source)
+    return EngineRuns(runs, answer.reason, answer.source, answer.version)
 
 
 def warn_of_engine(engine: str | None, setting: Setting) -> str:
@@ -76,4 +81,13 @@ def warn_of_engine(engine: str | None, setting: Setting) -> str:
         return ""
     what = setting.family.id if setting.family is not None else "the pruned model"
     name = NAMES[table_name(engine)]
-    return f"{name} does not run {what} as predicted: {runs.why} ({runs.source})"
+    read = f"version {runs.version}, read on {CHECKED}: {runs.source}"
+    return f"{name} does not run {what} as predicted: {runs.why} ({read})"
+
+
+def name_versions(engine: str | None, versions: Iterable[str | None]) -> list[str]:
+    """Say from which versions of an engine the answers about it were read; nothing without any."""
+    read = ", ".join(filter(None, dict.fromkeys(versions)))
+    if engine is None or not read:
+        return []
+    return [f"what {NAMES[table_name(engine)]} runs was read from version {read} on {CHECKED}"]

@@ -82,7 +82,7 @@ def kind_of(side: PredictedSide) -> Kind:
 
 def _mechanism(setting: Setting) -> str:
     """Return what a setting cuts."""
-    return "+".join(setting.family.cuts) if setting.family is not None else "models"
+    return "models" if setting.own_family is None else "+".join(setting.own_family.cuts)
 
 
 def _model_class(setting: Setting) -> str:
@@ -207,9 +207,10 @@ def describe(kind: Kind) -> str:
 
 def named_mechanism(setting: Setting) -> str:
     """Return the mechanism of a setting in words."""
-    if setting.family is None:
+    family = setting.own_family
+    if family is None:
         return "another model in place of the dense one"
-    return f"{setting.family.title} ({setting.family.unit})"
+    return f"{family.title} ({family.unit})"
 
 
 def evidence_behind(side: PredictedSide) -> RangeEvidence:

@@ -12,7 +12,13 @@ from typing import Any
 
 from prunescope.analysis.predict.answers import predict_answers
 from prunescope.analysis.predict.break_even import Speedups
-from prunescope.analysis.predict.engine_formats import answers_for, table_name, warn_of_engine
+from prunescope.analysis.predict.drafts import ASSUMED, predict_drafting
+from prunescope.analysis.predict.engine_formats import (
+    answers_for,
+    name_versions,
+    table_name,
+    warn_of_engine,
+)
 from prunescope.analysis.predict.places import join_places, split_places
 from prunescope.analysis.predict.predict_request import (
     PredictRequest,
@@ -21,6 +27,7 @@ from prunescope.analysis.predict.predict_request import (
 )
 from prunescope.analysis.predict.predicted_phase import predict_phase
 from prunescope.analysis.predict.request_points import (
+    as_acceptance,
     as_one_pass,
     check_knobs,
     check_options,
@@ -36,6 +43,7 @@ from prunescope.analysis.predict.setting import (
     workloads,
 )
 from prunescope.analysis.schema.prediction import (
+    Drafting,
     EngineRun,
     PredictedPhase,
     PredictedPoint,
@@ -83,10 +91,11 @@ def predict(request: PredictRequest) -> Prediction:
     grid_sparsities = sparsities(request.sparsity)
     if request.curves and not any(names):
         raise PrunescopeError("curves need a --method", hint="one or several of `families`")
-    check_knobs(request.knobs, names)
+    check_knobs(request.knobs, names, with_match=True)
     target = read_model_on_device(request, warnings)
     request = as_one_pass(request, target.shape)
-    speedups = Speedups() if request.break_even else None
+    # A draft of another model has no sparsity from which on it pays instead of that model.
+    speedups = Speedups() if request.break_even and request.draft_model is None else None
     # The gaining batches of a whole grid would take most of its time.
     single = len(names) * len(grid_sparsities) == 1
     points: list[_ResolvedPoint] = []
@@ -132,6 +141,7 @@ def _point(
         knobs=dict(setting.knobs),
         phases=phases,
         answer=predict_answers(setting, request) if request.new_tokens or request.chunk else None,
+        drafting=_drafting(request, setting, phases.get("decode")),
         kernel=setting.sparse_library if method and "layout" in method.adds else None,
         assumed=_assumed_knobs(setting, request),
         engines=[
@@ -142,9 +152,25 @@ def _point(
     )
 
 
+def _drafting(
+    request: PredictRequest, setting: Setting, decode: PredictedPhase | None
+) -> Drafting | None:
+    """Predict drafts of the pruned side; None where no tokens are drafted, or nothing is pruned."""
+    if request.draft_tokens is None or decode is None or decode.predicted is None:
+        return None
+    return predict_drafting(
+        setting,
+        next(work for work in workloads(request, setting) if not work.prefill),
+        decode.predicted.execution,
+        draft_tokens=request.draft_tokens,
+        acceptance=as_acceptance(request.acceptance),
+    )
+
+
 def _pruned_name(request: PredictRequest) -> str | None:
-    """Return the name of the request's pruned model; None without one."""
-    return None if request.pruned_model is None else model_name(request.pruned_model)
+    """Return the name of the request's pruned model, or of its draft; None without one."""
+    given = request.pruned_model or request.draft_model
+    return None if given is None else model_name(given)
 
 
 def _assumed_knobs(setting: Setting, request: PredictRequest) -> list[str]:
@@ -189,7 +215,19 @@ def _prediction(
         curves=_curves(points),
         warnings=warnings,
         answer=only.answer if only else None,
-        assumed=list_assumptions(setting),
+        assumed=[
+            *list_assumptions(setting),
+            *([ASSUMED] if request.draft_tokens else []),
+            *name_versions(
+                request.runtime,
+                (
+                    run.version
+                    for point in points
+                    for run in point.engines
+                    if run.engine == table_name(request.runtime)
+                ),
+            ),
+        ],
         options=options_of_request(request),
         command=command_of(request),
     )
@@ -211,6 +249,9 @@ def _memory_warnings(points: list[_ResolvedPoint]) -> Iterator[str]:
             sizes = [(point.label or "dense", point.sparsity or 0.0, phase.memory_bytes)]
             if phase.baseline:
                 sizes.append(("dense", 0.0, phase.baseline.memory_bytes))
+            if point.drafting:
+                label = f"dense with {point.label} as its draft"
+                sizes.append((label, point.sparsity or 0.0, point.drafting.memory_bytes))
             for label, sparsity, size in sizes:
                 if capacity is not None and size > capacity:
                     by_sparsity = needs.setdefault(label, {})

@@ -281,6 +281,33 @@ class PredictRequest(ForwardRequest):
             most=MOST,
         ),
     ] = None
+    draft_tokens: Annotated[
+        int | None,
+        Option(
+            help="Number of tokens that the pruned model drafts before --model verifies them in "
+            "one step (speculative decoding); without it, none.",
+            unit="tokens",
+            least=1,
+            most=1000,
+        ),
+    ] = None
+    acceptance: Annotated[
+        float | str | Sequence[float] | None,
+        Option(
+            help="Share of the drafted tokens that --model accepts, between 0 and 1, or a range: "
+            "what pruning does to it is not predicted; needed with --draft-tokens.",
+            metavar="A|A:B",
+            typed=str,
+        ),
+    ] = None
+    draft_model: Annotated[
+        str | None,
+        Option(
+            help="Model that drafts, pruned where --method says so; without it, --model pruned.",
+            metavar="MODEL",
+            complete="models",
+        ),
+    ] = None
     rank: Annotated[
         bool, Option(help="Rank all families by their expected speedup on one workload.")
     ] = False

@@ -81,14 +81,15 @@ def predict_phase(
         logits=work.logits,
         **msgspec.structs.asdict(sums(pruned)),
         tokens_per_s=work.rows * 1e9 / pruned.ns,  # at the roofline: no run is faster
-        gemms=gemm_rows(dense, pruned, setting.family, dtype=setting.dtype),
+        gemms=gemm_rows(dense, pruned, setting.own_family, dtype=setting.dtype),
         items_per_s=work.batch * 1e9 / pruned.ns if setting.shape.image_tokens else None,
     )
     if not setting.prunes:
+        result.expected_ns = total_ns(dense, setting.terms)
         return result
     result.ladder = ladder(setting, dense, pruned)
     result.sparsity = {
-        "nominal": setting.sparsity if setting.family else None,
+        "nominal": setting.sparsity if setting.own_family else None,
         "parameters": 1 - pruned.forward.parameters / dense.forward.parameters,
         "flop": 1 - pruned.flop / dense.flop,
         "bytes": 1 - pruned.bytes / dense.bytes,
@@ -99,9 +100,9 @@ def predict_phase(
         result.padding = _padding(setting, setting.legal, pruned)
     expected = execution(dense, pruned, setting.terms)
     at_roofline = None
-    if speedups is not None and setting.family is not None:
+    if speedups is not None and setting.own_family is not None:
         at_roofline, expected.break_even = speedups.break_even(setting, work)
-    if gains and setting.family is not None and setting.family.changes_experts:
+    if gains and setting.own_family is not None and setting.own_family.changes_experts:
         expected.gains = find_gaining_batches(setting, work)
         expected.notes.append(_gains_note(expected.gains, _largest_dense_batch(dense)))
     result.predicted = Expected(break_even=at_roofline, execution=expected)
@@ -172,7 +173,7 @@ def find_gaining_batches(setting: Setting, work: Workload) -> Span | None:
 def ladder(setting: Setting, dense: PredictedSide, pruned: PredictedSide) -> PredictedLadder:
     """Return the bounds on the speedup that need no run. Two models promise what their FLOPs do."""
     return PredictedLadder(
-        nominal=1 / (1 - setting.sparsity) if setting.family else dense.flop / pruned.flop,
+        nominal=1 / (1 - setting.sparsity) if setting.own_family else dense.flop / pruned.flop,
         flop=dense.flop / pruned.flop,
         coverage=dense.ns / pruned.covered_ns(dense),
         roofline=dense.ns / pruned.ns,

@@ -8,7 +8,7 @@ squares add up. `benchmarks/predict.md` tests the ranges on published measuremen
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from prunescope.analysis.predict.constants import (
@@ -125,6 +125,21 @@ def differences(dense: PredictedSide, pruned: PredictedSide, terms: Collection[s
         added=estimate.added_ns(c, active) / estimate.total_ns(c, active),
         routing=math.hypot(_routing_spread(pruned, terms), _skew_spread(dense, pruned, terms)),
         waits=(estimate_costs(dense).wait_share(c, active) + estimate.wait_share(c, active)) / 2,
+    )
+
+
+def mix_differences(
+    parts: Sequence[tuple[float, Differences]], *, routing: float = 0.0
+) -> Differences:
+    """Return the differences of several forwards, each with the ns that it takes."""
+    total = sum(ns for ns, _ in parts)
+    return Differences(
+        reshaped=tuple(
+            (ns * share / total, waves) for ns, part in parts for share, waves in part.reshaped
+        ),
+        added=sum(ns * part.added for ns, part in parts) / total,
+        routing=routing,
+        waits=sum(ns * part.waits for ns, part in parts) / total,
     )
 
 

@@ -19,6 +19,7 @@ from prunescope.taxonomy.arguments import number
 from prunescope.taxonomy.engines import check_engine
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import check_sparsity
+from prunescope.taxonomy.match import KNOB
 from prunescope.taxonomy.method_names import is_function
 from prunescope.taxonomy.option import options_of
 from prunescope.taxonomy.plan import FORWARD, Workload
@@ -104,14 +105,19 @@ def label_methods(
     }
 
 
-def check_knobs(knobs: Iterable[str], names: Iterable[str | None]) -> None:
-    """Raise PrunescopeError for a knob that none of the methods has."""
+def check_knobs(
+    knobs: Iterable[str], names: Iterable[str | None], *, with_match: bool = False
+) -> None:
+    """Raise PrunescopeError for a knob that none of the methods has.
+
+    `with_match`: whether the sparsity of a family may be matched by what it removes.
+    """
     names = list(names)
     whose = "none of these methods has an" if len(names) > 1 else f"{names[0] or 'dense'} has no"
     known = {
         knob for name in names if _is_family(name) for knob in find_named_family(str(name))[0].knobs
     }
-    known |= {"kernel"}
+    known |= {"kernel", KNOB} if with_match and any(map(_is_family, names)) else {"kernel"}
     for knob in knobs:
         if knob not in known:
             raise PrunescopeError(
@@ -142,14 +148,15 @@ def _kernel_key(name: str | None, knobs: Mapping[str, Any]) -> object:
     return family.id, given.get("kernel"), tuple(sorted(filled.items()))
 
 
-_NOT_WITH_FROM_RUN = ("--rank", "--workload", "--losses", "--loss",
+_DRAFTS = ("--draft-tokens", "--acceptance", "--draft-model")
+_NOT_WITH_FROM_RUN = (*_DRAFTS, "--rank", "--workload", "--losses", "--loss",
                       "--new-tokens", "--pruned-batch", "--chunk", "--tp", "--pp", "--ep",
-                      "--launch", "--runtime", "--attn", "--cache", "--kv-dtype",
+                      "--launch", "--attn", "--cache", "--kv-dtype",
                       "--host-us-per-op", "--weights", "--extra-ms", "--depth", "--legal",
                       "--legal-tp")  # fmt: skip
 _NOT_WITH_PRUNED_MODEL = ("--method", "--sparsity", "--set", "--depth", "--out")
-_NOT_WITH_RANK = ("--pruned-model", "--method", "--phase", "--context", "--out", "--pruned-batch",
-                  "--depth")  # fmt: skip
+_NOT_WITH_RANK = (*_DRAFTS, "--pruned-model", "--method", "--phase", "--context", "--out",
+                  "--pruned-batch", "--depth")  # fmt: skip
 _OBJECTIVES = ("--ttft-ms", "--tpot-ms", "--latency-ms", "--throughput", "--arrivals")
 _OF_RANK = ("--workload", "--losses", "--loss")
 _SIZES = ("--batch", "--prompt-len", "--new-tokens")
@@ -181,9 +188,63 @@ def check_options(request: PredictRequest) -> None:
             refuse(("--pruned-batch",), "needs --new-tokens", "add --new-tokens N")
         if request.pruned_model is None and request.method is None:
             refuse(("--pruned-batch", "--depth"), "needs --method", "add --method")
+        _check_drafts(request, refuse)
     _check_legal(request)
     if request.pruned_model is not None:
         refuse(_NOT_WITH_PRUNED_MODEL, "cannot be combined with --pruned-model")
+
+
+_ACCEPTANCE = (
+    "a number between 0 and 1 such as 0.7, or a range such as 0.6:0.8: what pruning does to it has "
+    "to be measured"
+)
+
+
+def as_acceptance(given: float | str | Sequence[float] | None) -> tuple[float, float]:
+    """Return the lowest and the highest share of drafted tokens that are accepted.
+
+    `given` is a number, a text such as "0.6:0.8", or both ends. Raises PrunescopeError where one is
+    not between 0 and 1.
+    """
+    words: list[Any] = [given]
+    if isinstance(given, str):
+        words = [number(word) for word in given.replace(",", ":").split(":")]
+    elif isinstance(given, Sequence):
+        words = list(given)
+    ends = [end for end in words if isinstance(end, int | float) and 0 < end < 1]
+    if not 1 <= len(ends) == len(words) <= 2:
+        raise PrunescopeError(
+            f"--acceptance {str(given)[:40]} is no share of drafted tokens",
+            hint=_ACCEPTANCE,
+        )
+    return float(min(ends)), float(max(ends))
+
+
+def _check_drafts(request: PredictRequest, refuse: Callable[..., None]) -> None:
+    """Raise PrunescopeError for drafts that no pruned model makes, or that nothing verifies."""
+    if request.draft_tokens is None:
+        refuse(_DRAFTS, "needs --draft-tokens", "add --draft-tokens N, as many as a cycle drafts")
+        return
+    if request.acceptance is None:
+        raise PrunescopeError("--draft-tokens needs --acceptance", hint=_ACCEPTANCE)
+    if request.draft_tokens < 1:
+        raise PrunescopeError(
+            f"--draft-tokens {request.draft_tokens} drafts nothing", hint="a whole number from 1 on"
+        )
+    as_acceptance(request.acceptance)
+    why = "cannot be combined with --draft-tokens"
+    refuse(("--new-tokens", "--pruned-batch", "--chunk"), why, "drafts are of decode steps alone")
+    if request.draft_model is not None:
+        refuse(("--pruned-model", "--legal", "--legal-tp"), "cannot be combined with --draft-model")
+    elif request.pruned_model is None and set(methods(request.method)) <= {None, "dense"}:
+        raise PrunescopeError(
+            "--draft-tokens needs a pruned model that drafts",
+            hint="add --method, which prunes --model, or --draft-model",
+        )
+    if request.phase not in ("decode", "both"):
+        raise PrunescopeError(
+            f"--phase {request.phase} {why}", hint="--phase decode: tokens are drafted one by one"
+        )
 
 
 def _check_legal(request: PredictRequest) -> None:
@@ -280,11 +341,11 @@ def as_one_pass(request: PredictRequest, shape: ModelShape) -> PredictRequest:
                 hint="--phase prefill, decode or both",
             )
         return request
-    if request.phase == "decode" or request.new_tokens or request.context is not None:
+    if request.phase == "decode" or request.new_tokens or request.context or request.draft_tokens:
         kind = "a vision transformer" if shape.image_tokens else "an encoder"
         raise PrunescopeError(
             f"{kind} decodes no tokens",
-            hint="remove --new-tokens and --context, and give --phase forward: one pass",
+            hint="remove --new-tokens, --context and --draft-tokens; --phase forward is one pass",
         )
     if request.workload is not None:
         raise PrunescopeError(

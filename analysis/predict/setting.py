@@ -42,8 +42,9 @@ from prunescope.taxonomy.expert_routing import Routing
 from prunescope.taxonomy.families import families, family
 from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.keep import check_sparsity, kept_routes, named_share
+from prunescope.taxonomy.match import NOMINAL, Match, solve, take_match
 from prunescope.taxonomy.method_names import is_function, method_parts
-from prunescope.taxonomy.methods import family_of, method_names, slug
+from prunescope.taxonomy.methods import family_of, nearest_methods
 from prunescope.taxonomy.plan import FORWARD, PHASES, Workload
 from prunescope.taxonomy.presets import preset_named
 from prunescope.taxonomy.shape import ModelShape
@@ -85,7 +86,7 @@ class Setting:
     extra_ns: float = 0.0  # time outside the model, on both sides
     named: Mapping[str, str] = field(default_factory=dict)  # knobs that the method's name implies
     removed: Mapping[str, Sequence[int]] = field(default_factory=dict)  # layers that a run removed
-    pruned_shape: ModelShape | None = None  # of a model in place of a family
+    pruned_shape: ModelShape | None = None  # of another model, which the family prunes if any
     traits: Traits | None = None  # they decide which families apply; None: all do
     legal: Legal | None = None  # the engine to whose sizes the pruned model is padded
 
@@ -93,6 +94,11 @@ class Setting:
     def prunes(self) -> bool:
         """Whether there is a pruned side."""
         return self.family is not None or self.pruned_shape is not None
+
+    @property
+    def own_family(self) -> Family | None:
+        """The family that prunes the model itself; None where it prunes another, or none does."""
+        return self.family if self.pruned_shape is None else None
 
     @property
     def absorbs(self) -> bool:
@@ -178,8 +184,15 @@ def read_model_on_device(request: PredictRequest, warnings: list[str]) -> ModelO
             hint="`prunescope devices` lists the known ones",
         )
     model = _read_model(request.model)
-    pruned = None if request.pruned_model is None else _read_model(request.pruned_model)
+    other = request.pruned_model or request.draft_model
+    pruned = None if other is None else _read_model(other)
     warnings += [*model.notes, *(pruned.notes if pruned else ())]
+    words = [named.shape.embedding.vocab for named in (model, pruned) if named is not None]
+    if request.draft_tokens is not None and len(set(words)) > 1:
+        warnings.append(
+            f"the vocabulary of the draft has {words[1]:,} tokens, that of the model {words[0]:,}: "
+            "the model verifies those alone by which both mean the same"
+        )
     given = request.routing
     routing = None if given is None else routing_of_model(given, model.shape)
     if routing is not None:
@@ -244,26 +257,25 @@ def resolve(
     """
     target = target or read_model_on_device(request, warnings)
     chosen, method_knobs = _family_of_method(method)
-    shape, device = target.shape, target.device
+    shape, device = (target.pruned or target).shape, target.device
     default = (chosen.only if chosen else None) or 0.25
     chosen = as_runnable(chosen, device, warnings)
     if chosen is not None:
-        check_applies(chosen.id, chosen.applies, target.traits)
+        check_applies(chosen.id, chosen.applies, (target.pruned or target).traits)
     given = default if sparsity is None else sparsity
     if chosen and (implied := _implied_sparsity(request, chosen, shape)) is not None:
         given = implied
     runtime = _runtime(request.runtime)
     library = runtime.library if runtime else "torch"
-    sparse_library, given_knobs = split_library(
-        {"kernel": library, **method_knobs, **request.knobs}
-    )
+    by, given_knobs = take_match({**method_knobs, **request.knobs})
+    sparse_library, given_knobs = split_library({"kernel": library, **given_knobs})
     knobs = {k: v for k, v in given_knobs.items() if chosen and k in chosen.knobs}
     if chosen and not request.has_several_methods:
         knobs = given_knobs  # so that an unknown one is an error
     filled = chosen.point(given, knobs).knobs if chosen else {}
     warnings += _doubts_about_layers(shape, given, filled.get("layers"))
     setting = Setting(
-        shape=shape,
+        shape=target.shape,
         device=device,
         dtype=target.dtype,
         flop_per_s=target.flop_per_s,
@@ -275,8 +287,8 @@ def resolve(
         launch=_launch_mode(request.launch, runtime, device),
         sparse_library=sparse_library,
         tp=_check_tp(request.tp),
-        ep=_check_ep(request.ep, request.tp, shape),
-        pp=_check_pp(request.pp, shape.layers),
+        ep=_check_ep(request.ep, request.tp, target.shape),
+        pp=_check_pp(request.pp, target.shape.layers),
         routing=target.routing,
         gemm_ceiling=target.gemm_ceiling,
         constants=_constants(request, device),
@@ -295,7 +307,20 @@ def resolve(
         pruned_shape=target.pruned.shape if target.pruned else None,
         legal=_legal(request),
     )
+    if chosen is not None and by != NOMINAL:
+        work = workloads(request, setting)[0]
+        matched = solve(chosen, given, by=by, shape=shape, work=work, knobs=knobs)
+        setting = _set_matched(setting, chosen, matched, knobs, warnings)
     return setting, target.source
+
+
+def _set_matched(
+    setting: Setting, chosen: Family, matched: Match, knobs: Mapping[str, Any], warnings: list[str]
+) -> Setting:
+    """Return a setting at the sparsity that removes a requested share, and say which it is."""
+    warnings.append(f"{chosen.id}: {matched.note}")
+    filled = chosen.point(matched.own, knobs).knobs
+    return replace(setting, sparsity=matched.own, knobs=filled)
 
 
 def _legal(request: PredictRequest) -> Legal | None:
@@ -343,8 +368,7 @@ def list_assumptions(setting: Setting) -> list[str]:
         )
     if setting.shape.experts.count:
         sentences += _expert_assumptions(setting)
-    if setting.shape.attention.kv_rank is not None:
-        sentences.append(_latent_assumption(setting))
+    sentences += _attention_assumptions(setting)
     if setting.sparse_library == MARLIN:
         bits = round(8 * (setting.stored_itemsize or WIDE_ITEMSIZE))
         sentences.append(
@@ -365,6 +389,18 @@ def list_assumptions(setting: Setting) -> list[str]:
             "lies between stay in 16 bits"
         )
     return sentences
+
+
+def _attention_assumptions(setting: Setting) -> Iterator[str]:
+    """Tell how attention reads keys that heads share."""
+    attention = setting.shape.attention
+    if attention.kv_rank is not None:
+        yield _latent_assumption(setting)
+    elif setting.launch == "eager" and setting.attn == "sdpa" and attention.group > 1:
+        yield (
+            "SDPA expands grouped keys and values (repeat_kv) in each decode step, as transformers "
+            "4.57 does beside a mask; 5.24 does not: --attn flash is nearer to it"
+        )
 
 
 def _latent_assumption(setting: Setting) -> str:
@@ -677,7 +713,7 @@ def find_named_family(method: str) -> tuple[Family, Mapping[str, str]]:
             hint="predict each alone, or measure the combination with trace",
         )
     if name not in ids:
-        close = nearest(slug(name), [*ids, *method_names()])
+        close = nearest_methods(name, {known.id: known.title for known in families()})
         raise PrunescopeError(
             f"no pruning family or method is called {name!r}",
             hint=f"nearest: {close}; `prunescope families` lists the families",

@@ -18,7 +18,9 @@ from prunescope.analysis.report.markdown import sheet_text
 from prunescope.analysis.report.predict_tables import prediction
 from prunescope.analysis.report.records import Records, Row
 from prunescope.analysis.schema.prediction import (
+    Drafting,
     FromRun,
+    PredictedPoint,
     Prediction,
     Ranking,
     ServingChoice,
@@ -66,7 +68,24 @@ def _point_rows(result: Prediction) -> Iterator[Row]:
                 execution = phase.predicted.execution
                 row |= _speedup(execution.speedup, execution.range)
                 row |= _fields(execution, "dense_ns", "pruned_ns")
+            elif phase.expected_ns is not None:
+                row["dense_ns"] = phase.expected_ns
             yield row
+        if point.drafting is not None:
+            yield from _drafting_rows(point, point.drafting)
+
+
+def _drafting_rows(point: PredictedPoint, drafting: Drafting) -> Iterator[Row]:
+    for gain in drafting.at:
+        yield {
+            "phase": f"decode, {gain.acceptance:g} of the drafted tokens accepted",
+            "method": point.label,
+            "sparsity": point.sparsity,
+            **_fields(drafting, "batch", "context", "memory_bytes"),
+            **_speedup(gain.speedup, gain.range),
+            "dense_ns": drafting.dense_ns,
+            "pruned_ns": gain.token_ns,
+        }
 
 
 def _ranking_rows(result: Ranking) -> Iterator[Row]:

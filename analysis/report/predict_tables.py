@@ -35,6 +35,7 @@ from prunescope.analysis.schema.prediction import (
     PredictedPhase,
     PredictedPoint,
     Prediction,
+    RangeEvidence,
     Ranked,
     Ranking,
     ServedPoint,
@@ -112,6 +113,7 @@ def _points(result: Prediction, *, explain: bool) -> Parts:
             yield from (gemm_table(name, phase) for name, phase in result.phases.items())
         if result.answer is not None:
             yield from answer_tables(result.answer)
+        yield from drafting_tables(result.points)
         yield from _engine_lines(result.points)
     assumed = [*result.assumed, *(text for point in result.points for text in point.assumed)]
     yield from (Line(f"assumed: {text}", "dim") for text in dict.fromkeys(assumed))
@@ -152,13 +154,20 @@ def phase_tables(
     if expected.above_roofline:
         columns.append(Column("", flexible=True, folds=True))
         row.append(expected.above_roofline)
-    yield text_table("ladder", title, columns, [row], expected.notes)
+    notes = [f"range: {_evidence_words(expected.evidence)}"] if expected.evidence else []
+    yield text_table("ladder", title, columns, [row], [*expected.notes, *notes])
     if expected.break_even is not None:
         yield _break_even_table(phase)
     yield _execution_table(phase, expected)
     yield _sides_table(phase, "", every_role=every_role)
     if phase.padding is not None:
         yield Line(_padding_words(phase.padding))
+
+
+def _evidence_words(evidence: RangeEvidence) -> str:
+    """Say what stands behind a range: how many measurements, and the nearest one."""
+    nearest = evidence.nearest[:1]
+    return "; nearest: ".join([evidence.text, *(near.source for near in nearest)])
 
 
 def _padding_words(padding: Padding) -> str:
@@ -190,7 +199,8 @@ def _engine_lines(points: Sequence[PredictedPoint]) -> Parts:
     for answer in answers:
         if not answer.runs or answer.reason:
             word = when(not answer.runs, "no: ")
-            yield Line(f"  {answer.engine}: {word}{answer.reason} ({answer.source})", "dim")
+            text = f"  {answer.engine}: {word}{answer.reason}"
+            yield Line(f"{text} (version {answer.version}: {answer.source})", "dim")
 
 
 def _image_words(batch: int, tokens: int) -> str:
@@ -259,6 +269,8 @@ def _sides_table(phase: PredictedPhase, title: str, *, every_role: bool) -> Tabl
         ],
         *_expert_rows(sides),
     ]
+    if phase.expected_ns is not None:
+        rows.insert(1, ["expected, with costs", numbers.time(phase.expected_ns)])
     if phase.items_per_s is not None:
         rates = (numbers.rate(numbers.share_of(phase.batch * 1e9, side.ideal_ns)) for side in sides)
         rows.insert(1, ["images/s", *rates])
@@ -364,13 +376,17 @@ def grid_tables(result: Prediction) -> Parts:
     for name in dict.fromkeys(name for point in result.points for name in point.phases):
         rows: list[list[str]] = []
         break_even: dict[str, str] = {}
+        ranges: dict[str, dict[str, None]] = {}  # the methods by what stands behind their ranges
         for point in result.points:
             phase = point.phases[name]
             if phase.ladder is None or phase.predicted is None or phase.baseline is None:
                 continue
             expected = phase.predicted.execution
-            share = expected.break_even.sparsity if expected.break_even else None
-            break_even[str(point.label)] = "never" if share is None else f"from {share:.2f}"
+            if expected.break_even is not None:
+                share = expected.break_even.sparsity
+                break_even[str(point.label)] = "never" if share is None else f"from {share:.2f}"
+            if expected.evidence is not None:
+                ranges.setdefault(expected.evidence.text, {})[str(point.label)] = None
             costs = "/".join(f"{factor:.2f}" for factor in phase.cost_factors or ())
             speedups = [f"{n:.2f}" for n in (phase.ladder.roofline, expected.speedup)]
             label, size = str(point.label), numbers.size(phase.memory_bytes)
@@ -378,10 +394,38 @@ def grid_tables(result: Prediction) -> Parts:
             rows.append([label, f"{point.sparsity:g}", *speedups, span, costs, size])
         pays = ", ".join(f"{method} {text}" for method, text in break_even.items())
         yield text_table("grid", name, columns, rows)
-        yield Line(f"expected to pay at s: {pays}")
+        yield from (Line(f"range of {', '.join(of)}: {text}", "dim") for text, of in ranges.items())
+        if pays:
+            yield Line(f"expected to pay at s: {pays}")
     yield Line(_EXECUTION, "dim")
     if any(point.answer for point in result.points):
         yield answers_table(result.points)
+    yield from drafting_tables(result.points)
+
+
+def drafting_tables(points: list[PredictedPoint]) -> Parts:
+    """Yield the gain of drafts of each point, at each acceptance, and what stands behind it."""
+    drafts = [(point, point.drafting) for point in points if point.drafting is not None]
+    rows = []
+    for point, drafting in drafts:
+        label = [str(point.label), "" if point.sparsity is None else f"{point.sparsity:g}"]
+        times = [drafting.draft_ns, drafting.verify_ns]
+        costs = [f"{ns / drafting.dense_ns:.2f}" for ns in times]
+        pays = "never" if drafting.pays_from is None else f"{drafting.pays_from:.2f}"
+        for gain in drafting.at:
+            gains = [f"{n:.2f}" for n in (gain.tokens, gain.speedup)]
+            rows.append([*label, *costs, f"{gain.acceptance:g}", *gains, _range(gain.range), pays])
+    if not drafts:
+        return
+    first = drafts[0][1]
+    title = (
+        f"{first.draft_tokens} drafted tokens, verified in one step: batch {first.batch}, context "
+        f"of {first.context} tokens"
+    )
+    heads = ("s", "draft", "verify", "accepted", "tokens", "speedup", "range", "pays from")
+    yield text_table("drafts", title, [Column("draft"), *numeric(*heads)], rows)
+    yield Line("draft, verify: time over a plain step's; tokens of a cycle, in the mean", "dim")
+    yield from (Line(text) for text in dict.fromkeys(d.evidence.text for _, d in drafts))
 
 
 def answers_table(points: list[PredictedPoint]) -> Table:

@@ -213,6 +213,43 @@ class PredictedAnswer(msgspec.Struct, kw_only=True):
     at_max_batch: Speed | None = None  # of tokens a second, each at the largest batch that fits
 
 
+class AcceptedDrafts(msgspec.Struct, kw_only=True):
+    """The gain of drafts of which a share is accepted.
+
+    `tokens` is the mean number that a cycle gives, `token_ns` the time of each. `one_step_speedup`
+    is the speedup if a verification cost one step of the dense model (arXiv 2211.17192, theorem
+    3.8).
+    """
+
+    acceptance: float
+    tokens: float
+    token_ns: float
+    speedup: float
+    range: list[float]
+    one_step_speedup: float
+
+
+class Drafting(msgspec.Struct, kw_only=True):
+    """Speculative decoding: the pruned model drafts tokens, and the dense one verifies them.
+
+    Times are ns of a step of the whole batch; a cycle is `draft_tokens` steps of the draft and a
+    verification of one token more. `at` has the given acceptance, or both ends of its range.
+    `pays_from` is the acceptance from which a cycle is faster than plain steps; null: at none.
+    """
+
+    draft_tokens: int
+    batch: int
+    context: int
+    dense_ns: float
+    draft_ns: float
+    verify_ns: float
+    cycle_ns: float
+    at: list[AcceptedDrafts]
+    pays_from: float | None
+    memory_bytes: int  # weights and KV caches of both models
+    evidence: RangeEvidence
+
+
 class Padding(msgspec.Struct, kw_only=True):
     """What it costs to pad to the sizes of an engine: [without, with] padding.
 
@@ -264,6 +301,7 @@ class PredictedPhase(Sums, kw_only=True):
     padding: Padding | None = None  # with `legal`
     # Images at the roofline, as many as are given: tokens may leave. Null: a model of text.
     items_per_s: float | None = None
+    expected_ns: float | None = None  # of a dense model alone; null: `predicted` has both sides
 
     @property
     def cost_factors(self) -> tuple[float, float] | None:
@@ -300,6 +338,7 @@ class PredictedPoint(msgspec.Struct, kw_only=True):
     knobs: dict[str, Any]
     phases: dict[str, PredictedPhase]
     answer: PredictedAnswer | None = None  # with `new_tokens`
+    drafting: Drafting | None = None  # with `draft_tokens`
     kernel: str | None = None  # the library of its 2:4 kernels; null: it has none
     assumed: list[str] = []  # what the method's name leaves open, and what was taken
     # Of a published method that was asked for by name: what its paper executes, what runs here
@@ -467,6 +506,8 @@ class FamilyRow(msgspec.Struct, kw_only=True):
     weight_bytes: int
     kv_bytes: int
     memory_bytes: int
+    runs: bool | None = None  # whether the engine of `runtime` runs it; null: none named, unknown
+    engine_version: str | None = None  # from which that was read
     above_by: str | None = None  # where `expected` is above `bound`: the part that falls further
 
 

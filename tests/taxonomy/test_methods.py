@@ -8,8 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families
-from prunescope.taxonomy.methods import family_of, find_published, method_names, methods, slug
+from prunescope.taxonomy.methods import (
+    family_of,
+    find_published,
+    method_names,
+    methods,
+    nearest_methods,
+    published,
+    slug,
+)
 
 README = Path(__file__).resolve().parents[2] / "taxonomy" / "README.md"
 COLUMNS = ["method", "year", "placed", "because", "arXiv"]
@@ -174,3 +183,29 @@ def test_names_in_any_spelling() -> None:
         assert (method is not None) == (name != "short-gpt"), name
     assert slug("wanda-2:4") == "wanda-2-4"
     assert len(method_names()) >= len(rows())
+
+
+@pytest.mark.parametrize(
+    ("asked", "among"),
+    [
+        ("shortgtp", {"shortgpt"}),  # letters
+        ("DuoAtention", {"duoattention"}),
+        ("merge visual tokens", {"prumerge", "holitom"}),  # words of what they do
+        ("evict keys by attention", {"rocketkv", "adakv"}),
+        ("skipping of layers", {"layer-skipping", "skipgpt"}),
+    ],
+)
+def test_the_nearest_methods_are_so_by_letters_or_by_what_they_do(
+    asked: str, among: set[str]
+) -> None:
+    near = nearest_methods(asked).split(", ")
+    assert among <= set(near)
+    assert len(near) == len(set(near)) <= 4
+    with pytest.raises(PrunescopeError) as error:
+        published(asked)
+    assert nearest_methods(asked) in error.value.hint
+
+
+def test_further_names_are_near_by_their_descriptions() -> None:
+    assert "static-x" in nearest_methods("zebra crossing", {"static-x": "a crossing of zebras"})
+    assert nearest_methods("xyzzy").startswith("none of ")

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from prunescope.cli import app
+from prunescope.taxonomy.engines import CHECKED, engine_answers
 from prunescope.taxonomy.errors import PrunescopeError
 
 TRACES = Path(__file__).resolve().parents[2] / "traces"
@@ -31,6 +32,35 @@ def test_a_grid_of_two_methods_leaves_curves_and_json(tmp_path: Path) -> None:
     told = json.loads(target.read_text())
     assert list(told["curves"]["prefill"]) == ["static-m", "static-nk", "dynamic-nk"]
     assert len(told["points"]) == 9
+
+
+def test_a_runtime_beside_a_run_says_what_it_was_read_from() -> None:
+    """Measured times are as they were; the engine's table says what it does not run."""
+    words = ("--from-run", TRACES / "tiny-static-nk", "--phase", "decode", "--sparsity", "0.5",
+             "--method", "static-nk,dynamic-m", "--json", "-")  # fmt: skip
+    plain, asked = (json.loads(run(*words, *more).stdout) for more in ((), ("--runtime", "vllm")))
+    rows = [{row["id"]: row for row in told["phases"]["decode"]["families"]}
+            for told in (plain, asked)]  # fmt: skip
+    assert [rows[0][name]["runs"] for name in rows[0]] == [None, None]
+    assert (rows[1]["static-nk"]["runs"], rows[1]["dynamic-m"]["runs"]) == (True, False)
+    assert rows[0]["static-nk"]["expected"] == rows[1]["static-nk"]["expected"]
+    version = rows[1]["dynamic-m"]["engine_version"]
+    assert version == engine_answers(["run-time"])[1].version
+    (warning,) = [text for text in asked["warnings"] if "does not run" in text]
+    assert "vLLM does not run dynamic-m as predicted: " in warning
+    assert f"version {version}, read on {CHECKED}" in warning
+    assert any(version in note and CHECKED in note for note in asked["phases"]["decode"]["notes"])
+    assert not any("does not run" in text for text in plain["warnings"])
+
+
+def test_a_runtime_states_its_version() -> None:
+    """Of a format that it runs, too; 2:4 kernels are gone from vLLM since 0.19.1."""
+    for method, version in (("static-nk", "e06c9ba2"), ("wanda-2:4", "0.19.1")):
+        words = ("--method", method, "--phase", "decode", "--runtime", "vllm", "--json", "-")
+        told = json.loads(run(*POINT, *words).stdout)
+        assert f"what vLLM runs was read from version {version} on {CHECKED}" in told["assumed"]
+        warned = [text for text in told["warnings"] if f"version {version}" in text]
+        assert len(warned) == (method == "wanda-2:4")
 
 
 def test_every_option_reaches_the_prediction() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -251,12 +252,25 @@ def test_tables_hold_what_the_json_holds() -> None:
     assert text_of(ask(method="static-k-mask", sparsity=0.5)).count("never") == 2 * 2 * 3
     assert text_of(ask(method="static-m", sparsity=0.5)).count("always") == 2 * 2 * 2
     dense = text_of(ask(method=None, sparsity=None))
-    assert "KV cache" in dense and "expected" not in dense
+    assert "KV cache" in dense and "faster than dense" not in dense
+    assert dense.count("expected, with costs") == 2
     many = text_of(ask(method=["static-k-lowrank", "static-nk-cross"]))
-    # rows of two phases, their last lines, and the command
-    assert many.count("static-k-lowrank") == 2 * (3 + 1) + 1
+    # rows of two phases, what stands behind their ranges, their last lines, and the command
+    assert many.count("static-k-lowrank") == 2 * (3 + 1 + 1) + 1
     assert all(len(line) <= 80 for line in many.splitlines())
     assert "…" not in many
+
+
+def test_what_stands_behind_a_range_is_printed() -> None:
+    """The count of measurements with the nearest source, or that there is none of this kind."""
+    near = " ".join(text_of(ask(method="static-m", sparsity=0.5, phase="decode")).split())
+    assert re.search(
+        r"range: from \d+ measurements? of \d+ publications? of this kind; nearest: ", near
+    )
+    far = ask(method="static-experts", sparsity=0.5, phase="decode", model="qwen3-30b-a3b")
+    assert "range: no measurement of this kind: Static experts" in " ".join(text_of(far).split())
+    grid = " ".join(text_of(ask(method=["static-m", "static-nk"], phase="decode")).split())
+    assert re.search(r"range of static-\w+.*: from \d+ measurement", grid)
 
 
 def test_curve_files() -> None:

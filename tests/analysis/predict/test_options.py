@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from prunescope.analysis.predict.constants import NAMES
@@ -12,6 +13,9 @@ from prunescope.analysis.predict.predict import predict
 from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.analysis.predict.rank import rank
 from prunescope.analysis.predict_from import predict_from
+from prunescope.analysis.report.markdown import sheet_text
+from prunescope.analysis.report.predict_records import prediction_records
+from prunescope.analysis.report.predict_tables import prediction
 from prunescope.analysis.shapes.named_model import read_model
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.option import options_of
@@ -84,3 +88,42 @@ def test_the_help_of_without_lists_every_term() -> None:
     help = next(one.option.help for one in options_of(PredictRequest) if one.name == "without")
     listed = help.partition(": ")[2].partition(";")[0].replace(" or ", ", ")
     assert tuple(word.strip() for word in listed.split(",") if word.strip()) == NAMES
+
+
+def test_a_sparsity_may_be_a_share_of_flops_or_parameters() -> None:
+    """`--set match=`, as trace has it: the family's own sparsity follows from what it removes."""
+    for by, key in (("flop", "flop"), ("param", "parameters")):
+        found = predict(PredictRequest(
+            "llama-3.1-8b", device="h100-sxm", method="static-nk-mlp,static-m", sparsity=0.25,
+            phase="decode", knobs={"match": by}, break_even=False,
+        ))  # fmt: skip
+        for point in found.points:
+            removed = point.phases["decode"].sparsity
+            assert removed is not None and point.sparsity is not None
+            assert removed[key] == pytest.approx(0.25, abs=0.02)  # static-m: of whole layers
+            assert point.sparsity > 0.25  # the head and attention, or the head, stay
+        assert sum(f"match={by}: s = " in text for text in found.warnings) == 2
+    for options, problem in (
+        ({"method": "static-nk", "knobs": {"match": "x"}}, "not a valid choice"),
+        ({"method": "dense", "knobs": {"match": "flop"}}, "no option 'match'"),
+        ({"method": "dynamic-m", "knobs": {"match": "param"}}, "removes no parameters"),
+    ):
+        with pytest.raises(PrunescopeError, match=problem):
+            predict(PredictRequest(**POINT, **options))
+
+
+def test_a_dense_model_alone_has_an_expected_time() -> None:
+    """That of the dense side of any pruning; where there are two sides, `predicted` has both."""
+    sizes = {"model": "llama-3.1-8b", "device": "h100-sxm", "break_even": False}
+    alone = predict(PredictRequest(**sizes))
+    both = predict(PredictRequest(**sizes, method="static-nk", sparsity=0.5))
+    assert alone.phases is not None and both.phases is not None
+    for name, phase in alone.phases.items():
+        predicted = both.phases[name].predicted
+        assert predicted is not None and both.phases[name].expected_ns is None
+        assert phase.expected_ns == predicted.execution.dense_ns
+        assert phase.expected_ns > phase.ideal_ns
+    rows = prediction_records(msgspec.to_builtins(alone)).rows
+    assert [row["dense_ns"] for row in rows] == [p.expected_ns for p in alone.phases.values()]
+    told = sheet_text("", prediction(msgspec.to_builtins(alone)))
+    assert told.count("expected, with costs") == 2
