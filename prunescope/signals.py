@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 _PROGRAM = os.path.basename(sys.argv[0] if sys.argv else "")  # noqa: PTH119 - pathlib is slow
-_COMMAND = _PROGRAM in ("prunescope", "prunescope.exe") or (
+IS_COMMAND = _PROGRAM in ("prunescope", "prunescope.exe") or (
     sys.orig_argv[1:3] == ["-m", "prunescope"]
 )
 Handler = Callable[[int, FrameType | None], None]
@@ -66,7 +66,7 @@ def ignore_from_here() -> None:
 
     Shutdown takes 0.03 s, and 0.1 s if it first looks for cycles of objects to free.
     """
-    if _COMMAND and threading.current_thread() is threading.main_thread():
+    if IS_COMMAND and threading.current_thread() is threading.main_thread():
         gc.freeze()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
@@ -100,6 +100,6 @@ def _end(number: int, _frame: FrameType | None) -> None:
         os._exit(128 + number)
 
 
-if _COMMAND:
+if IS_COMMAND:
     for _number in (signal.SIGINT, signal.SIGTERM):
         _replace(_number, _end)
