@@ -114,9 +114,7 @@ def test_other_threads_leave_the_parts_alone(clock: Clock) -> None:
     assert (watch.parts["load"], watch.parts["other"]) == (0, 9)
 
 
-def test_imports_count_wherever_they_stand(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_imports_count_wherever_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(0.02)\n")
     monkeypatch.syspath_prepend(tmp_path)
     before = sys.modules["_frozen_importlib"]._find_and_load  # type: ignore[attr-defined]
