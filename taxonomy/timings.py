@@ -71,7 +71,7 @@ class Stopwatch:
         }
 
     @contextmanager
-    def in_forward(self) -> Iterator[None]:
+    def forward_counted(self) -> Iterator[None]:
         """Count the block as forwards of the model, once where blocks are nested."""
         if self._in_forward:
             yield
@@ -116,7 +116,7 @@ def forwards() -> Iterator[None]:
     if (watch := _watch_here()) is None:
         yield
         return
-    with watch.in_forward():
+    with watch.forward_counted():
         yield
 
 
