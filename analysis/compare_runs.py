@@ -24,10 +24,12 @@ from prunescope.analysis.schema.comparison import Comparison, ComparisonRow, Fai
 from prunescope.analysis.schema.report import Report, is_beyond_noise
 from prunescope.taxonomy.errors import PrunescopeError, errors_about
 from prunescope.taxonomy.scrubbed import scrubbed
+from prunescope.taxonomy.timings import part
 
 _PHASES = ("prefill", "decode", BARE)
 
 
+@part("analyze")
 def compare(
     subjects: Sequence[Path | NamedRun],
     *,

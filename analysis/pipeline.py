@@ -49,6 +49,7 @@ from prunescope.analysis.wording.sentence import sentence
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.replays import read_replays
 from prunescope.taxonomy.scrubbed import scrubbed
+from prunescope.taxonomy.timings import part
 
 __all__ = ["Analysis", "Options", "analyze"]
 
@@ -130,6 +131,7 @@ class _Collected:
             self.phases[name] = outcome.phase
 
 
+@part("analyze")
 def analyze(
     candidate: Path,
     *,

@@ -51,6 +51,7 @@ from prunescope.taxonomy.engines import NAMES
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.option import as_path, options_of
 from prunescope.taxonomy.scrub import scrub, scrub_all
+from prunescope.taxonomy.timings import part
 from prunescope.tracer.allocation.losses import (
     PAIR,
     PAIRS,
@@ -240,6 +241,7 @@ class _Remaining:
             )
 
 
+@part("analyze")
 def _describe_plan(
     problem: Problem, losses: ModelLosses, choice: Choice, additivity: Additivity
 ) -> PlanOfLayers:
@@ -361,6 +363,7 @@ def _command_line(request: AllocateRequest) -> str:
     return shlex.join(words)
 
 
+@part("write")
 def _write(request: AllocateRequest, plan: PlanOfLayers, formats: Sequence[str]) -> None:
     """Write the plan as JSON, and its picture next to it."""
     request.path.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,6 @@ from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.model_trees import use_module_trees
 from prunescope.taxonomy.errors import PrunescopeError, helpful
 from prunescope.taxonomy.option import as_path, needed_path, takes
-from prunescope.taxonomy.runs.run import MANIFEST
 from prunescope.tracer.capture.request import TraceCall
 from prunescope.tracer.gemm.request import GemmRequest
 from prunescope.tracer.repairs.request import FixCall
@@ -539,6 +538,7 @@ def _page_folder(subject: Path) -> str | None:
 def _report_of(subject: Path, options: Mapping[str, Any]) -> Report:
     """Return the report in a report.json, alone or in its folder, or of what `analyze` takes."""
     from prunescope.results.report import Report
+    from prunescope.taxonomy.runs.run import MANIFEST
 
     given = [name for name, value in options.items() if value not in (None, False, {}, (), "local")]
     folder_of_report = subject.is_dir() and not (subject / MANIFEST).exists()

@@ -21,7 +21,7 @@ from prunescope import signals, startup
 from prunescope.analysis.inputs.options import CompareRequest
 from prunescope.analysis.predict.allocation_request import AllocateRequest
 from prunescope.analysis.predict.predict_request import PredictRequest
-from prunescope.command import from_options
+from prunescope.command import from_options, with_timings
 from prunescope.failure import exit_code
 from prunescope.model_trees import use_module_trees
 from prunescope.output_options import AnalyzeOutputs, CheckOptions, FigureOptions, ParetoOutputs
@@ -69,6 +69,7 @@ def _root(
 
 
 @app.command("trace")
+@with_timings
 @from_options
 def _trace(request: TraceCall, *, json_target: Json = None) -> None:
     """Run a pruned model and its dense baseline in turns, and write times, traces and statistics.
@@ -149,6 +150,7 @@ def _answers(folder: Path) -> tuple[dict[str, str], str | None]:
 
 
 @app.command("analyze", cls=startup.FastCommand)
+@with_timings
 @from_options
 def _analyze(request: CompareRequest, *, outputs: AnalyzeOutputs, json_target: Json = None) -> None:
     """Explain where the promised speedup went, in a report on screen and in files.
@@ -289,6 +291,7 @@ def _claim(
 
 
 @app.command("allocate")
+@with_timings
 @from_options
 def _allocate(
     request: AllocateRequest,
@@ -352,6 +355,7 @@ def _print_example() -> None:
 
 
 @app.command("sweep")
+@with_timings
 @from_options
 def _sweep(
     request: SweepRequest,
@@ -645,6 +649,7 @@ def _history(
 
 
 @app.command("bundle")
+@with_timings
 @from_options
 def _bundle(
     runs: Annotated[
@@ -747,6 +752,7 @@ def _cite(
 
 
 @app.command("verify")
+@with_timings
 @from_options
 def _verify(
     path: Annotated[
@@ -932,6 +938,7 @@ def _recorder() -> None:
 
 
 @app.command("gemm")
+@with_timings
 @from_options
 def _gemm(
     request: GemmRequest,
@@ -1018,6 +1025,7 @@ def _doctor(
 
 
 @app.command("demo")
+@with_timings
 @from_options
 def _demo(
     *,

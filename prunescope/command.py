@@ -11,6 +11,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from functools import wraps
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, get_args, get_type_hints
@@ -18,9 +19,24 @@ from typing import Annotated, Any, ParamSpec, get_args, get_type_hints
 import typer
 
 from prunescope.taxonomy.arguments import number, whole_number
-from prunescope.taxonomy.option import NamedOption, checked, is_union, named_option, options_of
+from prunescope.taxonomy.option import (
+    NamedOption,
+    Option,
+    checked,
+    is_union,
+    named_option,
+    options_of,
+)
 
 P = ParamSpec("P")
+_Timings = Annotated[
+    str | None,
+    Option(
+        help="Write where the time went as JSON to FILE, or alone to standard output with -: "
+        "total_s, forwards_s inside of the model, and parts that add up to the total.",
+        metavar="FILE|-",
+    ),
+]
 
 
 def from_options(function: Callable[P, None]) -> Callable[..., None]:
@@ -58,6 +74,27 @@ def from_options(function: Callable[P, None]) -> Callable[..., None]:
     call.__name__ = function.__name__
     call.__signature__ = inspect.Signature([_make_parameter(named) for named in shown])  # type: ignore[attr-defined]
     return call
+
+
+def with_timings(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command of `from_options` with `--timings`, which tells where its time went."""
+    named = named_option("timings", _Timings, None)
+    assert named is not None
+
+    @wraps(command)
+    def timed(*, timings: str | None = None, **values: Any) -> None:
+        if timings is None:
+            command(**values)
+            return
+        from prunescope.timed import timings_written
+
+        with timings_written(timings, beside=values.get("json_target")):
+            command(**values)
+
+    signature = inspect.signature(command)
+    parameters = [*signature.parameters.values(), _make_parameter(named)]
+    timed.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return timed
 
 
 def _parse_given(options: Iterable[NamedOption], values: dict[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from prunescope.results.report import Report
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.runs.run import MANIFEST
 from prunescope.taxonomy.scrub import scrub_all
+from prunescope.taxonomy.timings import part
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,6 +124,7 @@ class Delivery:
         page = _page(result) if "html" in names else ""
         self.show(view, folder, page)
 
+    @part("write")
     def show(self, view: RenderableType, folder: Path | None, page: str) -> None:
         """Print the result, where it was written, and the link that opens its largest cause."""
         console = console_for(self.json)

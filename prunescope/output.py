@@ -20,6 +20,7 @@ from rich.console import Console, RenderableType
 from prunescope.signals import IS_COMMAND
 from prunescope.taxonomy.atomic_write import write_file
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.timings import part
 from prunescope.taxonomy.words import time_left, when
 
 _WIDEST = 1000  # columns of a table that somebody reads
@@ -27,6 +28,7 @@ _WIDEST = 1000  # columns of a table that somebody reads
 QUIET_S = 10.0  # between two lines of progress in a file
 
 
+@part("write")
 def show_result(
     content: Mapping[str, Any], target: str | None, *, people: RenderableType | None = None
 ) -> None:
@@ -153,6 +155,7 @@ def plain_json(content: Mapping[str, Any]) -> bytes:
     return msgspec.json.format(text, indent=2).encode() + b"\n"
 
 
+@part("write")
 def write_json(content: bytes | Mapping[str, Any], target: str | Path | None) -> None:
     """Write JSON (a report that is already encoded, or plain values) to its target."""
     if target is None:

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from prunescope.taxonomy.timings import part
+
 _DATE = (1980, 1, 1, 0, 0, 0)
 _MODE = 0o100644 << 16
 _NAME = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._-]{0,120}/){0,6}[A-Za-z0-9_][A-Za-z0-9._-]{0,120}")
@@ -37,6 +39,7 @@ class Unpacked:
     repacked: dict[str, bytes] = field(default_factory=dict)
 
 
+@part("write")
 def zip_bytes(files: Mapping[str, bytes]) -> bytes:
     """Return the archive of `files`, sorted by name."""
     buffer = io.BytesIO()
@@ -49,6 +52,7 @@ def zip_bytes(files: Mapping[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
+@part("load")
 def read_zip(path: Path) -> Unpacked:
     """Read the files of an archive, without writing anything anywhere.
 

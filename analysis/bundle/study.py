@@ -31,6 +31,7 @@ from prunescope.taxonomy.runs.sweep_files import (
     read_sweep,
 )
 from prunescope.taxonomy.scrub import scrub_values
+from prunescope.taxonomy.timings import part
 
 STUDIES, STUDY = "studies/", "study.json"
 ReportOf = Callable[[Path], Report]
@@ -126,6 +127,7 @@ def read_study(data: bytes, name: str) -> Study:
     return study
 
 
+@part("analyze")
 def judged(study: Study, root: Path, report_of: ReportOf) -> Pareto:
     """Return the comparison of a study.
 
@@ -137,6 +139,7 @@ def judged(study: Study, root: Path, report_of: ReportOf) -> Pareto:
     return judge_sweep(root, study.sweep, study.controls, report_of)
 
 
+@part("write")
 def study_files(name: str, pareto: Pareto) -> dict[str, bytes]:
     """Return the files that the article may print of a study, from path in the bundle to bytes."""
     files = pareto_files(pareto, FORMATS, label_prefix=name)

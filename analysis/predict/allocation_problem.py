@@ -37,6 +37,7 @@ from prunescope.taxonomy.engines import NAMES, TABLE, Legal, legal_sizes
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.option import as_path
 from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.timings import part
 from prunescope.taxonomy.words import plural, significant, spread, when
 
 _POINTS = 24  # how many points of the frontier a plan has
@@ -354,6 +355,7 @@ class Choice:
         return sum(option.loss for option in self.options)
 
 
+@part("analyze")
 def choose(problem: Problem, sizes: Sequence[Candidates], losses: Sequence[LayerLosses]) -> Choice:
     """Return the choice with the least loss that reaches all targets.
 

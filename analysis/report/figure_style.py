@@ -113,7 +113,7 @@ def saved_as(figure: Figure, endings: Sequence[str], alt: str = "") -> dict[str,
     figure.set_dpi(_DPI)
     if layout is not None:
         layout.execute(figure)
-        figure.set_layout_engine("none")
+        figure.set_layout_engine(None)  # any engine would have each format drawn twice
     data_by_ending = {}
     for ending in endings:
         buffer = io.BytesIO()

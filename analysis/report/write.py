@@ -18,6 +18,7 @@ from prunescope.analysis.report.printing import printed_as, printing_of
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.atomic_write import partial_folder, put_in_place
 from prunescope.taxonomy.errors import PrunescopeError, nearest
+from prunescope.taxonomy.timings import part
 
 # What needs no matplotlib: the figures of the HTML page are SVG made from the numbers.
 DEFAULT_FORMATS = ("md", "json", "html")
@@ -27,6 +28,7 @@ DEFAULT_FORMATS = ("md", "json", "html")
 _NO_SIBLING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EXDEV, errno.EMLINK, errno.EOPNOTSUPP)
 
 
+@part("write")
 def write_report(
     report: Report,
     folder: Path,
@@ -69,6 +71,7 @@ def write_report(
     return write_files(files, folder)
 
 
+@part("write")
 def write_files(files: Mapping[str, bytes], folder: Path) -> list[Path]:
     """Write files (name to bytes) into `folder`, all or none, and return their paths.
 

@@ -17,6 +17,7 @@ from prunescope.output import console_for, plain_json, write_json
 from prunescope.taxonomy.by_name import by_name
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.option import needed_path
+from prunescope.taxonomy.timings import part
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -128,6 +129,7 @@ def with_fields_of(struct: msgspec.Struct, kind: type[T]) -> T:
     return named
 
 
+@part("write")
 def deliver_result(
     result: Result, json_target: str | None, view: RenderableType | None = None
 ) -> None:

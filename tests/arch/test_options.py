@@ -36,13 +36,14 @@ COMMANDS = {
         "--seed", "--threads",
         "--baseline", "--baseline-model", "--no-baseline", "--out", "--overwrite", "--json",
         "--save-model", "--allow-code", "--save-adapter", "--perplexity", "--legal", "--legal-tp",
+        "--timings",
     },
     "analyze": {
         "subjects", "--baseline", "--sparsity", "--device", "--out", "--format", *LOOK,
         "--json", "--eager-trace", "--baseline-eager-trace", "--phase-pattern", "--peak",
         "--bandwidth", "--hta", "--model", "--baseline-model", "--batch", "--prompt-len",
         "--context", "--phase", "--gemm", "--jobs", "--engine", "--full",
-        "--history", "--commit",
+        "--history", "--commit", "--timings",
     },
     "capture": {
         "--engine", "--url", "--allow-remote", "--prompts", "--prompt-len", "--new-tokens",
@@ -81,7 +82,7 @@ COMMANDS = {
         "--model", "--from-run", "--device", "--speedup", "--latency-ms", "--memory-gb", "--phase",
         "--workload", "--batch", "--prompt-len", "--dtype", "--low-rank", "--text", "--out",
         "--overwrite", "--dry-run", "--json",
-        "--save-model", "--allow-code", "--legal", "--legal-tp",
+        "--save-model", "--allow-code", "--legal", "--legal-tp", "--timings",
     },
     "fix": {
         "--model", "--method", "--sparsity", "--set", "--baseline-model", "--phase", "--batch",
@@ -93,7 +94,7 @@ COMMANDS = {
     "sweep": {
         "--retry",
         "config", "--preset", "--out", "--engine", "--shard", "--budget", "--dry-run",
-        "--example", "--print-preset", "--json",
+        "--example", "--print-preset", "--json", "--timings",
     },
     "pareto": {
         "folder", "--out", "--figures", "--gemm", "--json", "--format", *LOOK,
@@ -109,19 +110,20 @@ COMMANDS = {
     },
     "reproduce": {"--format", *LOOK, "sweep", "--against", "--out", "--json"},
     "cite": {"runs", "--method", "--json"},
-    "bundle": {"runs", "--out", "-o", "--source", "--wheel", "--anonymous", "--overwrite"},
-    "verify": {"path", "--allow-missing-figures", "--allow-undrawn", "--json"},
+    "bundle": {"runs", "--out", "-o", "--source", "--wheel", "--anonymous", "--overwrite",
+               "--timings"},
+    "verify": {"path", "--allow-missing-figures", "--allow-undrawn", "--json", "--timings"},
     "gemm": {
         "--format", *LOOK,
         "run", "--m", "--n", "--k", "--dtype", "--device", "--warmup", "--repeats",
-        "--placements", "--seed", "--threads", "--script", "--out", "--json",
+        "--placements", "--seed", "--threads", "--script", "--out", "--json", "--timings",
     },
     "families": {"--architecture", "--json", "--method"},
     "devices": {"--json"},
     "calibrate": {"--device", "--out", "--json"},
     "recorder": set(),
     "doctor": {"--timing", "--json"},
-    "demo": {"--out"},
+    "demo": {"--out", "--timings"},
 }  # fmt: skip
 DEFAULTS = {
     "sparsity": 0.25, "phase": "both", "batch": 1, "prompt_len": 512, "decode_steps": 8,

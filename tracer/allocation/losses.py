@@ -35,6 +35,7 @@ from prunescope.taxonomy.allocations.allocation_plan import Additivity
 from prunescope.taxonomy.atomic_write import write_file
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import Name, Number, decode_file
+from prunescope.taxonomy.timings import part
 from prunescope.tracer.allocation.parts import ModelParts, find_parts
 from prunescope.tracer.calibration.collect import statistics_cached
 from prunescope.tracer.calibration.greedy import Stack
@@ -146,6 +147,7 @@ class ModelLosses:
     _stack: Stack = field(init=False)
     _saved: float = field(init=False, default=0.0)
 
+    @part("quality")
     def __post_init__(self) -> None:
         with torch.no_grad():
             self.parts = find_parts(self.model, self.calibration.batches)
@@ -185,6 +187,7 @@ class ModelLosses:
         pairs = [(layer.kv_heads, layer.channels) for layer in self.parts.layers]
         return [(a.total if a else 0, b.total if b else 0) for a, b in pairs]
 
+    @part("quality")
     def measure(self, advance: Advance) -> None:
         """Measure each removal that the file does not have.
 
@@ -212,6 +215,7 @@ class ModelLosses:
             for number, sizes in enumerate(self.sizes)
         ]
 
+    @part("quality")
     def together(self, options: Sequence[LayerOption]) -> float:
         """Return the rise of the loss with one option for each layer."""
         removals = [r for i, option in enumerate(options) for r in _removals(i, option)]
@@ -219,6 +223,7 @@ class ModelLosses:
         self._save()
         return rise
 
+    @part("quality")
     def additivity(self, advance: Advance) -> Additivity:
         """Compare pairs of removals in two layers, chosen at random, with the sum of both alone.
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.runs.run_blocks import Record
+from prunescope.taxonomy.timings import forwards
 from prunescope.tracer.calibration.point import Calibration, Point
 from prunescope.tracer.calibration.texts import random_ids, read_text, token_rows
 from prunescope.tracer.model import compat
@@ -238,6 +239,7 @@ def _collect_once(model: Any, batches: Sequence[torch.Tensor], request: _Request
     return statistics
 
 
+@forwards()
 def run_hooked(model: Any, batches: Sequence[torch.Tensor], handles: Sequence[Any]) -> None:
     """Run each of the batches on a new cache, then remove the hooks that have these handles."""
     with hooked(handles), torch.no_grad():

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.runs.run_blocks import Record
+from prunescope.taxonomy.timings import forwards
 from prunescope.tracer.calibration.point import Calibration
 from prunescope.tracer.model.forwards import Forward, first_tensor, forwards_replaced, hooked
 from prunescope.tracer.model.layers import decoder_layers, runs_without
@@ -173,6 +174,7 @@ class Stack:
         finally:
             self._entering = []
 
+    @forwards()
     def _logits(self, ids: torch.Tensor, forwards: Mapping[int, Forward]) -> torch.Tensor:
         """Return the logits [1, L, V], with other forwards for some layers."""
         with forwards_replaced({self.layers[i]: forward for i, forward in forwards.items()}):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from prunescope.taxonomy.formats import changed
 from prunescope.taxonomy.option import as_path
 from prunescope.taxonomy.runs.run_quality import Quality
+from prunescope.taxonomy.timings import part
 from prunescope.tracer.capture.progress import Progress
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.variants import Variant
@@ -32,6 +33,7 @@ class Judge:
         self.request, self.progress = request, progress
         self.quality: dict[str, Quality] = {}
 
+    @part("quality")
     def on_models(self, variants: Sequence[Variant]) -> None:
         """Measure the models that were not measured yet."""
         by_name = {variant.name: variant for variant in variants}

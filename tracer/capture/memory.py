@@ -13,6 +13,7 @@ import gc
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from prunescope.taxonomy.timings import forwards
 from prunescope.tracer.capture.phases import Loop
 from prunescope.tracer.machine.backends import backend_of
 from prunescope.tracer.machine.device import synchronize
@@ -44,7 +45,8 @@ def peak_and_cache_bytes(
     loop.run = None  # a recorded step holds its old cache and the memory of a graph
     used = _used_on_cpu(loop) if device.type == "cpu" else _used_on_gpu(loop, device)
     loop.prepare()
-    output = loop.sample()
+    with forwards():
+        output = loop.sample()
     del output
     weights = weight_bytes(model)
     peak = None if used is None or weights is None else weights + used
@@ -62,8 +64,9 @@ def _used_on_gpu(loop: Loop, device: torch.device) -> int | None:
     synchronize(device)
     held = backend.allocated_bytes(device)
     backend.reset_peak(device)
-    output = loop.step(-1)
-    synchronize(device)
+    with forwards():
+        output = loop.step(-1)
+        synchronize(device)
     del output
     # A replayed graph allocates nothing: its memory was allocated by the capture.
     recorded = getattr(loop.run, "peak_bytes", 0)
@@ -77,7 +80,7 @@ def _used_on_cpu(loop: Loop) -> int | None:
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as session:
         loop.prepare_step(-1)
-        with record_function(_STEP):
+        with forwards(), record_function(_STEP):
             output = loop.step(-1)
         del output
     results = getattr(session.profiler, "kineto_results", None)

@@ -31,6 +31,7 @@ from prunescope.taxonomy.families import family
 from prunescope.taxonomy.runs.run import PhaseRun, Run
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.student_t import t_quantile_975
+from prunescope.taxonomy.timings import part
 from prunescope.taxonomy.words import significant
 from prunescope.tracer.capture.judge import Judge
 from prunescope.tracer.capture.progress import Progress
@@ -70,6 +71,7 @@ class ModelSaver:
             self._save(pruned, next((v for v in variants if v.name == "dense"), None))
         self.judge.on_models(variants)
 
+    @part("write")
     def _save(self, pruned: Variant, dense: Variant | None) -> None:
         """Write the weights, after their size was announced and found to fit."""
         target, size = Path(self.request.save_model or ""), stored_bytes(pruned.model)
@@ -87,6 +89,7 @@ class ModelSaver:
             ]
             pruned.pruning.saved = {**self.saved.record, "engines": answers}
 
+    @part("write")
     def finish(self, captures: Mapping[str, Capture], manifest_sha256: str) -> None:
         """Write the card, with what the capture measured."""
         run = captures["pruned"].run
@@ -132,6 +135,7 @@ def saving(request: TraceRequest, judge: Judge, progress: Progress) -> Iterator[
         put_in_place(partial, target)
 
 
+@part("write")
 def save_pruned(
     request: TraceRequest,
     progress: Progress,

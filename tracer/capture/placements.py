@@ -20,6 +20,7 @@ import torch
 
 from prunescope.taxonomy.runs.run import NARROW, PhaseRun
 from prunescope.taxonomy.student_t import t_quantile_975
+from prunescope.taxonomy.timings import part
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.machine.backends import backend_of
 from prunescope.tracer.machine.device import free_bytes
@@ -153,6 +154,7 @@ class _Region:
     tensors: list[torch.Tensor] = field(default_factory=list)
 
 
+@part("load")
 def move_weights(models: Iterable[torch.nn.Module], rng: random.Random) -> None:
     """Move the weights of every model to fresh memory, all by the same means, in random order.
 

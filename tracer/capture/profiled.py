@@ -16,6 +16,7 @@ from torch.profiler import profile, record_function
 
 from prunescope.taxonomy.atomic_write import scratch_folder
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.timings import add_forward, part
 from prunescope.tracer.capture.chrome import PHASE, STEP, WARMUP, ChromeTrace, Turn, split
 from prunescope.tracer.capture.phases import Loop
 from prunescope.tracer.capture.scopes import module_scopes
@@ -56,8 +57,11 @@ class ProfiledSession:
         with record_function(label):
             yield
             synchronize(self._device)
-        self._turns.append(Turn(variant, label, (begun, time.perf_counter_ns())))
+        ended = time.perf_counter_ns()
+        add_forward(ended - begun)
+        self._turns.append(Turn(variant, label, (begun, ended)))
 
+    @part("profile")
     def traces(self) -> dict[str, ChromeTrace]:
         """Return a Chrome trace for each variant of a closed session.
 
@@ -82,6 +86,7 @@ def label_of(index: int) -> str:
     return WARMUP if index < 0 else f"{STEP}{index}"
 
 
+@part("profile")
 def profile_loops(
     loops: Mapping[str, Loop],
     models: Iterable[torch.nn.Module],

@@ -16,6 +16,7 @@ from prunescope.taxonomy.atomic_write import partial_folder, put_in_place
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.runs.run import MANIFEST, Run, sha256_of
 from prunescope.taxonomy.runs.run_blocks import BaselineRef
+from prunescope.taxonomy.timings import part
 from prunescope.tracer.capture.joined import Joined
 from prunescope.tracer.capture.progress import Progress, Silent
 
@@ -35,6 +36,7 @@ class Capture:
     eager: dict[str, Joined] = field(default_factory=lambda: defaultdict(Joined))
 
 
+@part("write")
 def write_runs(
     target: Path,
     captures: Mapping[str, Capture],

@@ -23,6 +23,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import changed, plain, read
 from prunescope.taxonomy.runs.run import PhaseRun, Placement, Run
 from prunescope.taxonomy.runs.run_blocks import DeviceEntry, LayerAlone, MeasuredPeaks, Pruning
+from prunescope.taxonomy.timings import part
 from prunescope.tracer.capture.chrome import ChromeTrace
 from prunescope.tracer.capture.device_state import AchievedRates, DeviceState
 from prunescope.tracer.capture.graph_mode import check_mode, record_nothing
@@ -307,6 +308,7 @@ class _Session:
         if len(planned_placements(self.request)) == 1:
             self.progress.stage(name, total)
 
+    @part("profile")
     def _profile(
         self, phase: str, variants: list[Variant], loops: dict[str, Loop], plan: PlacementPlan
     ) -> None:
@@ -350,6 +352,7 @@ class _Session:
                 return session.traces(), reasons
             on_step = no_progress
 
+    @part("profile")
     def _finish(self, phase: str, variants: list[Variant], loops: dict[str, Loop]) -> None:
         """Measure what needs no placement, after the last one.
 

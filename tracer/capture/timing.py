@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import torch
 
 from prunescope.taxonomy.collection import no_collection
+from prunescope.taxonomy.timings import add_forward, part
 from prunescope.tracer.capture.phases import Sampled
 from prunescope.tracer.machine.device import synchronize
 from prunescope.tracer.machine.disturbance import DisturbanceMonitor
@@ -74,6 +75,7 @@ class SamplePlan:
     is_adaptive: bool = False
 
 
+@part("samples")
 def take_samples(
     loops: Mapping[str, Sampled],
     plan: SamplePlan,
@@ -90,9 +92,10 @@ def take_samples(
     turn, repeats = plan.first_round, plan.repeats
     rounds: list[_Round] = []
     with collector_paused():
-        for number in range(plan.warmup):
-            _take_round(loops, device, reverse_order=bool((turn + number) % 2))
-            advance()
+        with part("warm_up"):
+            for number in range(plan.warmup):
+                _take_round(loops, device, reverse_order=bool((turn + number) % 2))
+                advance()
         while (missing := repeats - sum(not r.reasons for r in rounds)) > 0:
             count = min(missing, 2 * repeats - len(rounds))
             if not count:
@@ -178,6 +181,7 @@ def _take_sample(loop: Sampled, device: torch.device) -> int:
         output = loop.sample()
     # Freed after the clock was read: giving back logits of [B, S, V] takes time.
     del output
+    add_forward(elapsed.ns)
     return elapsed.ns
 
 

@@ -17,6 +17,7 @@ from prunescope.taxonomy.allocations.allocation_plan import read_plan
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.runs.run_blocks import Pruning
 from prunescope.taxonomy.runs.run_quality import Quality
+from prunescope.taxonomy.timings import part
 from prunescope.taxonomy.words import when
 from prunescope.tracer.capture.application import apply_request
 from prunescope.tracer.capture.request import TraceRequest
@@ -94,6 +95,7 @@ def variant_names(request: TraceRequest) -> tuple[str, ...]:
     return tuple(names)
 
 
+@part("prune")
 def make_variants(
     request: TraceRequest, device: torch.device, names: tuple[str, ...]
 ) -> list[Variant]:

@@ -25,6 +25,7 @@ from prunescope.taxonomy.replays import (
     StepCurve,
     times_of,
 )
+from prunescope.taxonomy.timings import forwards, part
 from prunescope.tracer.capture.placements import split_evenly
 from prunescope.tracer.capture.progress import Progress, Silent
 from prunescope.tracer.capture.timing import DisturbanceMonitor, collector_paused
@@ -180,6 +181,7 @@ def replay_cases(
         progress.advance()
 
 
+@part("samples")
 def _take_samples(
     shapes: Sequence[Gemm],
     timer: GemmTimer,
@@ -192,11 +194,13 @@ def _take_samples(
     rng, samples = random.Random(rounds.seed), _Samples()
     states = (False, True) if cold else (False,)
     with collector_paused():
-        timer.prepare(shapes)
+        with part("warm_up"):
+            timer.prepare(shapes)
         for repeats in split_evenly(rounds.repeats, rounds.placements):
             timer.place(rng)
-            for _ in range(rounds.warmup):
-                _take_round(shapes, timer, states, reverse_order=False)
+            with part("warm_up"):
+                for _ in range(rounds.warmup):
+                    _take_round(shapes, timer, states, reverse_order=False)
             taken: list[tuple[dict[tuple[Gemm, bool], float], list[str]]] = []
             while (missing := repeats - sum(not reasons for _, reasons in taken)) > 0:
                 count = min(missing, 2 * repeats - len(taken))
@@ -228,6 +232,7 @@ def _take_watched_rounds(
     return list(zip(taken, reasons, strict=True))
 
 
+@forwards()
 def _take_round(
     shapes: Sequence[Gemm], timer: GemmTimer, states: tuple[bool, ...], *, reverse_order: bool
 ) -> dict[tuple[Gemm, bool], float]:

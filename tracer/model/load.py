@@ -36,6 +36,7 @@ from prunescope.taxonomy.formats import MAX_LAYERS
 from prunescope.taxonomy.hub import reach
 from prunescope.taxonomy.own_files import refuse_own_file
 from prunescope.taxonomy.presets import nearest_presets, preset_config, preset_names
+from prunescope.taxonomy.timings import part
 from prunescope.taxonomy.witnesses import read_shape
 from prunescope.taxonomy.words import whole_sentences
 from prunescope.tracer.machine.device import cache_folder, total_bytes
@@ -102,6 +103,7 @@ class NoSuchAttention(PrunescopeError):
     """The error for a model whose class does not support the requested attention."""
 
 
+@part("load")
 def load_model(name: str, *, dtype: str, device: torch.device, attn: str) -> Loaded:
     """Load a causal language model by its name.
 
@@ -456,6 +458,7 @@ def _check_room(config: Any, model_id: str, *, stored: int | None = None) -> Non
         )
 
 
+@part("load")
 def load_tokenizer(loaded: Loaded) -> Any | None:
     """Load the tokenizer of a model; None if there is none."""
     if loaded.where is None:

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.runs.run_quality import BLOCK, RANDOM_IDS, Quality, TextSource
+from prunescope.taxonomy.timings import forwards
 from prunescope.tracer.calibration.requests import decided_by
 from prunescope.tracer.calibration.texts import random_ids, read_text
 from prunescope.tracer.model import compat
@@ -320,13 +321,14 @@ def _depends_on_end(model: Any, ids: torch.Tensor) -> bool:
     logits = []
     for end in (ids[kept:], ids[kept:].flip(0)):
         row = torch.cat((ids[:kept], end)).unsqueeze(0)
-        with decided_by(ids):  # the same random decisions in both
+        with forwards(), decided_by(ids):  # the same random decisions in both
             output = compat.forward(model, row, cache=compat.new_cache(model), logits="all")
         logits.append(output.logits[:, :kept])
     first, second = logits
     return bool(first.isfinite().all()) and not are_close(second, first, REBUILT)
 
 
+@forwards()
 def _logits(
     model: Any, ids: torch.Tensor, window: tuple[int, int, int], scoring: str
 ) -> torch.Tensor:

@@ -27,6 +27,7 @@ from safetensors.torch import load, save
 from prunescope.taxonomy.atomic_write import write_file
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import UnknownVersion, decode
+from prunescope.taxonomy.timings import part
 
 ENDING = ".safetensors"
 
@@ -98,7 +99,8 @@ def exclusive(path: Path | None) -> Iterator[None]:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with part("wait"):
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

@@ -17,6 +17,7 @@ import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.runs.sweep_files import DONE, Planned
+from prunescope.taxonomy.timings import part
 from prunescope.tracer.machine.host import num_cores
 from prunescope.tracer.sweep.job import Job, JobRunner
 from prunescope.tracer.sweep.state import SweepFolder
@@ -63,7 +64,8 @@ def run_on_ray(jobs: Sequence[Job], on_result: Callable[[Planned], None]) -> Non
         remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_work)
         waiting = {remote.remote(job): job for job in jobs}
         while waiting:
-            done, _ = ray.wait(list(waiting), num_returns=1)
+            with part("wait"):
+                done, _ = ray.wait(list(waiting), num_returns=1)
             job = waiting.pop(done[0])
             try:
                 ray.get(done[0])

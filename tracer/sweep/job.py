@@ -24,6 +24,7 @@ from prunescope.taxonomy.runs.run_quality import TaskScore
 from prunescope.taxonomy.runs.sweep_files import DONE, Planned
 from prunescope.taxonomy.scoring import may_decide, scoring_of
 from prunescope.taxonomy.scrub import scrub, scrub_values
+from prunescope.taxonomy.timings import part
 from prunescope.tracer.calibration.collect import Statistics, statistics_cached
 from prunescope.tracer.capture.memory import release
 from prunescope.tracer.capture.request import TraceRequest
@@ -199,6 +200,7 @@ class JobRunner:
             return _error_line(error)
         return None
 
+    @part("quality")
     def _evaluate(self, job: Job, result: Planned, prepared: Prepared) -> Prepared:
         """Set the quality of both models in the phase of a result, after prompts of its length.
 

@@ -50,6 +50,7 @@ from prunescope.taxonomy.runs.sweep_files import (
 )
 from prunescope.taxonomy.runs.validity import has_valid_times
 from prunescope.taxonomy.scrub import scrub_values
+from prunescope.taxonomy.timings import part
 from prunescope.tracer.sweep.config import OLD_KEYS
 from prunescope.tracer.sweep.plan import SweepPlan, is_file, shard_of
 
@@ -174,6 +175,7 @@ class SweepFolder:
             write_json(path / PLAN, after)
         self.refresh()
 
+    @part("write")
     def refresh(self) -> None:
         """Write sweep.json from what is on disk."""
         with self._locked():
@@ -261,7 +263,8 @@ class SweepFolder:
     def _locked(self) -> Iterator[None]:
         """Lock the folder's own files, so that one process writes at a time."""
         with (self.path / ".sweep.lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            with part("wait"):
+                fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
 
@@ -299,10 +302,12 @@ def timing_slot(device: str, on_wait: Callable[[], None] | None = None) -> Itera
         except BlockingIOError:
             if on_wait is not None:
                 on_wait()
-            fcntl.flock(file, fcntl.LOCK_EX)
+            with part("wait"):
+                fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
+@part("write")
 def write_json(path: Path, content: msgspec.Struct) -> None:
     """Write a file whole, and make its folder if there is none.
 
