@@ -40,6 +40,14 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help keeps its lines as written, and starts faster
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+_SheetFormats = Annotated[
+    str,
+    Option(
+        help="Formats of --out, separated by commas: md, json, csv, tex, png, pdf, svg.",
+        flag="--format",
+        metavar="LIST",
+    ),
+]
 Json = Annotated[
     str | None,
     Option(
@@ -610,14 +618,7 @@ def _history(
             metavar="FOLDER",
         ),
     ] = None,
-    formats: Annotated[
-        str,
-        Option(
-            help="Formats of --out, separated by commas: md, json, csv, tex, png, pdf, svg.",
-            flag="--format",
-            metavar="LIST",
-        ),
-    ] = "md,json,csv,png",
+    formats: _SheetFormats = "md,json,csv,png",
     openmetrics: Annotated[
         bool,
         Option(help="Print the last state of each series as OpenMetrics text, and nothing else."),
@@ -952,14 +953,7 @@ def _gemm(
             metavar="FOLDER",
         ),
     ] = None,
-    formats: Annotated[
-        str,
-        Option(
-            help="Formats of --out, separated by commas: md, json, csv, tex, png, pdf, svg.",
-            flag="--format",
-            metavar="LIST",
-        ),
-    ] = "csv,png,pdf,svg",
+    formats: _SheetFormats = "csv,png,pdf,svg",
     json_target: Json = None,
 ) -> None:
     """Time GEMMs outside the model: those of a run and the same in better shapes, or given ones.

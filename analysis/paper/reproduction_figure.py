@@ -59,7 +59,7 @@ def reproduction_files(
 def _picture(reproduction: Reproduction) -> Picture:
     values = [value for value in reproduction.values if value.figure == FIGURE_5]
     measured = [value for value in values if value.ours is not None]
-    found = f"{len(measured)} measured here" if measured else "none measured here: predicted"
+    ours = f"{len(measured)} measured here" if measured else "none measured here: predicted"
     invalid = sum(value.timing_valid is False for value in measured)
     pairs = (
         f"{value.name}, {value.phase}, batch {value.batch}, {value.prompt_len:,} tokens: "
@@ -73,7 +73,7 @@ def _picture(reproduction: Reproduction) -> Picture:
         title=title,
         caption=f"{title}: {FIGURE_5} of {reproduction.source}; by family, phase, batch and "
         f"length. Bars are published, points ours or predicted, with their intervals or "
-        f"ranges; lines are bounds. {len(values)} numbers, {found}"
+        f"ranges; lines are bounds. {len(values)} numbers, {ours}"
         + (f", {invalid} of them not valid (open)." if invalid else "."),
         alt=f"Bars of {len(values)} speedups, the first {'; '.join(pairs) or 'unknown'}.",
         plot=partial(_speedups_figure, reproduction),

@@ -90,7 +90,7 @@ def test_a_width_that_nothing_fits_into_is_refused_before_anything_is_timed(
 def test_the_command_passes_its_options_on(tmp_path: Path) -> None:
     file = tmp_path / "history.jsonl"
     lines = [line(name, ns) for name, ns in (("a", 10), ("b", 11))]
-    file.write_bytes(b"".join(msgspec.json.encode(one) + b"\n" for one in lines))
+    file.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
     more = ["--format", "tex,pdf", "--width", "121", "--label-prefix", "x"]
     done = CliRunner().invoke(app, ["history", str(file), "--out", str(tmp_path / "o"), *more])
     assert done.exit_code == 0, done.output
