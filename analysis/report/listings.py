@@ -325,7 +325,13 @@ def verdict(report: Report, *, name: str, folder: Path) -> RenderableType:
     lines += [(2, f"! {warning}", "yellow") for warning in report.warnings]
     lines += [(2, f"{name}: {phase.summary}", "") for name, phase in report.phases.items()]
     lines.append((2, f"all of it: prunescope analyze {folder}", "dim"))
-    return Group(*(Padding(Text(clean(x), style), (0, 0, 0, n)) for n, x, style in lines))
+    # A command of an answer stands on a line of its own.
+    return Group(
+        *(
+            Padding(Text("\n".join(map(clean, text.splitlines())), style), (0, 0, 0, indent))
+            for indent, text, style in lines
+        )
+    )
 
 
 def _table(*columns: str, rows: Iterable[Sequence[str | Text]]) -> Table:

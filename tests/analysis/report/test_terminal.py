@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import re
+from pathlib import Path
 
 import msgspec
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.gemm_table import gemm_table
 from prunescope.analysis.report.html import render_html
+from prunescope.analysis.report.listings import verdict
 from prunescope.analysis.report.markdown import render_markdown
 from prunescope.analysis.report.notebook import render_notebook
 from prunescope.analysis.report.terminal import TerminalReport, print_report
@@ -289,3 +292,14 @@ def test_times_that_are_no_evidence_are_not_shown_first(finding: str, tables: li
 def headings(text: str) -> list[str]:
     found = re.findall(r"^(Ladder|Ledger|GEMMs)", text, re.M)
     return list(dict.fromkeys(found))
+
+
+def test_a_verdict_has_a_command_on_a_line_of_its_own() -> None:
+    report = analyze(Path(__file__).parents[3] / "traces" / "tiny-static-m").report
+    for phase in report.phases.values():
+        phase.summary = "Faster. Decide what to keep:\nprunescope allocate --model \x1b m"
+    console = Console(width=100, file=io.StringIO())
+    console.print(verdict(report, name="static-m", folder=Path("demo/static-m")))
+    lines = [line.strip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    assert lines.count("prunescope allocate --model \\x1b m") == len(report.phases)
+    assert not any("\\x0a" in line for line in lines)
