@@ -1,6 +1,6 @@
 """Compare the shapes that prunescope reads with the modules that transformers builds.
 
-For every model type of a head, the model is built without weights, at its defaults and at other
+For every model type of each head, the model is built without weights, at its defaults and at other
 sizes. Counted are the types whose parameters are exact, by which witness, and those that are
 refused, with the reason. Writes `docs/models.md` and `taxonomy/configs/agreed.json`: the types
 whose config alone gives the parameters of the tree at every size.
@@ -79,22 +79,18 @@ def main() -> int:
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     heads = options.head or list(HEADS)
-    rows = {head: list(_rows(head, {})) for head in heads}
-    sizes = [list(_rows("CAUSAL_LM", size)) for size in SIZES[1:]]
+    rows: dict[tuple[str, int], list[Row]] = {}
     for head in heads:
-        sys.stdout.write(f"{head} {_counts(rows[head])}\n")
-    for size, measured in zip(SIZES[1:], sizes, strict=True):
-        sys.stdout.write(f"{size} {_counts(measured)}\n")
+        for number, size in enumerate(SIZES):
+            rows[head, number] = list(_rows(head, size))
+            sys.stdout.write(f"{head} {size} {_counts(rows[head, number])}\n")
+            sys.stdout.flush()
     if options.write:
-        table = _agreed(
-            [rows["CAUSAL_LM"], *sizes], [row for each in rows.values() for row in each]
-        )
+        table = _agreed(rows)
         path = ROOT / "taxonomy/configs/agreed.json"
         path.write_text(json.dumps(msgspec.to_builtins(table), indent=1) + "\n")
-        (ROOT / "docs/models.md").write_text(_page(rows, sizes))
-    off = [
-        row for each in (*rows.values(), *sizes) for row in each if row.read and not row.is_exact
-    ]
+        (ROOT / "docs/models.md").write_text(_page(rows))
+    off = [row for each in rows.values() for row in each if row.read and not row.is_exact]
     sys.stdout.write(f"silently off: {[row.kind for row in off]}\n")
     return 1 if off else 0
 
@@ -104,7 +100,7 @@ def _rows(head: str, sizes: dict[str, Any]) -> Iterator[Row]:
     names = getattr(modeling_auto, f"MODEL_FOR_{head}_MAPPING_NAMES")
     for kind, classes in names.items():
         cls = classes if isinstance(classes, str) else classes[0]
-        config = _config(kind, cls if head != "CAUSAL_LM" else "", sizes)
+        config = _config(kind, cls, sizes)
         tree = None if config is None else _build(config, follow=not sizes)
         if config is not None and tree is not None:
             yield _read(kind, config, tree)
@@ -113,15 +109,22 @@ def _rows(head: str, sizes: dict[str, Any]) -> Iterator[Row]:
 def _config(kind: str, cls: str, sizes: dict[str, Any]) -> dict[str, Any] | None:
     """Return the config of a type with other sizes as a dict; None if its class refuses them.
 
-    A size that the type has no key for is left out.
+    A size that the type has no key for is left out. Of a model of several parts, the part of the
+    text has the sizes.
     """
     try:
         usual = CONFIG_MAPPING[kind]()
-        made = CONFIG_MAPPING[kind](**{k: v for k, v in sizes.items() if hasattr(usual, k)})
+        text = usual.get_text_config()
+        changes = {k: v for k, v in sizes.items() if hasattr(usual, k)}
+        for name, part in vars(usual).items():
+            if part is text and sizes:
+                own = {k: v for k, v in sizes.items() if hasattr(text, k)}
+                changes[name] = {"model_type": text.model_type, **own}
+        made = CONFIG_MAPPING[kind](**changes)
         config: dict[str, Any] = json.loads(made.to_json_string(use_diff=False))
     except Exception:  # noqa: BLE001 - classes check their sizes in any way
         return None
-    return {**config, "architectures": [cls]} if cls else config
+    return {**config, "architectures": [cls]}
 
 
 def _build(config: dict[str, Any], *, follow: bool) -> Inventory | None:
@@ -153,24 +156,24 @@ def _counts(rows: list[Row]) -> str:
     return f"{exact} of {len(rows)} exact ({dict(how)}), {refused} refused, {off} off"
 
 
-def _agreed(sizes: list[list[Row]], heads: list[Row]) -> witnesses.Agreed:
+def _agreed(rows: dict[tuple[str, int], list[Row]]) -> witnesses.Agreed:
     """Return the types whose config alone is exact at every size and under every head."""
-    right = {row.kind for row in sizes[0]}
-    for rows in (heads, *sizes):
-        right -= {row.kind for row in rows if row.told != row.parameters}
+    right = {row.kind for row in rows["CAUSAL_LM", 0]}
+    for each in rows.values():
+        right -= {row.kind for row in each if row.told != row.parameters}
     library = f"transformers {transformers.__version__}"
     return witnesses.Agreed(library=library, types=tuple(sorted(right)))
 
 
-def _page(rows: dict[str, list[Row]], sizes: list[list[Row]]) -> str:
+def _page(rows: dict[tuple[str, int], list[Row]]) -> str:
     """Return the page of the comparison."""
     lines = [
         "# Models",
         "",
         "Which model types prunescope reads, compared with the modules that "
-        f"transformers {transformers.__version__} builds of their default",
-        "configs. Made by `python benchmarks/models.py --write`, which also compares "
-        "causal language models at three other sizes.",
+        f"transformers {transformers.__version__} builds of their configs",
+        "with the class of a head in `architectures`, at their default sizes and at three others. "
+        "Made by `python benchmarks/models.py --write`.",
         "",
         "The first witness of a model is its module tree, built without weights; the second is",
         "its config. Their parameters are compared, and where they differ the tree holds. *Config*",
@@ -178,17 +181,16 @@ def _page(rows: dict[str, list[Row]], sizes: list[list[Row]]) -> str:
         "both agree at these sizes; *modules*, that the shape is that of the tree. A tree with",
         "parts that are not understood is refused. No type has other parameters than its modules.",
         "",
-        "| head | types | exact | refused |",
-        "|---|---:|---:|---:|",
+        "| head | sizes | types | exact | refused |",
+        "|---|---|---:|---:|---:|",
     ]
-    for name, each in ((HEADS[head], each) for head, each in rows.items()):
+    for (head, number), each in rows.items():
         exact = sum(row.is_exact for row in each)
-        lines.append(f"| {name} | {len(each)} | {exact} | {len(each) - exact} |")
-    for size, each in zip(SIZES[1:], sizes, strict=True):
-        exact = sum(row.is_exact for row in each)
-        keys = ", ".join(f"{key} {value}" for key, value in size.items())
-        lines.append(f"| Causal, {keys} | {len(each)} | {exact} | {len(each) - exact} |")
-    for head, each in rows.items():
+        keys = ", ".join(f"{key} {value}" for key, value in SIZES[number].items()) or "defaults"
+        lines.append(f"| {HEADS[head]} | {keys} | {len(each)} | {exact} | {len(each) - exact} |")
+    for (head, number), each in rows.items():
+        if number:
+            continue
         lines += ["", f"## {HEADS[head]}", "", "| type | parameters | witness |", "|---|---:|---|"]
         for row in sorted(each):
             why = row.witness if row.is_exact else f"refused: {_short(row.reason)}"

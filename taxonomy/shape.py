@@ -478,7 +478,8 @@ _FIELDS = {
     "parallel": "parallel", "norms": "norms.per_layer", "norm_parameters": "norms.per_element",
     "centred_norms": "norms.centred", "qk_norm_parameters": "attention.qk_norm_parameters",
     "sinks": "attention.sinks", "positions": "embedding.positions", "image_tokens": "image_tokens",
-    "encoder": "encoder", "embedding_norm": "embedding.norm", "query_gate": "attention.query_gate",
+    "encoder": "encoder", "embedding_norm": "embedding.norm",
+    "embedding_width": "embedding.width", "head_width": "embedding.head_width", "query_gate": "attention.query_gate",
     "mixer": "mixer.kind", "mixer_layers": "mixer_layers", "mixer_width": "mixer.width",
     "mixer_heads": "mixer.heads", "mixer_keys": "mixer.keys", "mixer_state": "mixer.state",
     "mixer_taps": "mixer.taps", "mixer_extras": "mixer.extras", "layout": "layout",
@@ -499,6 +500,7 @@ _MLP_SIZES = (
 _LAYER_SIZES = (*_ATTENTION_SIZES, *_MLP_SIZES)
 # Keys that are not written while they have these values.
 _USUAL: dict[str, Any] = {
+    "embedding_width": 0, "head_width": 0,
     "encoder": False, "expert_groups": 1, "open_groups": 1, "group_ranked_by": 1,
     "attention_kind": "usual", "mlp_kind": "usual", "ranks": (), "layer_shapes": (),
     "mixer_rank": 0, "mixer_chunk": 0, "attention_reads": 0, "outside_more": (),

@@ -264,12 +264,15 @@ class EmbeddingShape:
     head_bias: bool = False
     positions: Count = 0  # rows of a learnt position table
     norm: bool = False  # a norm after the embedding
+    width: Count = 0  # features of a token in its table; 0: those of the stream
+    head_width: Count = 0  # features that the head reads; 0: those of the stream
     more: Matrices = ()
     extras: Count = 0  # numbers stored besides: tables of the layers' own inputs, norms
 
     def parameters(self, norms: NormShape, hidden: int) -> int:
         """Count the numbers of the tables, the final norm and the head."""
-        tables = (1 if self.tied else 2) * self.vocab * hidden + self.positions * hidden
+        head = 0 if self.tied else self.vocab * (self.head_width or hidden)
+        tables = head + self.vocab * (self.width or hidden) + self.positions * hidden
         outer_norms = (1 + self.norm) * norms.per_element * hidden
         more = matrix_numbers(self.more) + self.extras
         return tables + outer_norms + self.head_bias * self.vocab + more

@@ -374,7 +374,8 @@ def _pointwise(plan: Plan, role: str, elements: float, layers: float, numbers: f
 def _embedding(plan: Plan) -> Op:
     """Return the look-up of the tokens, with the parameters of the tables."""
     shape = plan.shape
-    numbers = (shape.embedding.vocab + shape.embedding.positions) * shape.hidden
+    numbers = shape.embedding.vocab * (shape.embedding.width or shape.hidden)
+    numbers += shape.embedding.positions * shape.hidden
     numbers += shape.embedding.norm * shape.norms.per_element * shape.hidden
     numbers += shape.embedding.extras
     op = _pointwise(plan, "embedding", 2 * shape.hidden, 1, numbers)
@@ -391,9 +392,10 @@ def _head(plan: Plan) -> Iterable[Op]:
     yield norm
     if shape.encoder and work.logits == "last":
         return  # poolers and classifiers are not counted; all logits are those of a masked LM
-    numbers = (0 if shape.embedding.tied else vocab * h) + shape.embedding.head_bias * vocab
+    width = shape.embedding.head_width or h
+    numbers = (0 if shape.embedding.tied else vocab * width) + shape.embedding.head_bias * vocab
     head = whole_gemm(
-        plan, "lm_head", Gemm(rows, vocab, h), role="lm_head", group="lm_head", layers=1
+        plan, "lm_head", Gemm(rows, vocab, width), role="lm_head", group="lm_head", layers=1
     )
     head.parameters, head.stored_bytes = numbers, b * numbers
     yield head

@@ -93,7 +93,8 @@ def role_slots(shape: ModelShape, ranks: int = 1) -> dict[str, Slot]:
             slots[role] = Slot(role, n, k)
     vocab = shape.embedding.vocab
     padded = -(-vocab // _PADDED_VOCAB) * _PADDED_VOCAB if ranks > 1 else vocab
-    slots["lm_head"] = Slot("lm_head", -(-padded // ranks), shape.hidden)
+    width = shape.embedding.head_width or shape.hidden
+    slots["lm_head"] = Slot("lm_head", -(-padded // ranks), width)
     return slots
 
 

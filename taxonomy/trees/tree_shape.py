@@ -488,7 +488,7 @@ def _whole_shape(
         base |= {"image_tokens": inventory.image_tokens}
     values: dict[str, Any] = {key: base[key] for key in _KEPT if key in base}
     values |= {"model_type": base["model_type"], "hidden": hidden, "layers": len(repeated)}
-    values |= _NEUTRAL | _norms(repeated, hidden) | _vocabulary(outside, inventory)
+    values |= _NEUTRAL | _norms(repeated, hidden) | _vocabulary(outside, inventory, hidden)
     values |= _alike(repeated, inventory, hidden)
     values |= _layout(repeated, cfg, base)
     records = _records(repeated, values)
@@ -625,8 +625,9 @@ def _norms(layers: Sequence[TreeLayer], hidden: int) -> dict[str, Any]:
     for layer in layers:
         norms = [
             m
-            for m in layer.modules.values()
+            for path, m in layer.modules.items()
             if "norm" in m.kind.lower() and (w := m.weight("weight")) and w.shape == (hidden,)
+            if not (layer.root and path.startswith(f"{layer.root}."))
         ]
         counts.append(len(norms))
         elements |= {1 + (m.weight("bias") is not None) for m in norms}
@@ -634,17 +635,25 @@ def _norms(layers: Sequence[TreeLayer], hidden: int) -> dict[str, Any]:
     return {"norms": least or 2, "norm_parameters": min(elements) if least else 0}
 
 
-def _vocabulary(outside: Sequence[StoredModule], inventory: Inventory) -> dict[str, Any]:
-    """Return the rows of the head, and whether it is the table of the tokens."""
-    tables = [m for m in outside if len(m.weights[0].shape) == 2]
+def _vocabulary(
+    outside: Sequence[StoredModule], inventory: Inventory, hidden: int
+) -> dict[str, Any]:
+    """Return the head and the table of the tokens: rows, features, whether they are the same."""
+    tables = [m for m in outside if len(m.weights[0].shape) == 2 and m.passes != 0]
     heads = [m for m in tables if locate(m.path).role == "lm_head" or m.path == tables[-1].path]
     if not heads:
         raise _not_read(inventory, "it has no head")
     head = max(heads, key=lambda m: m.weights[0].shape[0])
-    rows = head.weights[0].shape[0]
+    rows, width = head.weights[0].shape
     table = max((m for m in tables if m is not head), key=lambda m: m.numbers, default=None)
     tied = head.weights[0].tied or table is None or table.weights[0].shape[0] < rows
-    return {"vocab": rows, "tied": tied}
+    features = width if tied or table is None else table.weights[0].shape[1]
+    return {
+        "vocab": rows,
+        "tied": tied,
+        "head_width": 0 if width == hidden else width,
+        "embedding_width": 0 if features == hidden else features,
+    }
 
 
 def _with_extras(

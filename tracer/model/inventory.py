@@ -118,7 +118,8 @@ def _tree(config: Mapping[str, Any]) -> Any:
     kind = str(plain.get("model_type", ""))
     try:
         known = CONFIG_MAPPING[kind].from_dict(plain)
-        cls = model_class(kind, plain.get("architectures"))
+        is_seq2seq = bool(getattr(known, "is_encoder_decoder", False))
+        cls = model_class(kind, plain.get("architectures"), is_seq2seq=is_seq2seq)
         if cls is None:
             return None
         part = known.get_text_config()
@@ -146,15 +147,17 @@ def _decoded(value: Any) -> Any:
     return [_decoded(item) for item in value] if isinstance(value, list) else value
 
 
-def model_class(kind: str, architectures: object) -> Any:
+def model_class(kind: str, architectures: object, *, is_seq2seq: bool = False) -> Any:
     """Return the class of transformers that a config names, or that its type has; None without.
 
     Args:
         kind: The `model_type` of the config.
         architectures: Its list of class names, if it has one.
+        is_seq2seq: Whether the config describes an encoder and a decoder; where it names no class,
+            the class is one of both.
     """
     names = [str(name) for name in architectures] if isinstance(architectures, list) else []
-    for head in _HEADS:
+    for head in sorted(_HEADS, key=lambda head: is_seq2seq and "SEQ" not in head):
         mapping = getattr(modeling_auto, f"MODEL_FOR_{head}_MAPPING_NAMES", {})
         if kind in mapping:
             own = mapping[kind]
