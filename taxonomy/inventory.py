@@ -68,7 +68,7 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
     `model_class` is the class of the whole model, `library` the name and version of what built it.
     `followed`: whether a forward ran through all of it, so that `passes` are known; `image_tokens`:
     how many tokens an image is where images are the input, 0 else; `is_seq2seq`: whether it has an
-    encoder and a decoder.
+    encoder and a decoder; `is_encoder`: whether every token of a text attends to every other.
     """
 
     schema: Literal[1] = 1
@@ -77,6 +77,7 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
     followed: bool
     image_tokens: Count = 0
     is_seq2seq: bool = False
+    is_encoder: bool = False
     modules: Annotated[tuple[StoredModule, ...], Meta(max_length=1 << 20)]
 
     @property

@@ -293,7 +293,8 @@ def _role_in_scope(
         return "unknown"  # what copies and normalises for a convolution adds no residual
     if place.scope == "layer":
         return "residual" if kind in (*POINTWISE, "layout") else "unknown"
-    return kind if kind in ("conv", "scan") else "scan"
+    # A module called a mixer may hold attention (Nemotron-H).
+    return kind if kind in ("conv", "scan", "attention") else "scan"
 
 
 def _role_outside_layers(kind: str, *, layered: bool) -> str:

@@ -64,7 +64,7 @@ class ForwardRequest:
         str | None,
         Option(
             help="Model by a preset, hub id, config.json, folder, run.json or GGUF file; needed "
-            "without --from-run.",
+            "without --from-run. FILE#vision_config is that part of it alone.",
             metavar="MODEL",
             complete="models",
         ),

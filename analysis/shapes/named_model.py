@@ -57,7 +57,7 @@ def read_model(name: str) -> NamedModel:
 
     Args:
         name: A preset, a config.json, a folder with one, a GGUF file, a run.json, or the id of a
-            model on the Hub.
+            model on the Hub. "#" and a key after it choose a part, such as `#vision_config`.
 
     Returns:
         The model, with the sizes of the weights next to its config where there are any.
@@ -65,6 +65,9 @@ def read_model(name: str) -> NamedModel:
     Raises:
         PrunescopeError: There is no such model, or its config cannot be read.
     """
+    whole, _, part = name.partition("#")
+    if part and not Path(name).exists():
+        return _read_part(whole, part)
     if (preset := preset_named(name)) and not Path(name).exists():
         return _build_model(preset_config(preset), preset_source(preset), published_as(preset))
     path = Path(name)
@@ -85,6 +88,24 @@ def read_model(name: str) -> NamedModel:
     if file.name == MANIFEST:
         return _model_of_run(file)
     return _with_sizes_of_weights(_build_model(_load_config(file), file.name), file)
+
+
+def _read_part(name: str, part: str) -> NamedModel:
+    """Read a part of a model of several, a tower or the text model, as a model by itself."""
+    file = Path(name) / "config.json" if Path(name).is_dir() else Path(name)
+    if not file.is_file() and _HUB_ID.match(name):
+        file = _from_hub(name)
+    if not file.is_file():
+        raise PrunescopeError(f"no file {name!r}", hint="give a config.json before the #")
+    config = _load_config(file)
+    inner = config.get(part)
+    if not isinstance(inner, dict):
+        names = [key for key, value in config.items() if isinstance(value, dict) and value]
+        raise PrunescopeError(
+            f"the config has no part {part[:40]!r}", hint=f"parts are {', '.join(names) or 'none'}"
+        )
+    whole = {key: config[key] for key in ("tie_word_embeddings", "dtype") if key in config}
+    return _build_model({**whole, **inner}, f"{file.name}#{part}")
 
 
 def _with_sizes_of_weights(model: NamedModel, file: Path) -> NamedModel:

@@ -228,8 +228,8 @@ ARCHITECTURES = (
 
 # Model types whose layers nobody read: what their configs leave unwritten is known, no more.
 OTHERS: tuple[tuple[tuple[str, ...], Unwritten], ...] = (
-    (("apertus", "arcee", "bart", "fuyu", "gpt_neox_japanese", "vit"), Unwritten(ungated=True)),
-    (("bert", "camembert", "distilbert", "electra", "ernie", "roberta", "xlm-roberta"),
+    (("apertus", "arcee", "fuyu"), Unwritten(ungated=True)),
+    (("bert", "camembert", "distilbert", "ernie", "roberta", "xlm-roberta"),
         Unwritten(ungated=True, tied=True, encoder=True,
             positions=("max_position_embeddings", 512, 0), biases=Biases(every=True),
             norms=NormRules(embedding=True))),
@@ -255,7 +255,6 @@ OTHERS: tuple[tuple[tuple[str, ...], Unwritten], ...] = (
     (("openai-gpt",), Unwritten(ungated=True, positions=("n_positions", 1024, 0))),
     (("persimmon",), Unwritten(ungated=True, biases=Biases(every=True))),
     (("qwen2_5_vl", "qwen2_vl"), Unwritten(biases=Biases(qkv=True))),
-    (("xglm",), Unwritten(ungated=True, tied=True, biases=Biases(every=True))),
 )  # fmt: skip
 
 BY_ID = {name: entry for entry in ARCHITECTURES for name in entry.ids}

@@ -66,7 +66,7 @@ READ = frozenset(
     new_decoder_architecture num_attention_heads num_decoder_layers num_dense_layers num_experts
     num_experts_per_tok num_experts_per_token num_heads num_hidden_layers num_key_value_heads
     num_key_value_heads_per_layer num_kv_heads num_layers num_local_experts num_query_heads
-    image_size is_decoder
+    image_size is_decoder is_encoder_decoder
     mlp_ratio num_labels num_register_tokens patch_size projection_dim use_swiglu_ffn
     adapter_rank add_bias_linear altup_num_inputs attention_k_eq_v attention_window_size
     attn_layer_offset attn_type_list block_size block_types chunk_size conv1d_width conv_kernel
@@ -105,6 +105,13 @@ def read_config(config: Mapping[str, Any]) -> Fields:
     if (of_images := vision_fields(cfg)) is not None:
         return of_images
     kind = str(cfg.get("model_type", ""))
+    if cfg.get("is_encoder_decoder"):
+        raise PrunescopeError(
+            f"the config of a {kind or 'model'} is of an encoder and a decoder that attends to it, "
+            "which no shape holds",
+            hint="for one of the two alone, name its class in `architectures`, and say "
+            "is_encoder_decoder: false",
+        )
     own = unwritten(kind)
     names = {
         "hidden": HIDDEN, "layers": LAYERS, "heads": HEADS, "vocab": VOCAB, "intermediate": MLP,

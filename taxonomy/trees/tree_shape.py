@@ -78,7 +78,11 @@ def shape_of_tree(inventory: Inventory, config: Mapping[str, Any]) -> ModelShape
         raise _not_read(inventory, "it has no list of layers that tokens pass")
     passed = [m for layer in layers for m in layer.modules.values() if m.passes != 0]
     if inventory.is_seq2seq and any(_CROSS.search(module.path) for module in passed):
-        raise _not_read(inventory, "its decoder attends to an encoder, which no shape holds")
+        raise PrunescopeError(
+            f"the decoder of {inventory.model_class} ({inventory.library}) attends to its encoder, "
+            "which no shape holds",
+            hint="for one of the two alone, name its class in `architectures` of the config",
+        )
     hidden = _hidden(layers, cfg)
     for layer in layers:
         _read_layer(layer, hidden, cfg, inventory)
@@ -486,6 +490,7 @@ def _whole_shape(
         base = {"model_type": str(cfg.get("model_type", "")), "window": None}
     if inventory.image_tokens:
         base |= {"image_tokens": inventory.image_tokens}
+    base["encoder"] = inventory.is_encoder
     values: dict[str, Any] = {key: base[key] for key in _KEPT if key in base}
     values |= {"model_type": base["model_type"], "hidden": hidden, "layers": len(repeated)}
     values |= _NEUTRAL | _norms(repeated, hidden) | _vocabulary(outside, inventory, hidden)
@@ -640,13 +645,16 @@ def _vocabulary(
 ) -> dict[str, Any]:
     """Return the head and the table of the tokens: rows, features, whether they are the same."""
     tables = [m for m in outside if len(m.weights[0].shape) == 2 and m.passes != 0]
+    if inventory.image_tokens and not any(map(_matrix, tables)):  # a tower ends in its layers
+        return {"vocab": 1, "tied": True}
     heads = [m for m in tables if locate(m.path).role == "lm_head" or m.path == tables[-1].path]
     if not heads:
         raise _not_read(inventory, "it has no head")
     head = max(heads, key=lambda m: m.weights[0].shape[0])
     rows, width = head.weights[0].shape
-    table = max((m for m in tables if m is not head), key=lambda m: m.numbers, default=None)
-    tied = head.weights[0].tied or table is None or table.weights[0].shape[0] < rows
+    others = (m for m in tables if m is not head and m.weights[0].shape[0] >= rows)
+    table = max(others, key=lambda m: m.numbers, default=None)
+    tied = head.weights[0].tied or table is None
     features = width if tied or table is None else table.weights[0].shape[1]
     return {
         "vocab": rows,

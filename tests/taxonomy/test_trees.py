@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from prunescope.taxonomy import witnesses
@@ -15,6 +16,7 @@ from prunescope.taxonomy.inventory import (
     read_inventories_by,
 )
 from prunescope.taxonomy.plan import Workload
+from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan, flop, forward
 from prunescope.taxonomy.trees.tree_shape import shape_of_tree
 from prunescope.taxonomy.witnesses import read_shape, read_witnesses, unread_keys
@@ -131,8 +133,42 @@ def test_an_attention_to_an_encoder_is_refused() -> None:
         model_class="MadeUp", library="made up 1", followed=True, is_seq2seq=True,
         modules=inventory.modules,
     )  # fmt: skip
-    with pytest.raises(PrunescopeError, match="attends to an encoder"):
+    with pytest.raises(PrunescopeError, match="attends to its encoder"):
         shape_of_tree(whole, LLAMA)
+
+
+def test_a_config_of_encoder_and_decoder_is_never_its_decoder_alone() -> None:
+    config = {**LLAMA, "model_type": "bart", "is_encoder_decoder": True}
+    with pytest.raises(PrunescopeError, match="an encoder and a decoder") as raised:
+        read_shape(config)
+    assert "architectures" in raised.value.hint
+    assert read_shape({**config, "is_encoder_decoder": False}).layers == 2
+
+
+def test_a_table_and_a_head_may_be_narrower_than_the_stream() -> None:
+    """RemBERT has tokens of 16 features and a head that reads 32; the stream has 64."""
+    inventory = tree(layer(0), layer(1))
+    middle = [m for m in inventory.modules if m.path not in ("model.embed_tokens", "lm_head")]
+    modules = (
+        linear("model.embed_tokens", 100, 16, kind="Embedding", passes=1 / 64),
+        linear("model.mapping", 64, 16),
+        *middle,
+        linear("head.dense", 32, 64),
+        linear("lm_head", 100, 32),
+    )
+    narrow = msgspec.structs.replace(inventory, modules=modules)
+    shape = shape_of_tree(narrow, LLAMA)
+    assert (shape.embedding.width, shape.embedding.head_width) == (16, 32)
+    # Two matrices more; a head of [100, 32] in place of [100, 64]; 8 tokens.
+    more = 64 * 16 + 32 * 64 - 100 * (64 - 32)
+    assert flop_of(narrow) - flop_of(inventory) == 2 * 8 * more
+    assert ModelShape.from_run(shape.to_dict()) == shape
+
+
+def test_an_encoder_says_so_by_its_class() -> None:
+    whole = msgspec.structs.replace(tree(layer(0), layer(1)), is_encoder=True)
+    assert shape_of_tree(whole, LLAMA).is_one_pass
+    assert not shape_of_tree(tree(layer(0), layer(1)), LLAMA).is_one_pass
 
 
 def test_where_the_witnesses_differ_the_tree_holds() -> None:

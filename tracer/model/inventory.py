@@ -31,10 +31,10 @@ _REFUSALS = (
     RuntimeError, ImportError, StrictDataclassError,
 )  # fmt: skip
 _NOT_SHAPES = ("auto_map", "dtype", "quantization_config")  # keys that change no shape
-# The heads that a config may stand for, in the order in which they are tried.
+# The heads that a config may stand for, in the order in which they are tried; a tower has none.
 _HEADS = (
-    "CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ_2_SEQ", "MASKED_LM",
-    "IMAGE_CLASSIFICATION",
+    "FOR_CAUSAL_LM", "FOR_IMAGE_TEXT_TO_TEXT", "FOR_SEQ_TO_SEQ_CAUSAL_LM", "FOR_SPEECH_SEQ_2_SEQ",
+    "FOR_MASKED_LM", "FOR_IMAGE_CLASSIFICATION", "",
 )  # fmt: skip
 _SIZES = (
     "head_dim", "num_heads", "num_attention_heads", "n_heads", "n_head", "num_key_value_heads",
@@ -48,13 +48,17 @@ def build_inventory(config: Mapping[str, Any]) -> Inventory | None:
     """Build the tree that a config describes on the meta device, and list it.
 
     None if transformers does not know the model, or cannot build it, and of sizes that no model
-    has: too many layers, or a matrix without numbers.
+    has: too many layers, or a matrix without numbers. None too of a tower that no forward can be
+    followed through: how many tokens it sees is then not known.
     """
     with _quiet():
         model = _tree(config)
         if model is None or any(0 in weight.shape for weight in model.parameters()):
             return None
-        return read_tree(model)
+        tree = read_tree(model)
+        is_tower = getattr(model, "main_input_name", "input_ids") != "input_ids"
+        is_tower &= tree.model_class in _classes("", str(model.config.model_type))
+        return tree if tree.followed or not is_tower else None
 
 
 def read_tree(model: nn.Module) -> Inventory:
@@ -86,6 +90,7 @@ def read_tree(model: nn.Module) -> Inventory:
         followed=rows is not None,
         image_tokens=image_tokens,
         is_seq2seq=bool(getattr(model.config, "is_encoder_decoder", False)),
+        is_encoder=_is_encoder(model.config),
         modules=tuple(modules),
     )
 
@@ -158,15 +163,26 @@ def model_class(kind: str, architectures: object, *, is_seq2seq: bool = False) -
     """
     names = [str(name) for name in architectures] if isinstance(architectures, list) else []
     for head in sorted(_HEADS, key=lambda head: is_seq2seq and "SEQ" not in head):
-        mapping = getattr(modeling_auto, f"MODEL_FOR_{head}_MAPPING_NAMES", {})
-        if kind in mapping:
-            own = mapping[kind]
-            names += [own] if isinstance(own, str) else list(own)
+        names += _classes(head, kind)
     for name in names:
         cls = getattr(transformers, name, None)
         if inspect.isclass(cls) and issubclass(cls, PreTrainedModel):
             return cls
     return None
+
+
+def _classes(head: str, kind: str) -> list[str]:
+    """Return the names of the classes that a model type has for a head."""
+    name = f"MODEL_{head}_MAPPING_NAMES".replace("__", "_")
+    own = getattr(modeling_auto, name, {}).get(kind, [])
+    return [own] if isinstance(own, str) else list(own)
+
+
+def _is_encoder(config: Any) -> bool:
+    """Return whether tokens attend to all others: a masked language model, unless it decodes."""
+    if getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False):
+        return False
+    return bool(_classes("FOR_MASKED_LM", str(config.model_type)))
 
 
 def _rows(model: Any) -> dict[str, float] | None:
