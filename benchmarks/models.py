@@ -181,13 +181,20 @@ def _page(rows: dict[tuple[str, int], list[Row]]) -> str:
         "both agree at these sizes; *modules*, that the shape is that of the tree. A tree with",
         "parts that are not understood is refused. No type has other parameters than its modules.",
         "",
-        "| head | sizes | types | exact | refused |",
-        "|---|---|---:|---:|---:|",
+        "Exact are, of the types that are built (all others are refused):",
+        "",
+        "| head | defaults | 1 | 2 | 3 |",
+        "|---|---:|---:|---:|---:|",
     ]
-    for (head, number), each in rows.items():
-        exact = sum(row.is_exact for row in each)
-        keys = ", ".join(f"{key} {value}" for key, value in SIZES[number].items()) or "defaults"
-        lines.append(f"| {HEADS[head]} | {keys} | {len(each)} | {exact} | {len(each) - exact} |")
+    for head in dict.fromkeys(head for head, _ in rows):
+        counts = [
+            f"{sum(row.is_exact for row in rows[head, number])} of {len(rows[head, number])}"
+            for number in range(len(SIZES))
+        ]
+        lines.append(f"| {HEADS[head]} | {' | '.join(counts)} |")
+    for number, size in enumerate(SIZES[1:], 1):
+        keys = ", ".join(f"{key} {value}" for key, value in size.items())
+        lines += ["", f"{number}: {keys}."]
     for (head, number), each in rows.items():
         if number:
             continue

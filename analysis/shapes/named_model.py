@@ -100,7 +100,7 @@ def _read_part(name: str, part: str) -> NamedModel:
     config = _load_config(file)
     inner = config.get(part)
     if not isinstance(inner, dict):
-        names = [key for key, value in config.items() if isinstance(value, dict) and value]
+        names = [key[:40] for key, value in config.items() if isinstance(value, dict) and value][:8]
         raise PrunescopeError(
             f"the config has no part {part[:40]!r}", hint=f"parts are {', '.join(names) or 'none'}"
         )

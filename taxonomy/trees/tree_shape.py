@@ -652,7 +652,8 @@ def _vocabulary(
         raise _not_read(inventory, "it has no head")
     head = max(heads, key=lambda m: m.weights[0].shape[0])
     rows, width = head.weights[0].shape
-    others = (m for m in tables if m is not head and m.weights[0].shape[0] >= rows)
+    apart = (m for m in tables if m is not head and not m.weights[0].tied)
+    others = (m for m in apart if m.weights[0].shape[0] >= rows)
     table = max(others, key=lambda m: m.numbers, default=None)
     tied = head.weights[0].tied or table is None
     features = width if tied or table is None else table.weights[0].shape[1]
