@@ -104,8 +104,10 @@ def _read_part(name: str, part: str) -> NamedModel:
         raise PrunescopeError(
             f"the config has no part {part[:40]!r}", hint=f"parts are {', '.join(names) or 'none'}"
         )
-    whole = {key: config[key] for key in ("tie_word_embeddings", "dtype") if key in config}
-    return _build_model({**whole, **inner}, f"{file.name}#{part}")
+    shared: dict[str, Any] = {
+        key: config[key] for key in ("tie_word_embeddings", "dtype") if key in config
+    }
+    return _build_model({**shared, **inner}, f"{file.name}#{part}")
 
 
 def _with_sizes_of_weights(model: NamedModel, file: Path) -> NamedModel:
