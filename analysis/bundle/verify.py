@@ -61,7 +61,12 @@ from prunescope.taxonomy.runs.run import CARD, MANIFEST, Run, read_run
 
 FIGURES = (".svg", ".png", ".pdf")
 _FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}")
-_ACTIVE = re.compile(rb"<script|javascript:|\son[a-z]+\s*=", re.IGNORECASE)
+_ACTIVE = re.compile(
+    rb"<(?:[\w-]+:)?(?:script|foreignObject|iframe|animate|set|handler)\b|javascript:|<!ENTITY"
+    rb"|[\s\"'/]on[a-z]+\s*=|(?:href|src)\s*=\s*[\"'](?!#|data:image/png)|@import|url\((?![\"']?#)"
+    rb"|<\?xml-stylesheet",
+    re.IGNORECASE,
+)
 _ROUNDED = (
     "the same but for layout or last digits, as another processor may round them, or an editor"
 )
@@ -129,13 +134,13 @@ def _list_reasons(reasons: Mapping[str, str]) -> list[dict[str, str]]:
 def _check_file(path: Path) -> None:
     hint = "give the .zip that `prunescope bundle -o` wrote"
     if path.is_dir():
-        raise PrunescopeError(f"{path.name} is a folder, not a zip", hint=hint)
+        raise PrunescopeError(f"{path} is a folder, not a zip", hint=hint)
     if not path.is_file():
-        raise PrunescopeError(f"no such file: {path.name}", hint=hint)
+        raise PrunescopeError(f"no such file: {path}", hint=hint)
     refuse_own_file(path)
     with path.open("rb") as file:
         if file.read(2) != b"PK":  # a damaged bundle still begins like one
-            raise PrunescopeError(f"{path.name} is no bundle: no readable zip", hint=hint)
+            raise PrunescopeError(f"{path} is no bundle: no readable zip", hint=hint)
 
 
 def _explain_repacked(files: Mapping[str, bytes]) -> str:

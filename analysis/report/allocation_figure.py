@@ -59,7 +59,7 @@ def _picture(plan: PlanOfLayers, stem: str) -> Picture:
     expected, title = plan.expected, "What each layer keeps, and what it saves and loses"
     low, high = map(numbers.ratio, expected.range)
     phases = "; ".join(
-        f"{name}: {numbers.time(phase.dense_ns)} dense, {numbers.time(phase.ns)} as planned"
+        f"{clean(name)}: {numbers.time(phase.dense_ns)} dense, {numbers.time(phase.ns)} as planned"
         for name, phase in expected.phases.items()
     )
     tokens = plan.text.get("tokens")

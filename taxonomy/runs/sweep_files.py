@@ -13,9 +13,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import Block, Count, DisplayName, decode_file
@@ -71,7 +72,7 @@ class SweepResult(Planned, kw_only=True, frozen=True):
     """
 
     state: State
-    run: str | None = None
+    run: Annotated[str, Meta(pattern=r"\A[^\0]*\Z", description="a path")] | None = None
     error: str | None = None
     held_out: HeldOut | None = None
     retried: int = 0
