@@ -13,10 +13,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
-from msgspec import Meta
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import Block, Count, DisplayName, decode_file
@@ -72,7 +71,7 @@ class SweepResult(Planned, kw_only=True, frozen=True):
     """
 
     state: State
-    run: Annotated[str, Meta(pattern=r"\A[^\0]*\Z", description="a path")] | None = None
+    run: str | None = None
     error: str | None = None
     held_out: HeldOut | None = None
     retried: int = 0
@@ -81,6 +80,8 @@ class SweepResult(Planned, kw_only=True, frozen=True):
         """Yield that it is done and has no run, or that its sparsity is none of its own."""
         if self.state == DONE and self.run is None:
             yield "it is done, and it has no run"
+        if "\0" in (self.run or ""):
+            yield "run is no path"
         yield from super().contradictions()
 
 

@@ -158,10 +158,7 @@ def test_replays_that_contradict_themselves_are_refused(edit: Edit) -> None:
 
 
 def test_a_sweep_names_no_folder_that_no_system_has() -> None:
-    content = a_sweep()
-    content["results"][0]["run"] = "runs/a\0/pruned"
-    with pytest.raises(PrunescopeError, match="run: expected a path"):
-        decode(json.dumps(content), SweepFile, where="f", hint="h")
+    assert_refused(a_sweep(), SweepFile, setting("results", 0, "run", to="runs/a\0/pruned"))
 
 
 @pytest.mark.parametrize("kind", [SweepFile, PlanFile])
