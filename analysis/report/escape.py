@@ -162,7 +162,7 @@ def csv_text(head: Iterable[str], rows: Iterable[Iterable[object]], *, quoted: b
     writer = csv.writer(
         text, quoting=csv.QUOTE_NONNUMERIC if quoted else csv.QUOTE_MINIMAL, lineterminator="\n"
     )
-    writer.writerow(head)
+    writer.writerow(map(cell, head))
     writer.writerows(
         [cell(v) if isinstance(v, str) else "" if v is None else v for v in row] for row in rows
     )
