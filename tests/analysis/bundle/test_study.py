@@ -239,7 +239,7 @@ def test_a_pdf_that_hides_what_it_holds_is_refused(more: bytes) -> None:
     [
         b"TOKEN = 'hf_" + b"Nanosecond0Wire1Token2Abcd'\n",
         b"-----BEGIN RSA PRIVATE " + b"KEY-----\nMIIE\n",
-        "TOKEN = 'hf_Nanosecond0Wire1Token2Abcd'".encode("utf-16"),
+        "def prune(model, sparsity): ...".encode("utf-16"),
         gzip.compress(b"def prune(model, sparsity): ..."),
         b"\x89PNG\r\n\x1a\n",
     ],
