@@ -661,7 +661,7 @@ def _bundle(
     source: Annotated[
         list[Path] | None,
         Option(
-            help="File to add as it is, such as the source of your method, repeatable; without it, "
+            help="Text to add as it is, such as the source of your method, repeatable; without it, "
             "none.",
             metavar="FILE",
         ),

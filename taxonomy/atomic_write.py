@@ -47,12 +47,17 @@ def partial_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def _named(target: Path) -> Iterator[None]:
-    """Add the name of the file to an error of writing: the system gives none for a full disk."""
+    """Name the file as it was asked for in an error of writing, and not the temporary one.
+
+    The system names none for a full disk.
+    """
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno is not None:
-            error.filename = target.name
+        if error.errno is not None:
+            named = str(target if error.filename is None else error.filename)
+            temporary = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.\w+")
+            error.filename = temporary.sub(lambda _: target.name, named)
         raise
 
 

@@ -242,6 +242,22 @@ def _without_plain(text: str) -> str:
     return text
 
 
+def holds_token(text: str) -> bool:
+    """Return whether a text holds a secret that shows by itself.
+
+    That is a token, a private key, an address with credentials, or a random value beside its name.
+    Code also assigns to names such as `token`, which tells nothing here.
+    """
+    for given in (text, _decode(text)):
+        lower = given.lower()
+        for texts, take_out in _RULES:
+            if texts[0] in ("bearer", "token") or not any(needed in lower for needed in texts):
+                continue
+            if take_out(given) != given:
+                return True
+    return False
+
+
 def _repeated(text: str, change: Callable[[str], str]) -> str:
     """Return a text that a change leaves as it is."""
     for _ in range(_ROUNDS):

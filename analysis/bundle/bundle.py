@@ -47,7 +47,7 @@ from prunescope.taxonomy.formats import changed, plain
 from prunescope.taxonomy.own_files import refuse_own_file
 from prunescope.taxonomy.runs.run import CARD, MANIFEST, PhaseRun, Run, read_run
 from prunescope.taxonomy.runs.run_blocks import BaselineRef
-from prunescope.taxonomy.scrub import scrub
+from prunescope.taxonomy.scrub import holds_token, scrub
 from prunescope.taxonomy.words import when
 
 SUMS, INDEX, FRONTIER = "SHA256SUMS", "bundle.json", "frontier.csv"
@@ -209,7 +209,8 @@ def _others(sources: Sequence[Path], wheel: Path | None) -> dict[str, bytes]:
     """Return the files that the authors add, from path in the bundle to bytes.
 
     Raises:
-        PrunescopeError: One cannot be read, is too large or no wheel, or two have one name.
+        PrunescopeError: One cannot be read, is too large or no wheel, holds a secret, or two have
+            one name.
     """
     files: dict[str, bytes] = {}
     wanted = [(SOURCE, path) for path in sources]
@@ -223,9 +224,9 @@ def _others(sources: Sequence[Path], wheel: Path | None) -> dict[str, bytes]:
             data = None
         if data is None or name in files or name == folder:
             why = "two files have that name" if name in files else "no file of at most 64 MiB"
-            raise PrunescopeError(
-                f"cannot add {path.name}: {why}", hint="name each file to add once"
-            )
+            raise PrunescopeError(f"cannot add {path}: {why}", hint="name each file to add once")
+        if folder == SOURCE:
+            _check_source(path, data)
         files[name] = data
     if wheel is not None and (
         not wheel.name.startswith("prunescope-") or not zipfile.is_zipfile(wheel)
@@ -235,6 +236,22 @@ def _others(sources: Sequence[Path], wheel: Path | None) -> dict[str, bytes]:
             hint="build one with `pip wheel --no-deps`, or leave --wheel out",
         )
     return files
+
+
+def _check_source(path: Path, data: bytes) -> None:
+    """Refuse a file in which a token is, or could be and not be found."""
+    try:
+        has_token = holds_token(data.decode())
+    except UnicodeDecodeError:
+        raise PrunescopeError(
+            f"cannot add {path}: it is no UTF-8 text, which is searched for secrets",
+            hint="add the source itself, not packed",
+        ) from None
+    if has_token:
+        raise PrunescopeError(
+            f"cannot add {path}: it holds a token, a key or a password",
+            hint="take it out of the file",
+        )
 
 
 def _slug(i: int, named: NamedRun, *, anonymous: bool) -> str:
@@ -454,10 +471,9 @@ def _refuse_suspicious(files: Mapping[str, bytes], scrubber: Scrubber) -> None:
 
 
 def _readable(name: str, data: bytes) -> str | None:
-    if name.endswith(".gz"):
-        return "\n".join(sorted(trace_strings(data)))
-    is_text = name.endswith(_TEXT) or name.startswith(SOURCE)
-    return data.decode("utf-8", "replace") if is_text else None
+    if name.endswith(_TEXT) or name.startswith(SOURCE):
+        return data.decode("utf-8", "replace")
+    return "\n".join(sorted(trace_strings(data))) if name.endswith(".gz") else None
 
 
 def _write_zip(target: Path, data: bytes) -> None:

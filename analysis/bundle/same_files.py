@@ -28,7 +28,16 @@ _STREAM = re.compile(rb"\nstream\r?\n(.*?)\r?\nendstream\n", re.DOTALL)
 _PACKING = re.compile(
     rb"(?m)^\d{10} \d{5} [nf] ?$|(?<=\nstartxref\n)\d+|(?<= obj\n)\d+(?=\nendobj)"
 )
-_PDF_ACTION = re.compile(rb"/(?:JavaScript|JS|Launch|OpenAction|AA|EmbeddedFile|URI|GoToR)\b")
+_PDF_ACTION = re.compile(
+    rb"/(?:JavaScript|JS|Launch|OpenAction|AA|EmbeddedFile|URI|GoTo[RE]|SubmitForm|ImportData|XFA"
+    rb"|Rendition|RichMedia|Movie|Sound)\b"
+)
+# Objects that are packed otherwise than a figure's, so that they cannot be searched.
+_PDF_HIDDEN = re.compile(
+    rb"/(?:ObjStm|Encrypt|Crypt|ASCIIHexDecode|AHx|ASCII85Decode|A85|LZWDecode|LZW|RunLengthDecode"
+    rb"|RL)\b|/FlateDecode\s*/FlateDecode"
+)
+_PDF_ESCAPE = re.compile(rb"#([0-9A-Fa-f]{2})")  # /J#61vaScript is /JavaScript
 _LABEL = re.compile(rb"<text\b[^<>]*>([^<]*)</text>")
 
 
@@ -194,8 +203,14 @@ def is_whole_pdf(data: bytes) -> bool:
 
 
 def runs_code(data: bytes) -> bool:
-    """Return whether a PDF holds a script, an action or a file."""
-    return any(_PDF_ACTION.search(part) for part in _pdf_parts(data))
+    """Return whether a PDF holds a script, an action or a file, or hides what it holds."""
+    around = b"\n".join(_STREAM.split(data)[::2])
+    hidden = b"stream" in around or _PDF_HIDDEN.search(_plain_names(around))
+    return bool(hidden) or any(_PDF_ACTION.search(_plain_names(p)) for p in _pdf_parts(data))
+
+
+def _plain_names(part: bytes) -> bytes:
+    return _PDF_ESCAPE.sub(lambda sign: bytes([int(sign[1], 16)]), part)
 
 
 def same_labels(old: bytes, new: bytes) -> bool:

@@ -59,9 +59,15 @@ from prunescope.taxonomy.formats import UnknownVersion, decode
 from prunescope.taxonomy.own_files import refuse_own_file
 from prunescope.taxonomy.runs.run import CARD, MANIFEST, Run, read_run
 
+_HINT = "give the .zip that `prunescope bundle -o` wrote"
 FIGURES = (".svg", ".png", ".pdf")
 _FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}")
-_ACTIVE = re.compile(rb"<script|javascript:|\son[a-z]+\s*=", re.IGNORECASE)
+_ACTIVE = re.compile(
+    rb"<(?:[\w-]+:)?(?:script|foreignObject|iframe|animate|set|handler)\b|javascript:|<!ENTITY"
+    rb"|[\s\"'/]on[a-z]+\s*=|(?:href|src)\s*=\s*[\"'](?!#|data:image/png)|@import|url\((?![\"']?#)"
+    rb"|<\?xml-stylesheet",
+    re.IGNORECASE,
+)
 _ROUNDED = (
     "the same but for layout or last digits, as another processor may round them, or an editor"
 )
@@ -87,11 +93,13 @@ def verify(path: Path) -> dict[str, Any]:
         judged.
 
     Raises:
-        PrunescopeError: There is no such file, or it is no zip at all.
+        PrunescopeError: There is no such file, or it is no zip, or an empty one.
     """
     _check_file(path)
     unpacked = read_zip(path)
     failed = dict(unpacked.failed)
+    if not unpacked.files and not failed:
+        raise PrunescopeError(f"{path} is a zip without any file in it", hint=_HINT)
     checked = len(unpacked.files.keys() | failed.keys())
     if unpacked.repacked:
         failed = {
@@ -127,15 +135,14 @@ def _list_reasons(reasons: Mapping[str, str]) -> list[dict[str, str]]:
 
 
 def _check_file(path: Path) -> None:
-    hint = "give the .zip that `prunescope bundle -o` wrote"
     if path.is_dir():
-        raise PrunescopeError(f"{path.name} is a folder, not a zip", hint=hint)
+        raise PrunescopeError(f"{path} is a folder, not a zip", hint=_HINT)
     if not path.is_file():
-        raise PrunescopeError(f"no such file: {path.name}", hint=hint)
+        raise PrunescopeError(f"no such file: {path}", hint=_HINT)
     refuse_own_file(path)
     with path.open("rb") as file:
         if file.read(2) != b"PK":  # a damaged bundle still begins like one
-            raise PrunescopeError(f"{path.name} is no bundle: no readable zip", hint=hint)
+            raise PrunescopeError(f"{path} is no bundle: no readable zip", hint=_HINT)
 
 
 def _explain_repacked(files: Mapping[str, bytes]) -> str:

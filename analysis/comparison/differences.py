@@ -38,8 +38,8 @@ from prunescope.taxonomy.roles import LINEARS, MLP_ROLES, QKV_ROLES
 from prunescope.taxonomy.runs.run import PhaseRun
 
 # Fields of a phase in run.json. Other inputs change the shapes without any pruning.
-_SETTINGS = ("batch", "prompt_len", "logits", "attention", "mode", "cache", "context")
-_INPUTS = ("batch", "prompt_len", "context")
+_INPUTS = ("batch", "prompt_len", "context", "only")
+_SETTINGS = (*_INPUTS, "logits", "attention", "mode", "cache", "flush", "warmup")
 _OF_FP32 = {"fp32", "tf32", THREE_TF32}  # a library may pick either for a shape
 # Of the shorter step: two captures of one model differ by 1.4 % on a quiet machine.
 _MOVES_A_STEP = 0.014
@@ -152,6 +152,9 @@ def _compare_machines(dense: SidePhase, pruned: SidePhase) -> Iterator[Differenc
     old, new = _device(dense.side), _device(pruned.side)
     if old and new and old != new:
         yield Difference("device", old, new)
+    threads = _threads(dense.side), _threads(pruned.side)
+    if None not in threads and threads[0] != threads[1]:
+        yield Difference("threads", *threads)
     ranks = _rank(dense.side), _rank(pruned.side)
     if None not in ranks and ranks[0] != ranks[1]:
         yield Difference("rank", *ranks)
@@ -172,6 +175,12 @@ def _device(side: Side) -> str | None:
     if side.run is not None:
         return side.run.device.name or None
     return side.bare.device_name if side.bare is not None else None
+
+
+def _threads(side: Side) -> int | None:
+    """Return how many threads of the host computed; None where a device did."""
+    on_host = side.run is not None and side.run.device.kind == "cpu"
+    return side.run.device.threads if side.run is not None and on_host else None
 
 
 def _rank(side: Side) -> int | None:

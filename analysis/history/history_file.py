@@ -84,7 +84,7 @@ def _is_unfinished(text: bytes) -> bool:
     """Return whether a line begins like one of a history, and is no whole JSON."""
     try:
         msgspec.json.decode(text)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return text.startswith(_BEGIN)
     return False
 

@@ -181,14 +181,10 @@ def _not_of_run(entry: SweepResult, run: Run) -> Iterator[str]:
     The least of equal sparsities is the one that a sweep prunes by; a composite states none.
     """
     timed, pruning = run.phases.get(entry.phase), run.pruning
-    for name in ("batch", "prompt_len", "mode", "logits"):
+    for name in RunSetting.__struct_fields__:
         planned, measured = getattr(entry, name), getattr(timed, name, None)
         if measured is not None and measured != planned:
             yield f"{name} {planned}, and its run has {measured}"
-    if timed is not None and (only := "layer" if timed.alone else "model") != entry.only:
-        yield f"only {entry.only}, and its run has {only}"
-    if timed is not None and (timed.flush_bytes is not None) != entry.flush:
-        yield f"flush {str(entry.flush).lower()}, and its run otherwise"
     if pruning is None:
         return
     if pruning.sparsity is not None and entry.sparsity not in (None, pruning.sparsity):

@@ -59,7 +59,7 @@ def _picture(plan: PlanOfLayers, stem: str) -> Picture:
     expected, title = plan.expected, "What each layer keeps, and what it saves and loses"
     low, high = map(numbers.ratio, expected.range)
     phases = "; ".join(
-        f"{name}: {numbers.time(phase.dense_ns)} dense, {numbers.time(phase.ns)} as planned"
+        f"{clean(name)}: {numbers.time(phase.dense_ns)} dense, {numbers.time(phase.ns)} as planned"
         for name, phase in expected.phases.items()
     )
     tokens = plan.text.get("tokens")
@@ -187,7 +187,7 @@ def _plot_frontier(axes: Axes, plan: PlanOfLayers) -> None:
     axes.plot([reach(plan.expected)], [plan.expected.loss], color=_CHANNELS, **dot)
     if (best := plan.uniform) is not None:
         square: dict[str, Any] = {"marker": "s", "markersize": 4, "linestyle": ""}
-        axes.plot([reach(best)], [best.loss], color=_UNIFORM, label=best.family, **square)
+        axes.plot([reach(best)], [best.loss], color=_UNIFORM, label=clean(best.family), **square)
     axes.set_xlabel("memory (GB)" if is_memory else "expected speedup")
     axes.set_ylabel("loss (nats a token)")
     hide_frame(axes)

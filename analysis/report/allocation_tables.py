@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
+from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.sheet import Line, Sheet
 from prunescope.analysis.report.view import Table, numeric, text_table
 from prunescope.taxonomy import numbers
@@ -62,8 +63,8 @@ def target_text(target: Target) -> str:
     if target.memory_gb is not None:
         return f"{target.memory_gb:g} GB"
     if target.latency_ms is not None:
-        return f"{target.latency_ms:g} ms in {target.phase}"
-    return f"{target.speedup:g}× in {target.phase}"
+        return f"{target.latency_ms:g} ms in {clean(target.phase)}"
+    return f"{target.speedup:g}× in {clean(target.phase)}"
 
 
 def _answer(plan: PlanOfLayers) -> Iterator[Line]:

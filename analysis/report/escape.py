@@ -21,6 +21,11 @@ _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _SHAPELESS = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
+# Marks above one letter from which they run into the lines above and below.
+_STACKED = re.compile(
+    "([\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]{4})"
+    "[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]+"
+)
 
 _MARKDOWN = {
     "&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", "`": "\\`", "$": "&#36;",
@@ -67,10 +72,14 @@ _ASCII = str.maketrans({
 
 
 def clean(text: object) -> str:
-    r"""Spell out every invisible or control character of a text (ESC becomes `\x1b`)."""
+    r"""Spell out every invisible or control character of a text (ESC becomes `\x1b`).
+
+    Of marks that are stacked on one letter the first four stay.
+    """
     plain = str(text)
     if not plain.isascii():
         plain = _SHAPELESS.sub(lambda shapeless: _spelled(shapeless[0]), plain)
+        plain = _STACKED.sub(r"\1…", plain)
     if plain.isprintable():  # none of _HIDDEN is
         return plain
     return "".join(_spelled(c) if unicodedata.category(c) in _HIDDEN else c for c in plain)
@@ -153,7 +162,7 @@ def csv_text(head: Iterable[str], rows: Iterable[Iterable[object]], *, quoted: b
     writer = csv.writer(
         text, quoting=csv.QUOTE_NONNUMERIC if quoted else csv.QUOTE_MINIMAL, lineterminator="\n"
     )
-    writer.writerow(head)
+    writer.writerow(map(cell, head))
     writer.writerows(
         [cell(v) if isinstance(v, str) else "" if v is None else v for v in row] for row in rows
     )

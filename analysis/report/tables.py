@@ -22,6 +22,7 @@ from prunescope.analysis.schema.fields import FieldInfo, fields_of
 from prunescope.analysis.schema.fields import unit_of as unit_of_name
 from prunescope.analysis.schema.report import GemmRow, KernelRow, Phase, Report
 from prunescope.analysis.schema.routing import LayerRouting
+from prunescope.taxonomy.scrub import free_key
 
 Value = str | int | float | bool | None
 
@@ -102,7 +103,11 @@ def inert_frame(frame: pl.DataFrame) -> pl.DataFrame:
     ]
     frame = frame.with_columns(flat)
     strings = [name for name, dtype in frame.schema.items() if dtype == pl.String]
-    return frame.with_columns(_inert(frame[name]) for name in strings)
+    names: dict[str, str] = {}  # of columns too: a phase of somebody else's plan is part of some
+    for name in frame.columns:
+        names[free_key(cell(name), names)] = name
+    safe = frame.with_columns(_inert(frame[name]) for name in strings)
+    return safe.rename({name: key for key, name in names.items()})
 
 
 def _inert(column: pl.Series) -> pl.Series:

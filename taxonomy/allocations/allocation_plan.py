@@ -209,7 +209,20 @@ class PlanOfLayers(msgspec.Struct, kw_only=True):
             yield "the losses of its layers do not add up to expected.loss"
         if any(layer.saves_ns.keys() - self.expected.phases.keys() for layer in self.layers):
             yield "a layer saves time in a phase that expected.phases lacks"
+        yield from self._missed_targets()
         yield from self._wrong_points()
+
+    def _missed_targets(self) -> Iterator[str]:
+        """Yield the targets that the plan is not expected to reach."""
+        expected = self.expected
+        for target in (self.target, *self.further_targets):
+            limit, phase = self._limit(target), expected.phases.get(target.phase, expected)
+            if target.memory_gb is not None:
+                is_missed = expected.memory_bytes > limit * (1 + CLOSE)
+            else:
+                is_missed = phase.speedup < limit * (1 - CLOSE)
+            if is_missed:
+                yield f"it is not expected to reach its target of {target.phase}"
 
     def _wrong_points(self) -> Iterator[str]:
         """Yield points that are at another kind of target, out of order, or miss the target."""
@@ -226,20 +239,20 @@ class PlanOfLayers(msgspec.Struct, kw_only=True):
         for (cost, hard), (more, easy) in pairwise(zip(costs, self.frontier, strict=False)):
             if more < cost or easy.loss >= hard.loss:
                 yield "a point of the frontier costs as much as another one, and loses as much"
-        most = self._most()
+        most = self._limit(self.target)
         if self.uniform and most and costs[-1] > sign * most + CLOSE * most:
             yield "uniform misses the target"
 
-    def _most(self) -> float | None:
-        """Return the speedup or the bytes of the target; None if no phase tells."""
-        if self.target.memory_gb is not None:
-            return self.target.memory_gb * 1e9
-        if not self.target.latency_ms:
-            return self.target.speedup
+    def _limit(self, target: Target) -> float:
+        """Return the speedup or the bytes of a target; 0 if no phase tells."""
+        if target.memory_gb is not None:
+            return target.memory_gb * 1e9
+        if not target.latency_ms:
+            return target.speedup or 0.0
         phases = self.expected.phases
-        alone = phases.get(self.target.phase)
+        alone = phases.get(target.phase)
         weighed = sum(phase.weight * phase.dense_ns for phase in phases.values())
-        return (alone.dense_ns if alone else weighed) / (self.target.latency_ms * 1e6)
+        return (alone.dense_ns if alone else weighed) / (target.latency_ms * 1e6)
 
     @property
     def has_ranks(self) -> bool:

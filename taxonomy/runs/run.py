@@ -117,6 +117,21 @@ class PhaseRun(Block, kw_only=True):
     alone: OmitDefault[LayerAlone | None] = None
 
     @property
+    def attn(self) -> str:
+        """The attention implementation, as a RunSetting calls it."""
+        return self.attention
+
+    @property
+    def flush(self) -> bool:
+        """Whether the last-level cache was flushed before each sample and step."""
+        return self.flush_bytes is not None
+
+    @property
+    def only(self) -> str:
+        """What ran: the whole "model", or one decoder "layer" of it alone."""
+        return "layer" if self.alone else "model"
+
+    @property
     def has_disturbed_samples(self) -> bool:
         """Whether more than a tenth of the samples were disturbed.
 

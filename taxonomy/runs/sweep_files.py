@@ -80,6 +80,8 @@ class SweepResult(Planned, kw_only=True, frozen=True):
         """Yield that it is done and has no run, or that its sparsity is none of its own."""
         if self.state == DONE and self.run is None:
             yield "it is done, and it has no run"
+        if "\0" in (self.run or ""):
+            yield "run is no path"
         yield from super().contradictions()
 
 

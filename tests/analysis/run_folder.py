@@ -18,7 +18,7 @@ def phase_run(**more: Any) -> PhaseRun:
     plain: dict[str, Any] = {
         "batch": 1, "prompt_len": 512, "positions": [0, 512], "context": 512, "logits": "last",
         "cache": "dynamic", "attention": "sdpa", "mode": "eager", "steps": 1,
-        "tokens_per_step": 512, "warmup": 1,
+        "tokens_per_step": 512, "warmup": 3,
     }  # fmt: skip
     return PhaseRun(**{**plain, **more})
 

@@ -57,7 +57,7 @@ FORMATS = "md,html,json,tex,csv,parquet,perfetto,png,pdf,svg"
 # Fields whose value is one of few, a name on disk or a digest: another one is refused.
 _FIXED = {"variant", "trace", "sha256", "path", "schema", "schemaVersion", "ph", "cat", "ts", "dur",
           "model_type", "unit", "role", "mode", "logits", "cache", "dtype", "Input type", "kind",
-          "selection", "method", "interleaved"}  # fmt: skip
+          "selection", "method", "interleaved", "attention"}  # fmt: skip
 
 
 _turns = itertools.cycle(KINDS)

@@ -288,15 +288,25 @@ def test_claims_of_killed_processes_do_not_pile_up(
 def test_a_full_disk_is_told_with_the_name_of_what_was_written(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The system names no file where a write fails."""
+    """The system names no file where a write fails; it is named as it was asked for."""
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def fails(*_: object) -> None:
         raise full
 
     monkeypatch.setattr(os, "fsync", fails)
-    with pytest.raises(OSError, match="No space left on device: 'f'"):
-        WORK[what](tmp_path / "secret" / "f") if what == "runs" else write_file(tmp_path / "f", b"")
+    target = tmp_path / "g" / "f" if what == "runs" else tmp_path / "f"
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        WORK[what](target) if what == "runs" else write_file(target, b"")
+    assert raised.value.filename == str(target)
+
+
+def test_a_file_that_cannot_be_written_is_named_and_no_temporary_one(tmp_path: Path) -> None:
+    """The system names the temporary file, which nobody asked for."""
+    target = tmp_path / "a folder" / "f"
+    with pytest.raises(OSError, match="No such file") as raised:
+        write_file(target, b"")
+    assert raised.value.filename == str(target)
 
 
 @pytest.mark.parametrize("held", [b"", b"old\n"])

@@ -129,3 +129,9 @@ def test_what_is_no_zip_is_refused(
 ) -> None:
     (tmp_path / "b.zip").write_bytes(data)
     assert told(tmp_path / "b.zip", capsys)[0] in (2, 3)
+
+
+def test_an_empty_zip_is_called_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    zipfile.ZipFile(tmp_path / "b.zip", "w").close()
+    assert prunescope.main(["verify", str(tmp_path / "b.zip")]) == 2
+    assert "b.zip is a zip without any file in it" in capsys.readouterr().err

@@ -106,6 +106,14 @@ PLANS = {
     "a latency that the uniform cut misses": lambda value: value["target"].update(
         speedup=None, latency_ms=80e-6),  # 100 ns / 80 ns = 1.25
     "a target beyond the uniform cut": setting("target", "speedup", to=1.21),
+    "a target that it misses": lambda value: value.update(
+        target={"phase": "prefill", "speedup": 1.26}, uniform=None),
+    "a latency that it misses": lambda value: value.update(  # it takes 80 ns
+        target={"phase": "prefill", "latency_ms": 79e-6}, uniform=None),
+    "a further target that it misses": lambda value: value.update(  # it takes 8 bytes
+        further_targets=[{"phase": "prefill", "memory_gb": 7e-9}]),
+    "a workload that it misses": lambda value: value.update(
+        target={"phase": "chat", "speedup": 1.26}, uniform=None),
 }  # fmt: skip
 REPLAYS = {
     "another M": setting("gemms", 0, "m", to=9),
@@ -147,6 +155,10 @@ def test_plans_that_contradict_themselves_are_refused(edit: Edit) -> None:
 @pytest.mark.parametrize("edit", REPLAYS.values(), ids=REPLAYS)
 def test_replays_that_contradict_themselves_are_refused(edit: Edit) -> None:
     assert_refused(replayed(), Replays, edit)
+
+
+def test_a_sweep_names_no_folder_that_no_system_has() -> None:
+    assert_refused(a_sweep(), SweepFile, setting("results", 0, "run", to="runs/a\0/pruned"))
 
 
 @pytest.mark.parametrize("kind", [SweepFile, PlanFile])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import zipfile
 import zlib
@@ -216,3 +217,47 @@ def test_pdfs_are_compared_unpacked() -> None:
     assert not same_pdf(pdf(drawn), pdf(drawn, more=b"3 0 obj\n(hidden)\nendobj\n"))
     assert is_whole_pdf(pdf(drawn)) and not is_whole_pdf(pdf(drawn) + b"x")
     assert not is_whole_pdf(pdf(drawn, more=b"<< /OpenAction 4 0 R >>\n"))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        b"<< /#4aavaScript 4 0 R >>\n",
+        b"<< /Open#41ction 4 0 R >>\n",
+        b"<< /Type /ObjStm >>\n",
+        b"3 0 obj\n<</Length 9>>stream\nx\nendstream\nendobj\n",
+        b"<< /Filter [/ASCIIHexDecode /FlateDecode] >>\n",
+        b"<< /Filter [/FlateDecode /FlateDecode] >>\n",
+    ],
+)
+def test_a_pdf_that_hides_what_it_holds_is_refused(more: bytes) -> None:
+    assert not is_whole_pdf(pdf(b"1 2 m S\n", more=more))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"TOKEN = 'hf_" + b"Nanosecond0Wire1Token2Abcd'\n",
+        b"-----BEGIN RSA PRIVATE " + b"KEY-----\nMIIE\n",
+        "def prune(model, sparsity): ...".encode("utf-16"),
+        gzip.compress(b"def prune(model, sparsity): ..."),
+        b"\x89PNG\r\n\x1a\n",
+    ],
+)
+@pytest.mark.parametrize("anonymous", [False, True])
+def test_a_source_that_holds_or_could_hide_a_token_is_refused(
+    content: bytes, study: Path, tmp_path: Path, *, anonymous: bool
+) -> None:
+    path = tmp_path / "mine.py"
+    path.write_bytes(content)
+    run = study.parent / "s" / "runs" / "a"
+    with pytest.raises(PrunescopeError, match=r"cannot add .*mine\.py: it (holds|is no UTF-8)"):
+        bundle([run], tmp_path / "x.zip", sources=[path], anonymous=anonymous)
+    assert not (tmp_path / "x.zip").exists()
+
+
+def test_code_with_names_like_those_of_secrets_is_added(study: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("token = tokenizer.eos_token_id\nkey = lambda layer: layer.weight.norm()\n")
+    out = bundle([study.parent / "s" / "runs" / "a"], tmp_path / "x.zip", sources=[path])
+    assert members(out)["source/mine.py"] == path.read_bytes()

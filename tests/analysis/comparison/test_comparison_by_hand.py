@@ -388,7 +388,7 @@ def test_first_calls_of_one_side_matter_to_traces_and_not_to_runs_that_were_warm
         batch=1, prompt_len=32, positions=[0, 32], context=32, logits="last", cache="dynamic",
         attention="sdpa", mode="eager", steps=1, tokens_per_step=32, warmup=1,
     )  # fmt: skip
-    device, model = SimpleNamespace(name="H100"), SimpleNamespace(shape=None)
+    device, model = SimpleNamespace(name="H100", kind="cuda"), SimpleNamespace(shape=None)
     run = SimpleNamespace(phases={"trace": block}, dtype="bf16", device=device, model=model)
     warm, late = (replace(s, side=replace(s.side, run=cast(Any, run))) for s in sides)
     assert find_differences(warm, late, []) == ()

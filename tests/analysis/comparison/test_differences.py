@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +190,35 @@ def test_headline_and_check_agree(report: Report, *, speedup: bool) -> None:
 def test_check_names_what_differs() -> None:
     checked = check_report(compared(pair_comparison([DTYPE, BATCH])), parse_rules(["realised > 1"]))
     assert checked.verdicts[0].why == "dense and pruned do not compare (other dtype, batch)"
+
+
+@pytest.mark.parametrize(
+    ("phase", "kind"),
+    [
+        ({"warmup": 0}, "warmup"),
+        ({"attention": "eager"}, "attention"),
+        ({"flush_bytes": 1 << 20}, "flush"),
+    ],
+)
+def test_runs_of_two_settings_are_no_speedup(
+    tmp_path: Path, phase: dict[str, Any], kind: str
+) -> None:
+    folder = run_folder.write_pair(
+        tmp_path / "r", plain(), plain(), dense_run={"phase_fields": phase}
+    )
+    found = analyze(folder).report.phases["prefill"]
+    assert found.comparison is not None and not found.is_speedup
+    assert [difference.kind for difference in found.comparison.differences] == [kind]
+
+
+def test_a_baseline_of_fewer_threads_is_no_speedup(tmp_path: Path) -> None:
+    folder = run_folder.write_pair(tmp_path / "r", plain(), plain())
+    for side, threads in (("dense", 1), ("pruned", 8)):
+        path = folder / side / "run.json"
+        told = json.loads(path.read_text())
+        told["device"] |= {"kind": "cpu", "threads": threads}
+        path.write_text(json.dumps({**told, "twin": None}))
+    found = analyze(folder / "pruned", baseline=folder / "dense").report.phases["prefill"]
+    assert found.comparison is not None and not found.is_speedup
+    (difference,) = found.comparison.differences
+    assert (difference.kind, difference.dense, difference.pruned) == ("threads", 1, 8)

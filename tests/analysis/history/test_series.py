@@ -152,6 +152,13 @@ def test_a_file_is_added_to_and_read_back(tmp_path: Path) -> None:
         read_lines(path)
 
 
+def test_a_deep_line_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "h.jsonl"
+    path.write_text('{"zz": ' + "[" * 100_000 + "\n")
+    with pytest.raises(PrunescopeError, match=r"h\.jsonl line 1 is not JSON"):
+        read_lines(path)
+
+
 def test_a_history_whose_first_line_was_cut_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "h.jsonl"
     append_lines(path, [line("a", 10)])

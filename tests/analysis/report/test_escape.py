@@ -43,6 +43,8 @@ def test_escape_characters_are_spelled_out() -> None:
     assert escape.clean("\x1b[31m\u202e\U000e0001") == r"\x1b[31m\u202e\U000e0001"
     assert escape.clean("attn_fwd<128, 64>") == "attn_fwd<128, 64>"
     assert escape.clean("a\u3164b\ufe0f\U000e0101") == r"a\u3164b\ufe0f\U000e0101"
+    assert escape.clean("Z" + "\u0301" * 80 + "x") == "Z" + "\u0301" * 4 + "…x"
+    assert escape.clean("e\u0323\u0301") == "e\u0323\u0301"
 
 
 @given(NASTY)

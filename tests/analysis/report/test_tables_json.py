@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from prunescope.analysis.report.escape import csv_text
 from prunescope.analysis.report.tables import (
     TABLES,
     columns_of,
@@ -87,6 +88,14 @@ def test_a_frame_keeps_its_numbers_and_shows_its_names() -> None:
     ]
     assert flat["shape"].to_list() == ["1 2", "3", None]
     assert flat["kind"].to_list() == ["gemm", "'-x", None]
+
+
+def test_names_of_columns_do_nothing_either() -> None:
+    """A column is named with a phase of a plan; two such names may look the same."""
+    names = ["=1+1_ns", "a\x1b_ns", "a\\x1b_ns"]
+    flat = inert_frame(pl.DataFrame({name: [1] for name in names}))
+    assert flat.columns == ["'=1+1_ns", "a\\x1b_ns", "a\\x1b_ns-2"]
+    assert csv_text(names[:2], []) == '"\'=1+1_ns","a\\x1b_ns"\n'
 
 
 def test_parquet_reads_back_unchanged() -> None:

@@ -65,7 +65,7 @@ def written(path: Path, losses: ModelLosses, options: list[LayerOption]) -> Path
     plan = PlanOfLayers(
         kind=KIND,
         model="tiny",
-        target=Target(phase="prefill", speedup=1.5),
+        target=Target(phase="prefill", speedup=1),
         expected=nothing,
         layers=layers,
     )
