@@ -12,7 +12,7 @@ import importlib.metadata
 import json
 import re
 import zipfile
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -31,15 +31,17 @@ from prunescope.analysis.bundle.study import (
     study_files,
 )
 from prunescope.analysis.bundle.text import Origin, Runs, environment_json, readme, samples_csv
-from prunescope.analysis.bundle.trim import trim
+from prunescope.analysis.bundle.trim import trim, trimmed_json
 from prunescope.analysis.inputs.open import locate, recorded_baseline
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.named_runs import NamedRun, find_runs
 from prunescope.analysis.pipeline import Analysis, analyze
+from prunescope.analysis.pool import run_tasks
 from prunescope.analysis.report.figures import plotted_with
 from prunescope.analysis.report.formats import PhaseFrames
 from prunescope.analysis.report.write import write_report
 from prunescope.analysis.schema.report import Report
+from prunescope.analysis.trace.workers import cores
 from prunescope.taxonomy.atomic_write import scratch_folder, write_file
 from prunescope.taxonomy.citations import citation_cff, tool_citation
 from prunescope.taxonomy.errors import PrunescopeError
@@ -48,6 +50,7 @@ from prunescope.taxonomy.own_files import refuse_own_file
 from prunescope.taxonomy.runs.run import CARD, MANIFEST, PhaseRun, Run, read_run
 from prunescope.taxonomy.runs.run_blocks import BaselineRef
 from prunescope.taxonomy.scrub import holds_token, scrub
+from prunescope.taxonomy.timings import part
 from prunescope.taxonomy.words import when
 
 SUMS, INDEX, FRONTIER = "SHA256SUMS", "bundle.json", "frontier.csv"
@@ -307,15 +310,28 @@ def _build(
 ) -> dict[str, bytes]:
     runs: dict[str, dict[str, Run]] = {}
     reports: dict[str, Report] = {}
+    tasks = []
     for name, variants in sources.items():
-        runs[name] = _stage_runs(variants, stage / "runs" / name, scrubber)
-        done = analyze(stage / "runs" / name, options=Options())
-        if done.report.partial:
+        folder = stage / "runs" / name
+        if scrubber is not None:  # numbers names across all runs, so one process trims them
+            _stage_runs(variants, folder, scrubber)
+        tasks.append(
+            BundledRun(
+                folder=str(folder),
+                target=str(stage / "reports" / name),
+                label_prefix=label_prefixes(sources)[name],
+                variants={} if scrubber else {v: str(path) for v, path in variants.items()},
+            )
+        )
+    for name, variants, written in zip(sources, sources.values(), written_runs(tasks), strict=True):
+        if isinstance(written, PrunescopeError):
+            raise written
+        if written.report.partial:
             raise PrunescopeError(
                 f"{name} has a trace that is cut off", hint="trace the model again"
             )
-        reports[name] = done.report
-        write_formats(done, stage / "reports" / name, label_prefixes(sources)[name])
+        reports[name] = written.report
+        runs[name] = {variant: read_run(stage / "runs" / name / variant) for variant in variants}
     files: dict[str, bytes] = dict(others)
     for path in sorted(p for p in stage.rglob("*") if p.is_file()):
         files[path.relative_to(stage).as_posix()] = path.read_bytes()
@@ -330,18 +346,82 @@ def _build(
     return files
 
 
-def write_formats(done: Analysis, folder: Path, label_prefix: str) -> list[Path]:
+class BundledRun(msgspec.Struct, kw_only=True):
+    """A run to analyse, and where the files of its report go.
+
+    `variants` are the folders whose trimmed runs are first written to `folder`; none where they are
+    there. `traces` are trimmed once more, and their digests returned. `formats` is empty until
+    `written_runs` says them.
+    """
+
+    folder: str
+    target: str
+    label_prefix: str
+    formats: tuple[str, ...] = ()
+    variants: dict[str, str] = {}
+    traces: list[str] = []
+
+
+class WrittenRun(msgspec.Struct):
+    """The report of a run, the paths of its files, and the SHA-256 of traces trimmed once more."""
+
+    report: Report
+    files: list[str]
+    trimmed: dict[str, str]
+
+
+def written_runs(tasks: Sequence[BundledRun]) -> Iterator[WrittenRun | PrunescopeError]:
+    """Yield what each task gives, or its error; several have a process for each core."""
+    tasks = [msgspec.structs.replace(task, formats=FORMATS) for task in tasks]
+    if len(tasks) > 1 and cores() > 1:
+        with part("analyze"):
+            yield from run_tasks(write_run, tasks, WrittenRun, jobs=cores())
+        return
+    for task in tasks:
+        try:
+            yield write_run(task)
+        except PrunescopeError as error:
+            yield error
+
+
+def write_run(task: BundledRun) -> WrittenRun:
+    """Analyse a run of a bundle and write the files of its report.
+
+    Raises:
+        PrunescopeError: The run cannot be trimmed or analysed.
+    """
+    folder = Path(task.folder)
+    if task.variants:
+        variants = {variant: Path(path) for variant, path in task.variants.items()}
+        _stage_runs(variants, folder, None)
+    trimmed = {path: trimmed_digest(Path(path)) for path in task.traces}
+    done = analyze(folder, options=Options())
+    paths = write_formats(done, Path(task.target), task.label_prefix, task.formats)
+    return WrittenRun(done.report, list(map(str, paths)), trimmed)
+
+
+def trimmed_digest(path: Path) -> str:
+    """Return the SHA-256 of a trace that is trimmed once more."""
+    return hashlib.sha256(trimmed_json(path)).hexdigest()
+
+
+def write_formats(
+    done: Analysis, folder: Path, label_prefix: str, formats: Sequence[str] = ()
+) -> list[Path]:
     """Write the files of one report of a bundle into a folder.
 
     Args:
         done: The analysis of the run.
         folder: The folder to write to.
         label_prefix: The prefix of the report's labels in LaTeX.
+        formats: The formats without frames; FORMATS if empty.
 
     Returns:
         The paths of the files.
     """
-    written = write_report(done.report, folder, formats=FORMATS, label_prefix=label_prefix)
+    written = write_report(
+        done.report, folder, formats=formats or FORMATS, label_prefix=label_prefix
+    )
     held = done.held
     frames = PhaseFrames(
         held.pruned,

@@ -63,6 +63,7 @@ class Words:
 
     def __init__(self) -> None:
         self._known: dict[str, str] = {}
+        self._scrubbed: dict[bytes, Any] = {}  # inputs: those of one op are alike in every layer
 
     def kernel(self, name: str) -> str:
         """Return the name of a kernel, a launch, an op or a device."""
@@ -86,15 +87,17 @@ class Words:
         """
         if b'"' not in raw or kind == "types":
             return msgspec.Raw(raw)
-        try:
-            return scrub_values(msgspec.json.decode(raw))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return []
+        if raw not in self._scrubbed:
+            try:
+                self._scrubbed[raw] = scrub_values(msgspec.json.decode(raw))
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                self._scrubbed[raw] = []
+        return self._scrubbed[raw]
 
 
 def trim(path: Path, words: Words | None = None) -> bytes:
     """Return `trimmed_json` of a trace, gzipped."""
-    return gzip.compress(trimmed_json(path, words), compresslevel=9, mtime=0)
+    return gzip.compress(trimmed_json(path, words), compresslevel=6, mtime=0)
 
 
 def trimmed_json(path: Path, words: Words | None = None) -> bytes:

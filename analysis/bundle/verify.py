@@ -13,9 +13,8 @@ folder.
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,14 +23,18 @@ from prunescope.analysis.bundle.bundle import (
     INDEX,
     OTHERS,
     SUMS,
+    BundledRun,
     BundleIndex,
+    WrittenRun,
     index_text,
     label_prefixes,
     read_card,
     sums_text,
     texts,
     tool_version,
+    trimmed_digest,
     write_formats,
+    written_runs,
 )
 from prunescope.analysis.bundle.differences import difference, same_text
 from prunescope.analysis.bundle.edited import with_edited
@@ -49,7 +52,6 @@ from prunescope.analysis.bundle.same_files import (
 )
 from prunescope.analysis.bundle.samples import on_trust
 from prunescope.analysis.bundle.study import STUDIES, STUDY, judged, read_study, study_files
-from prunescope.analysis.bundle.trim import trimmed_json
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.figures import plotted_with
 from prunescope.analysis.schema.report import Report, to_json
@@ -60,6 +62,7 @@ from prunescope.taxonomy.own_files import refuse_own_file
 from prunescope.taxonomy.runs.run import CARD, MANIFEST, Run, read_run
 
 _HINT = "give the .zip that `prunescope bundle -o` wrote"
+Written = WrittenRun | PrunescopeError | None
 FIGURES = (".svg", ".png", ".pdf")
 _FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}")
 _ACTIVE = re.compile(
@@ -198,8 +201,9 @@ def _rebuild_all(
     with scratch_folder() as stage:
         rebuild = _Rebuild(files, stage.resolve(), tool=index.tool, plotted=index.drawn_with)
         rebuild.unpack()
-        for name in names:
-            rebuild.check_report(name, label_prefixes(names)[name])
+        rebuild.read_runs(names)
+        for name, written in zip(names, rebuild.written(label_prefixes(names)), strict=False):
+            rebuild.check_report(name, label_prefixes(names)[name], written)
         rebuild.check_shared(anonymous=index.anonymous)
         if not rebuild.failed:
             rebuild.check_unknown()
@@ -261,16 +265,52 @@ class _Rebuild:
             except ValueError as error:
                 self.failed[name] = f"refused: it {error}"
 
-    def check_report(self, name: str, prefix: str) -> None:
-        """Rebuild and compare the report of a run, with its figures and annotated traces."""
-        place, folder = f"reports/{name}", self.stage / "runs" / name
-        if self.failed:
+    def read_runs(self, names: Sequence[str]) -> None:
+        """Read the manifests of the runs."""
+        for name in () if self.failed else names:
+            try:
+                manifests = sorted((self.stage / "runs" / name).glob(f"*/{MANIFEST}"))
+                self.runs[name] = {m.parent.name: read_run(m.parent) for m in manifests}
+            except PrunescopeError as error:
+                self.failed[f"runs/{name}"] = f"cannot be analysed: {error.problem}"
+                return
+
+    def written(self, prefixes: Mapping[str, str]) -> Iterator[Written]:
+        """Yield what processes rebuild of each of several runs, and None for a run alone.
+
+        Where the first wrong run is known, the others are left.
+        """
+        if self.failed or len(prefixes) == 1:
+            yield from () if self.failed else (None,)
             return
+        tasks = [
+            BundledRun(
+                folder=str(self.stage / "runs" / name),
+                target=str(self.stage / "reports" / name),
+                label_prefix=prefix,
+                traces=[str(self.stage / trace) for trace in self._traces(name)],
+            )
+            for name, prefix in prefixes.items()
+        ]
+        for written in written_runs(tasks):
+            yield written
+            if self.failed:
+                return
+
+    def check_report(self, name: str, prefix: str, written: Written) -> None:
+        """Compare the report of a run, with its figures and annotated traces, with a rebuilt one.
+
+        Args:
+            name: The run.
+            prefix: The prefix of its labels in LaTeX.
+            written: What another process rebuilt; None: it is rebuilt here.
+        """
+        place = f"reports/{name}"
         try:
-            manifests = sorted(folder.glob(f"*/{MANIFEST}"))
-            self.runs[name] = {m.parent.name: read_run(m.parent) for m in manifests}
-            self._check_inputs(name)
-            done = analyze(folder)
+            if isinstance(written, PrunescopeError):
+                raise written
+            self._check_inputs(name, {} if written is None else written.trimmed)
+            done = analyze(self.stage / "runs" / name) if written is None else written
         except PrunescopeError as error:
             self.failed[f"runs/{name}"] = f"cannot be analysed: {error.problem}"
             return
@@ -278,7 +318,11 @@ class _Rebuild:
         self._compare_report(f"{place}/report.json", to_json(done.report))
         if self.failed:
             return
-        for path in write_formats(done, self.stage / place, prefix):
+        if isinstance(done, WrittenRun):
+            paths = list(map(Path, done.files))
+        else:
+            paths = write_formats(done, self.stage / place, prefix)
+        for path in paths:
             if path.name != "report.json":
                 self._compare(f"{place}/{path.name}", path.read_bytes(), "not what its traces give")
 
@@ -336,22 +380,26 @@ class _Rebuild:
                     for trace in filter(None, (phase.trace, phase.eager_trace)):
                         yield f"runs/{name}/{variant}/{trace}"
 
-    def _check_inputs(self, run_name: str) -> None:
+    def _traces(self, run_name: str) -> list[str]:
+        """Return the names of the traces of a run that its manifests name."""
+        inputs = (name for name in self._inputs() if name.startswith(f"runs/{run_name}/"))
+        return [name for name in inputs if name in self.content]
+
+    def _check_inputs(self, run_name: str, trimmed: Mapping[str, str]) -> None:
         """Check that the manifests and traces of a run are as `bundle` writes them.
 
         They hold nothing that no analysis reads, and nothing twice: what is read, written again,
-        gives the same.
+        gives the same. `trimmed` has the digests, by path, of traces that were trimmed elsewhere.
         """
         for variant, run in self.runs[run_name].items():
             name = f"runs/{run_name}/{variant}/{MANIFEST}"
             if run.to_json().encode() != self.files[name]:
                 self._differs(name, "not in the form in which it was written")
             self._check_card(f"runs/{run_name}/{variant}/{CARD}", run)
-        for name in self._inputs():
-            if name.startswith(f"runs/{run_name}/") and name in self.content:
-                trimmed = hashlib.sha256(trimmed_json(self.stage / name)).hexdigest()
-                if trimmed != self.content[name]:
-                    self._differs(name, "not in the form in which it was written")
+        for name in self._traces(run_name):
+            path = self.stage / name
+            if (trimmed.get(str(path)) or trimmed_digest(path)) != self.content[name]:
+                self._differs(name, "not in the form in which it was written")
 
     def _check_card(self, name: str, run: Run) -> None:
         """Check that the card of a saved model names the weights that the run saved."""

