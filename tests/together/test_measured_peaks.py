@@ -19,6 +19,7 @@ from prunescope.taxonomy.runs.run_blocks import (
     CalibratedDevice,
     CalibrationPasses,
     DeviceEntry,
+    GemmTime,
     MeasuredPeaks,
     MeasuredRates,
 )
@@ -159,6 +160,35 @@ def test_a_quiet_measurement_after_a_disturbed_one_leaves_no_caveat(
     assert (kept.disturbed, kept.before.disturbed, kept.after.disturbed) == ([], ["waits"], [])
     found = run_peaks(DeviceEntry(name="a CPU", peaks=kept), None)
     assert found is not None and found.caveats() == []
+
+
+def test_a_second_measurement_takes_the_best_shape_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peaks, "_read_byte_per_s", lambda *_, **__: 1.0)
+    rows = [
+        GemmTime(dtype="fp32", m=m, n=64, k=64, median_ns=1, repeats=1, flop_per_s=rate)
+        for m, rate in ((64, 1.0), (128, 3.0), (256, 2.0))
+    ]
+    known = changed(measured(1.0), gemm_sweep=rows)
+    found = peaks.measure_peaks(CPU, "fp32", known, budget_s=0.05)
+    assert {(row.m, row.n, row.k) for row in found.gemm_sweep} == {(128, 64, 64)}
+
+
+@pytest.mark.parametrize("disturbed", [[], ["waits"]])
+def test_a_disturbed_measurement_chooses_no_shape(
+    disturbed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = changed(measured(1e12), disturbed=disturbed)
+    given: list[tuple[Any, ...]] = []
+
+    def measure(*arguments: Any) -> MeasuredPeaks:
+        given.append(arguments)
+        return before
+
+    monkeypatch.setattr(device_state, "measure_peaks", measure)
+    state = DeviceState(CPU)
+    state.open("bf16")
+    state.close()
+    assert given == [(CPU, "bf16"), (CPU, "bf16", None if disturbed else before)]
 
 
 def rates(bf16: float, *disturbed: str) -> dict[str, Any]:

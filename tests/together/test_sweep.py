@@ -216,6 +216,39 @@ def test_a_failure_is_recorded_with_its_error_and_tried_again(
 
 @pytest.mark.torch
 @pytest.mark.usefixtures("short")
+def test_the_dense_model_is_loaded_once_and_every_pruned_one_is_the_same(
+    whole: SweepRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prunescope.tracer.capture import variants
+    from prunescope.tracer.sweep.job import JobRunner
+
+    loads: list[str] = []
+    load = variants.load_model
+
+    def counted(name: str, **options: Any) -> Any:
+        loads.append(name)
+        return load(name, **options)
+
+    monkeypatch.setattr(variants, "load_model", counted)
+    text = SMALL_SWEEP.replace("[prefill, decode]", "[prefill]")
+    again = SweepRequest(config=config(tmp_path, text), out=tmp_path / "kept")
+    sweep(again)
+    assert loads == ["tiny-llama"]
+    monkeypatch.setattr(JobRunner, "_keep_dense", lambda *_, **__: None)
+    sweep(alone := SweepRequest(config=config(tmp_path, text), out=tmp_path / "alone"))
+    assert loads == ["tiny-llama"] * 5  # four models, each beside a dense one of its own
+    judged = {
+        name.name: [json.loads((request.folder / "quality" / name.name).read_bytes())
+                    for request in (again, alone, whole)]
+        for name in sorted((again.folder / "quality").iterdir())
+    }  # fmt: skip
+    assert len(judged) == 4
+    for kept, loaded, other in judged.values():
+        assert kept == loaded
+        assert kept["weights"] == other["weights"]
+
+
+@pytest.mark.usefixtures("short")
 def test_shards_fill_one_folder_with_the_same_results(tmp_path: Path) -> None:
     path = config(tmp_path, SMALL_SWEEP.replace("[prefill, decode]", "[decode]"))
     planned = {r.id for r in plan_of(SweepRequest(config=path, out=tmp_path)).results}

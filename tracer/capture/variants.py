@@ -97,11 +97,21 @@ def variant_names(request: TraceRequest) -> tuple[str, ...]:
 
 @part("prune")
 def make_variants(
-    request: TraceRequest, device: torch.device, names: tuple[str, ...]
+    request: TraceRequest,
+    device: torch.device,
+    names: tuple[str, ...],
+    *,
+    dense: Loaded | None = None,
 ) -> list[Variant]:
     """Load and prune the models of a capture.
 
     Dense and pruned come from the same weights unless two models are named.
+
+    Args:
+        request: The request.
+        device: The device that the models run on.
+        names: The variants to make.
+        dense: The dense model of this request where it is in memory; None loads it.
 
     Raises:
         BaselineDoesNotFit: There is no memory for the second of two models.
@@ -109,7 +119,7 @@ def make_variants(
     options: dict[str, Any] = {"dtype": request.dtype, "device": device, "attn": request.attn}
     variants: list[Variant] = []
     if "dense" in names:
-        loaded = load_model(request.baseline_model or request.model, **options)
+        loaded = dense or load_model(request.baseline_model or request.model, **options)
         _check_positions(loaded.model, request)
         _check_runs(loaded.model, "unpruned")
         variants.append(Variant(name="dense", model=loaded.model, loaded=loaded))

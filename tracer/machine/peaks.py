@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -41,7 +42,13 @@ _WAKE_WIDTH = 4096
 _LEAST_READ = {"cpu": 256 << 20, "gpu": 2 << 30}
 
 
-def measure_peaks(device: torch.device, dtype: str, *, budget_s: float = 3.5) -> MeasuredPeaks:
+def measure_peaks(
+    device: torch.device,
+    dtype: str,
+    known: MeasuredPeaks | None = None,
+    *,
+    budget_s: float = 3.5,
+) -> MeasuredPeaks:
     """Measure the peaks of a device, and measure them again if something disturbed them.
 
     A disturbance can only lower a peak, so that the better of two disturbed measurements counts.
@@ -49,15 +56,17 @@ def measure_peaks(device: torch.device, dtype: str, *, budget_s: float = 3.5) ->
     Args:
         device: The device to measure.
         dtype: The number format of the weights, such as "bf16". fp32 is measured too.
+        known: An earlier measurement of this device: of each dtype only the shape that was best
+            then is measured, as a peak is that of its best shape. None measures all shapes.
         budget_s: The seconds of one measurement. Shapes that do not fit into them are left out.
 
     Returns:
         The peaks, with the reasons of a disturbance that remained.
     """
-    first, reasons = _watched(device, dtype, budget_s)
+    first, reasons = _watched(device, dtype, known, budget_s)
     if not reasons:
         return first
-    second, second_reasons = _watched(device, dtype, budget_s)
+    second, second_reasons = _watched(device, dtype, known, budget_s)
     return better_peaks(
         changed(first, disturbed=reasons), changed(second, disturbed=second_reasons)
     )
@@ -128,12 +137,16 @@ def _known(*values: float | None) -> list[float]:
     return [value for value in values if value is not None]
 
 
-def _watched(device: torch.device, dtype: str, budget_s: float) -> tuple[MeasuredPeaks, list[str]]:
+def _watched(
+    device: torch.device, dtype: str, known: MeasuredPeaks | None, budget_s: float
+) -> tuple[MeasuredPeaks, list[str]]:
     """Measure the peaks once; return them with what disturbed them."""
-    return watched(lambda: _measure_once(device, dtype, budget_s), device)
+    return watched(lambda: _measure_once(device, dtype, known, budget_s), device)
 
 
-def _measure_once(device: torch.device, dtype: str, budget_s: float) -> MeasuredPeaks:
+def _measure_once(
+    device: torch.device, dtype: str, known: MeasuredPeaks | None, budget_s: float
+) -> MeasuredPeaks:
     """Measure the peaks once, within about `budget_s` seconds."""
     start = time.perf_counter()
     dtypes = [d for d in dict.fromkeys((dtype, "fp32")) if d in TORCH_DTYPES]
@@ -144,7 +157,7 @@ def _measure_once(device: torch.device, dtype: str, budget_s: float) -> Measured
         sweep: list[GemmTime] = []
         for number, name in enumerate(dtypes, start=1):
             share = budget_s * (1 / 3 + 2 / 3 * number / len(dtypes))
-            sweep += _gemm_sweep(device, name, deadline=start + share)
+            sweep += _gemm_sweep(device, name, _shapes(device, name, known), deadline=start + share)
     return MeasuredPeaks(
         dense_flop_per_s={d: max(r.flop_per_s for r in sweep if r.dtype == d) for d in dtypes},
         byte_per_s=bandwidth,
@@ -168,10 +181,27 @@ def _wake(device: torch.device) -> None:
         synchronize(device)
 
 
-def _gemm_sweep(device: torch.device, dtype: str, *, deadline: float) -> list[GemmTime]:
+def _shapes(
+    device: torch.device, dtype: str, known: MeasuredPeaks | None
+) -> Sequence[tuple[int, int, int]]:
+    """Return the M, N and K to measure: of a known measurement, the fastest of the dtype."""
+    rows = [row for row in known.gemm_sweep if row.dtype == dtype] if known is not None else []
+    if not rows:
+        return _CPU_SHAPES if device.type == "cpu" else _GPU_SHAPES
+    fastest = max(rows, key=lambda row: row.flop_per_s)
+    return [(fastest.m, fastest.n, fastest.k)]
+
+
+def _gemm_sweep(
+    device: torch.device,
+    dtype: str,
+    shapes: Sequence[tuple[int, int, int]],
+    *,
+    deadline: float,
+) -> list[GemmTime]:
     """Time GEMMs of one dtype until the deadline, one at least."""
     rows: list[GemmTime] = []
-    for m, n, k in _CPU_SHAPES if device.type == "cpu" else _GPU_SHAPES:
+    for m, n, k in shapes:
         if rows and _estimate_seconds(m * n * k, rows) > deadline - time.perf_counter():
             break
         call = product(*operands(Gemm(m, n, k), dtype, device))

@@ -15,7 +15,7 @@ import os
 import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -79,7 +79,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCI
 class Loaded:
     """A loaded model and its source.
 
-    `id` is the name that reports show and contains no local path.
+    `id` is the name that reports show and contains no local path. `tokenizers` holds the tokenizer,
+    or None where there is none, once it was loaded; copies of a model share it.
     """
 
     model: Any
@@ -87,6 +88,7 @@ class Loaded:
     source: str  # "folder" | "hub" | "gguf" | "preset"
     notes: list[str]
     where: str | None = None  # folder or hub id of weights and tokenizer; not in run.json
+    tokenizers: list[Any] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def dtype(self) -> str:
@@ -460,7 +462,14 @@ def _check_room(config: Any, model_id: str, *, stored: int | None = None) -> Non
 
 @part("load")
 def load_tokenizer(loaded: Loaded) -> Any | None:
-    """Load the tokenizer of a model; None if there is none."""
+    """Return the tokenizer of a model, which is loaded once; None if there is none."""
+    if not loaded.tokenizers:
+        loaded.tokenizers.append(_read_tokenizer(loaded))
+    return loaded.tokenizers[0]
+
+
+def _read_tokenizer(loaded: Loaded) -> Any | None:
+    """Read the tokenizer of a model; None if there is none."""
     if loaded.where is None:
         return None
     try:

@@ -7,6 +7,7 @@ folder of the sweep, so that a worker that dies loses only the result that it wo
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from prunescope.taxonomy.scrub import scrub, scrub_values
 from prunescope.taxonomy.timings import part
 from prunescope.tracer.calibration.collect import Statistics, statistics_cached
 from prunescope.tracer.capture.memory import release
+from prunescope.tracer.capture.placements import separate_storages
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.trace import trace
 from prunescope.tracer.capture.variants import (
@@ -46,7 +48,7 @@ from prunescope.tracer.machine.device import (
 from prunescope.tracer.machine.disturbance import PASSING
 from prunescope.tracer.machine.peaks import better_peaks, measure_peaks, rates_of
 from prunescope.tracer.model.layers import text_config
-from prunescope.tracer.model.load import load_tokenizer
+from prunescope.tracer.model.load import Loaded, load_tokenizer
 from prunescope.tracer.model.weights import weights_fingerprint
 from prunescope.tracer.quality.quality import (
     CONTEXT,
@@ -101,7 +103,7 @@ class JobRunner:
     """A runner of jobs, one after another.
 
     `on_result` is called with each result before it begins. Between jobs it keeps what they share:
-    text, logits and scores of the dense model, statistics, peaks.
+    the dense model, its text, logits and scores, statistics, peaks.
     """
 
     def __init__(self, on_result: Callable[..., None]) -> None:
@@ -112,6 +114,7 @@ class JobRunner:
         self._statistics: dict[str, Statistics] = {}
         self._tasks: dict[tuple[str, str], dict[str, TaskScore]] = {}
         self._peaks: MeasuredPeaks | None = None
+        self._loaded: dict[tuple[str, str, str], Loaded] = {}  # one at most, by what loads it
         self.watch: HangWatchdog
 
     def run(self, job: Job) -> None:
@@ -124,6 +127,7 @@ class JobRunner:
         ]
         folder.remove_partial_captures(remaining)
         prepared: Prepared | str | None = None
+        failed = False
         self.watch = HangWatchdog(
             folder, job.call, as_json=asks_json(job.argv), on_result=self.on_result
         )
@@ -141,7 +145,10 @@ class JobRunner:
                     folder.clear_failure(result)
                 else:
                     folder.fail(result, error, job.call)
+                    failed = True
                 folder.refresh()
+        if isinstance(prepared, Prepared):
+            self._keep_dense(job, prepared, is_whole=not failed)
         del prepared
         release()
 
@@ -161,7 +168,9 @@ class JobRunner:
                     stack.enter_context(self.watch.slot(str(device)))
                 stack.enter_context(trainings_stored(job.folder / "recovery", self.watch))
                 with statistics_cached(self._statistics):
-                    variants = make_variants(request, device, ("dense", "pruned"))
+                    variants = make_variants(
+                        request, device, ("dense", "pruned"), dense=self._kept_dense(request)
+                    )
                 prepared = Prepared(variants=variants)
                 if device.type != "cpu" and not trains:
                     stack.enter_context(self.watch.slot(str(device)))
@@ -170,6 +179,27 @@ class JobRunner:
             return "dense and pruned do not fit in memory together, and a sweep judges both"
         except FAILURES as error:
             return _error_line(error)
+
+    def _kept_dense(self, request: TraceRequest) -> Loaded | None:
+        """Return the dense model of a request if the last job had it, else make room for it."""
+        key = _dense_key(request)
+        if key not in self._loaded:
+            self._loaded.clear()
+            release()
+        return self._loaded.get(key)
+
+    def _keep_dense(self, job: Job, prepared: Prepared, *, is_whole: bool) -> None:
+        """Keep the dense model for the next job, if nothing of a capture can have stayed in it.
+
+        Its weights get storages of their own, as a copy of one of them would copy the whole block
+        that a placement made. What is recorded for a mode, and a capture that failed (`is_whole`
+        is False), may leave something behind: it is loaded again then.
+        """
+        loaded = prepared.variants[0].loaded
+        self._loaded.clear()
+        if is_whole and all(result.setting.mode == "eager" for result in job.results):
+            separate_storages(loaded.model, random.Random())
+            self._loaded[_dense_key(job.request(job.results[0]))] = loaded
 
     def _trace(self, job: Job, result: Planned, prepared: Prepared) -> str | None:
         """Capture a result. If other work disturbed it, repeat it once and keep the repeat.
@@ -353,6 +383,11 @@ class JobRunner:
             write_json(path, peaks)
         self._peaks = peaks
         return peaks
+
+
+def _dense_key(request: TraceRequest) -> tuple[str, str, str]:
+    """Return what the loading of a dense model depends on."""
+    return request.baseline_model or request.model, request.dtype, request.attn
 
 
 def _peaks_file(job: Job, device: torch.device, prepared: Prepared) -> Path:

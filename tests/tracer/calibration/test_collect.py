@@ -297,6 +297,8 @@ def test_a_tokenizer_of_special_tokens_alone_is_none(name: str, tmp_path: Path) 
     ids = made("some words", add_special_tokens=False)["input_ids"]
     assert set(ids) <= {made.unk_token_id}
     assert load_tokenizer(loaded) is None
+    assert loaded.tokenizers == [None]  # it was looked for once
+    assert load_tokenizer(replace(loaded, model=1, where="elsewhere")) is None
 
 
 def test_the_command_calibrates_and_says_so(quick: Callable[..., Path], tmp_path: Path) -> None:
