@@ -177,7 +177,12 @@ def token_shares(
     If more experts were counted than there are now, those that were chosen most are left, in their
     order, and take the tokens of the others. A layer with fewer experts than other layers has
     counts of its own, and no part in those of `experts`.
+
+    Raises:
+        PrunescopeError: There are no experts, as an edited run may say of layers that have them.
     """
+    if experts < 1:
+        raise PrunescopeError("a layer of experts has none", hint="its run.json was edited")
     if routing is None:
         return ((per_token / experts,) * experts,)
     counted = routing.weights(phase, experts)
