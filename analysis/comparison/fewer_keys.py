@@ -99,6 +99,8 @@ def _records_no_prompt(run: PhaseRun) -> bool:
 
     These follow the tokens in the cache.
     """
+    if not run.positions:
+        return False
     first, last = run.positions[0], run.positions[-1]
     step = run.batch * run.prompt_len
     return first > 0 and last - first == run.prompt_len and run.tokens_per_step == step
