@@ -31,12 +31,13 @@ from prunescope.tracer.model.logits import REBUILT, are_close
 from prunescope.tracer.quality.statistics import Blocks, mean_ci95, perplexity_ci95, relative_ci95
 
 TOKENS, CONTEXT = 8192, 1024
-# Decode scoring: the share of a window that is the prompt, and the tokens scored after it.
-_PROMPT, _DECODED = 0.5, 32
-# Windows as long as a prompt: the least number, and the tokens scored at the end of each. 4 times
-# 64 are as many decoded tokens as in eight usual windows.
+# Decode scoring: the least share of a window that is its prompt, and the tokens to score in all
+# windows together. 2,048 tokens give an interval of some percent, 256 one of tens.
+_PROMPT, _DECODED = 0.5, 2048
+# Windows as long as a prompt: the least number, and the tokens scored at the end of each in one
+# forward.
 _LONG_WINDOWS = 4
-_ENDS = {"prefill": CONTEXT, "decode": 64}
+_END = CONTEXT
 # To look for an influence of later tokens: windows that are tried, tokens of each, and the share of
 # these that stay: not half, so that the cut lies inside a block of any usual length.
 _TRIED, _TRIED_TOKENS, _UNCHANGED = 4, 256, 0.7
@@ -76,16 +77,17 @@ class Passage:
     def scored(self, scoring: str) -> Iterator[tuple[int, int, int]]:
         """Yield the windows, with the tokens to score in this way of scoring.
 
-        Decode scoring scores only the tokens right after the prompt of a window.
+        Decode scoring scores only the tokens right after the prompt of a window: the first half of
+        a usual window, and all but the end of one as long as a prompt.
         """
-        for begin, first, end in self.windows():
-            if self.ends:
-                yield begin, max(first, end - _ENDS[scoring]), end
-            elif scoring == "decode":
-                start = max(first, begin + int((end - begin) * _PROMPT))
-                yield begin, start, min(end, start + _DECODED)
-            else:
-                yield begin, first, end
+        windows = list(self.windows())
+        for begin, first, end in windows:
+            if scoring != "decode":
+                yield begin, max(first, end - _END) if self.ends else first, end
+                continue
+            prompt, decoded = decode_sizes(end - begin, len(windows), ends=self.ends)
+            start = max(first, begin + prompt)
+            yield begin, start, min(end, start + decoded)
 
 
 @dataclass(kw_only=True)
@@ -142,11 +144,21 @@ def window_sizes(prompt_len: int, *, tokens: int = TOKENS) -> tuple[int, int]:
     return prompt_len, max(_LONG_WINDOWS, tokens // prompt_len) * prompt_len
 
 
-def decode_sizes(window: int) -> tuple[int, int]:
-    """Return how many tokens of a window decode scoring reads as a prompt, and scores after it."""
-    if window > CONTEXT:
-        return window - _ENDS["decode"], _ENDS["decode"]
-    return int(window * _PROMPT), _DECODED
+def decode_sizes(window: int, windows: int, *, ends: bool) -> tuple[int, int]:
+    """Return how many tokens of a window decode scoring reads as a prompt, and scores after it.
+
+    Args:
+        window: The tokens of the window.
+        windows: The number of windows, which share the tokens to score.
+        ends: Whether the end of each window is scored, behind a prompt that is as long as possible.
+
+    Returns:
+        The tokens of the prompt, and of those behind it: at most half a window, and together with
+        those of the other windows 2,048 or as many as there are.
+    """
+    prompt = int(window * _PROMPT)
+    decoded = min(window - prompt, math.ceil(_DECODED / windows))
+    return (window - decoded if ends else prompt), decoded
 
 
 def text_passage(  # noqa: PLR0913

@@ -7,6 +7,7 @@ Pruned models count like dense ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.capture.request import LAYER_SUM_SAMPLES
 from prunescope.tracer.machine import peaks as machine_peaks
 from prunescope.tracer.machine.device import pick_device, thread_count
-from prunescope.tracer.quality.quality import decode_sizes, window_sizes
+from prunescope.tracer.quality.quality import CONTEXT, decode_sizes, window_sizes
 from prunescope.tracer.sweep.plan import SweepConfig, is_checkpoint, model_name
 from prunescope.tracer.sweep.state import KeptPeaks, read_json
 
@@ -117,7 +118,8 @@ def scoring_s(
         if scoring == "prefill":
             seconds = forward.seconds("prefill", 1, window, logits="all")
         else:
-            prompt, decoded = decode_sizes(window)
+            windows = math.ceil(tokens / window)
+            prompt, decoded = decode_sizes(window, windows, ends=window > CONTEXT)
             seconds = forward.seconds("prefill", 1, prompt)
             seconds += decoded * forward.seconds("decode", 1, prompt)
         total += seconds * tokens / window

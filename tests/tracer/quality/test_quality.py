@@ -21,6 +21,7 @@ from prunescope.tracer.quality.quality import (
     DenseReference,
     Passage,
     compare,
+    decode_sizes,
     quality,
     text_passage,
 )
@@ -142,11 +143,23 @@ def test_decode_scoring_equals_prefill_scoring_without_eviction(tiny: Any) -> No
     """One token at a time on a cache says what one forward says; only fewer tokens are scored."""
     text = passage(random_ids(1024, batch=1, length=128, seed=1)[0], context=128)
     decoded = quality(tiny, text, scoring="decode")
-    assert decoded.scored_tokens == 32  # the first ones after the prompt of 64
+    assert decoded.scored_tokens == 64  # all those after the prompt of 64
     with torch.inference_mode():
-        logits = tiny(input_ids=text.ids[None]).logits[0, 63:95].float()
-    loss = torch.nn.functional.cross_entropy(logits, text.ids[64:96])
+        logits = tiny(input_ids=text.ids[None]).logits[0, 63:-1].float()
+    loss = torch.nn.functional.cross_entropy(logits, text.ids[64:])
     assert decoded.nats_per_token == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_decode_scores_2048_tokens_of_eight_windows_or_of_more() -> None:
+    """Eight windows of 1,024: 256 behind each half. 32 of 256: 64. 12 of 600 ends: 171 of each."""
+    for window, windows, ends, sizes in (
+        (1024, 8, False, (512, 256)),
+        (256, 32, False, (128, 64)),
+        (600, 12, True, (429, 171)),
+        (1024, 1, False, (512, 512)),  # all that a single window has
+    ):
+        assert decode_sizes(window, windows, ends=ends) == sizes
+        assert windows == 1 or windows * sizes[1] >= 2048
 
 
 def test_eviction_is_seen_in_decode_scoring_alone(tiny: Any) -> None:
@@ -192,7 +205,7 @@ def test_long_windows_are_scored_at_their_ends() -> None:
     text = text_passage(None, None, vocabulary=50, longest=None, seed=7, prompt_len=3000)
     begins = range(0, 12_000, 3000)
     assert list(text.scored("prefill")) == [(b, b + 1976, b + 3000) for b in begins]
-    assert list(text.scored("decode")) == [(b, b + 2936, b + 3000) for b in begins]
+    assert list(text.scored("decode")) == [(b, b + 2488, b + 3000) for b in begins]
 
 
 @pytest.mark.parametrize(
@@ -214,8 +227,9 @@ def test_a_short_text_has_whole_windows_alone(
 def test_ends_of_windows_are_what_one_forward_says(
     tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last 16 of 64 tokens in a forward, the last 8 token by token."""
-    monkeypatch.setattr("prunescope.tracer.quality.quality._ENDS", {"prefill": 16, "decode": 8})
+    """The last 16 of 64 tokens in a forward, the last 8 token by token: 16 of two windows."""
+    monkeypatch.setattr("prunescope.tracer.quality.quality._END", 16)
+    monkeypatch.setattr("prunescope.tracer.quality.quality._DECODED", 16)
     ids = random_ids(1024, batch=1, length=128, seed=1)[0]
     text = Passage(ids=ids, bytes_of=None, record=TextSource(), context=64, ends=True)
     with torch.inference_mode():
