@@ -1,6 +1,6 @@
 # `make` or `make help` lists the targets. The first run makes .venv and installs into it.
 .DEFAULT_GOAL := help
-.PHONY: help install test test-all frozen fuzz lint format demo docs package audit clean
+.PHONY: help install test test-all frozen fuzz lint format demo docs pages package audit clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -66,6 +66,9 @@ demo: $(STAMP) ## Prune a small model in three ways, trace it here, and explain 
 
 docs: $(STAMP) ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+pages: $(STAMP) ## Make every page of benchmarks/ again from its evidence, and bundle the runs
+	$(BIN)/python benchmarks/pages.py
 
 # The time in a wheel is that of the last commit, so that whoever builds it gets the same bytes.
 package: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 315532800)

@@ -2,7 +2,7 @@
 
     python benchmarks/advice.py [--out FOLDER] [--architecture llama hybrid mixture]
                                 [--only NAME ...] [--phase prefill] [--placements 8] [--repeats 16]
-    python benchmarks/advice.py --page FOLDER      writes benchmarks/advice.md of what was measured
+    python benchmarks/advice.py --page      writes benchmarks/advice.md of benchmarks/advice/
 
 In: the faults and placebos of planted.py. Out: a folder FOLDER/ARCHITECTURE/NAME for each, which
 the same command resumes, and a page: how often advice helped, by how much its prediction was off,
@@ -12,6 +12,7 @@ and where it was wrong. Nothing else may run on the machine.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import platform
@@ -24,12 +25,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from planted import FAULTS, PLACEBOS
-
 import prunescope
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.fixes import FIXES
 
+MEASURED = "measured.json"  # in the folder of what was measured: what was planted, and where
 _COMMON = {
     "hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8,
     "num_key_value_heads": 4, "intermediate_size": 1536, "vocab_size": 2048,
@@ -56,30 +56,41 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("traces/advice"))
     parser.add_argument("--architecture", nargs="+", default=list(ARCHITECTURES))
-    parser.add_argument("--only", nargs="+", default=[*FAULTS, *PLACEBOS], metavar="NAME")
+    parser.add_argument("--only", nargs="+", metavar="NAME")
     parser.add_argument("--phase", default="prefill", choices=("prefill", "decode", "both"))
     parser.add_argument("--prompt-len", type=int, default=256)
     parser.add_argument("--placements", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=16)
-    parser.add_argument("--page", type=Path, metavar="FOLDER")
+    parser.add_argument("--page", action="store_true", help="write the page of what is kept")
     options = parser.parse_args()
-    if options.page is not None:
-        page = Path(__file__).with_suffix(".md")
-        page.write_text("\n".join(_page(options.page)) + "\n", encoding="utf-8")
+    if options.page:
+        Path(__file__).with_suffix(".md").write_text(page(), encoding="utf-8")
         return
+    # Imports torch, which the page does without.
+    from planted import FAULTS, PLACEBOS
+
+    measured = {
+        "command": "python benchmarks/advice.py",
+        "settings": {
+            name: getattr(options, name)
+            for name in ("phase", "prompt_len", "placements", "repeats")
+        },
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "faults": [*FAULTS],
+        "placebos": [*PLACEBOS],
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / MEASURED).write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
     for architecture in options.architecture:
         model = _saved(options.out / "models" / architecture, architecture)
-        # Placebos are tried on one architecture, in turn.
-        names = [n for n in options.only if n in FAULTS or _is_of(n, architecture)]
-        for name in names:
-            _measure(options, architecture, model, name)
-
-
-def _is_of(placebo: str, architecture: str) -> bool:
-    """Return whether a placebo is measured on an architecture: each on one of the three."""
-    return list(PLACEBOS).index(placebo) % len(ARCHITECTURES) == [*ARCHITECTURES].index(
-        architecture
-    )
+        # Each placebo is tried on one of the architectures, in turn.
+        turn = [*ARCHITECTURES].index(architecture)
+        placebos = [n for i, n in enumerate(PLACEBOS) if i % len(ARCHITECTURES) == turn]
+        for name in (*FAULTS, *placebos):
+            if options.only is None or name in options.only:
+                _measure(options, architecture, model, name)
 
 
 def _saved(folder: Path, architecture: str) -> Path:
@@ -117,29 +128,35 @@ def _measure(options: Any, architecture: str, model: Path, name: str) -> None:
     sys.stdout.flush()
 
 
-def _results(folder: Path) -> Iterator[tuple[str, str, prunescope.Fixed]]:
-    """Yield what was measured, by architecture and name."""
+def _results(folder: Path, names: list[str]) -> Iterator[tuple[str, str, prunescope.Fixed]]:
+    """Yield what was measured of faults or placebos, by architecture and name."""
     for architecture in ARCHITECTURES:
-        for name in (*FAULTS, *PLACEBOS):
+        for name in names:
             path = folder / architecture / name
             if (path / FIXES).is_file():
                 yield architecture, name, prunescope.Fixed.load(path)
 
 
+def page() -> str:
+    """Return the page of what is kept next to this file, in advice/."""
+    return "\n".join(_page(Path(__file__).with_suffix(""))) + "\n"
+
+
 def _page(folder: Path) -> Iterator[str]:
     """Yield the lines of the page."""
-    results = list(_results(folder))
-    if not results:
-        raise SystemExit(f"{folder} holds no result: run this without --page first")
-    faults = [entry for entry in results if entry[1] in FAULTS]
-    placebos = [entry for entry in results if entry[1] in PLACEBOS]
+    measured = json.loads((folder / MEASURED).read_bytes())
+    settings = measured["settings"]
+    faults = list(_results(folder, measured["faults"]))
+    placebos = list(_results(folder, measured["placebos"]))
     yield "# Advice, and what it gained"
     yield ""
     yield (
-        f"`python benchmarks/advice.py`: {len(faults)} planted faults and {len(placebos)} placebos "
-        f"on {os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}. A "
-        "gain is the time before over the time after, timed in turns over placements in memory, "
-        "with its 95 % interval. Predicted: from `predicted_ns` of the finding."
+        f"`{measured['command']}`: {len(faults)} planted faults and {len(placebos)} placebos "
+        f"on {measured['cores']} cores, {measured['machine']}, Python {measured['python']}: "
+        f"{settings['phase']} of {settings['prompt_len']} tokens. A gain is the time before over "
+        f"the time after, timed in turns, {settings['repeats']} times over "
+        f"{settings['placements']} placements in memory, with its 95 % interval. Predicted: from "
+        "`predicted_ns` of the finding."
     )
     yield ""
     yield from _score(faults, placebos)

@@ -1,10 +1,11 @@
 """How the engine's time and memory grow with a trace, against the floor, and where the time goes.
 
-    python benchmarks/growth.py [--events N ...] [--repeats 3] [--into benchmarks/engine.md]
+    python benchmarks/growth.py [--events N ...] [--repeats 3]
 
-Whole processes, in turns. Floor: a typed scan of the same bytes, one field an event. Out: a row a
-size, the straight line through them, and the stages of one analysis; `--into` puts them at the end
-of a page, in place of what an earlier run put there.
+Whole processes, in turns. Floor: a typed scan of the same bytes, one field an event. Out:
+growth.json, the seconds and bytes of each repeat and the stages of each analysis, of which
+engine.py makes the last section of engine.md: a row a size, the straight line through them, and the
+stages.
 """
 
 from __future__ import annotations
@@ -17,15 +18,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from engine import REPEATED, ROOT, TRACES, Taken, Tool, machine, run
-from scale import scale
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-HEAD = "## Growth, and stages"
-SIZES = (10_000, 100_000, 300_000, 1_000_000, 3_000_000, 5_000_000)
+import processes
+from processes import REPEATED, ROOT, TRACES, Timed
+
+KEPT = Path(__file__).resolve().with_suffix(".json")
+SIZES = (10_000, 100_000, 300_000, 1_000_000, 3_000_000)
+HERE = {"PYTHONPATH": str(ROOT)}
+OURS, FLOOR = "prunescope", "typed scan"
 SCAN = """
 import msgspec, sys
 class E(msgspec.Struct): ph: str = ''
@@ -76,122 +82,146 @@ sys.exit(code)
 
 
 def main() -> None:
-    """Measure, and print the part of the page; `--into` writes it there as well."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Measure, and write growth.json; the page is engine.py's."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--events", nargs="*", type=int, default=list(SIZES))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--limit", type=float, default=600, metavar="S", help="of one process")
-    parser.add_argument("--into", type=Path, metavar="FILE.md")
-    given = parser.parse_args()
-    rows, stages = [], {}
+    options = parser.parse_args()
+    KEPT.write_text(json.dumps(measured(options), indent=1) + "\n", encoding="utf-8")
+
+
+def measured(options: Any) -> dict[str, Any]:
+    """Return what an analysis and the scan took of each size, with the machine and settings."""
+    head = {
+        "command": processes.command_line("growth.py"),
+        "machine": processes.machine(),
+        "trace": {
+            "name": REPEATED,
+            "sha256": processes.digest(TRACES / f"{REPEATED}.json.gz"),
+        },
+        "limit_s": options.limit,
+    }
+    sizes = []
     with tempfile.TemporaryDirectory(prefix="prunescope-bench-") as name:
-        folder = Path(name)
-        for wanted in given.events:
-            trace = folder / f"repeated-{wanted}.json"
-            count = scale(TRACES / REPEATED, trace, events=wanted)
-            found = {tool.name: Taken() for tool in TOOLS}
-            for _ in range(given.repeats):
-                for tool in TOOLS:
-                    taken = found[tool.name]
-                    with tempfile.TemporaryDirectory(dir=folder) as out:
-                        seconds, mb, why = run(tool, trace, Path(out), given.limit)
-                    taken.seconds.append(seconds)
-                    taken.mb.append(mb)
-                    taken.why = taken.why or why
-                stages.setdefault(count, []).append(stages_of(trace, folder))
-            rows.append((count, trace.stat().st_size, found))
+        for wanted in options.events:
+            trace = Path(name) / f"repeated-{wanted}.json"
+            events = processes.repeated(trace, wanted)
+            sizes.append(
+                {"events": events, "bytes": trace.stat().st_size} | measure(trace, options)
+            )
             trace.unlink()
-            sys.stderr.write(f"{count:,} events: done\n")
-    text = page(rows, stages, repeats=given.repeats)
-    if given.into:
-        before = given.into.read_text(encoding="utf-8").split(f"\n{HEAD}\n")[0].rstrip("\n")
-        given.into.write_text(f"{before}\n\n{text}", encoding="utf-8")
-    sys.stdout.write(text)
+            sys.stderr.write(f"{events:,} events: done\n")
+    return {**head, "sizes": sizes}
 
 
-HERE = {"PYTHONPATH": str(ROOT)}
-TOOLS = [
-    Tool("prunescope", lambda t, out: [
-        sys.executable, "-m", "prunescope", "analyze", str(t), "--out", str(out / "report")], HERE),
-    Tool("typed scan", lambda t, _: [sys.executable, "-c", SCAN, str(t)]),
-]  # fmt: skip
+def measure(trace: Path, options: Any) -> dict[str, Any]:
+    """Return the repeats of the analysis and of the scan, and the stages of as many analyses."""
+    taken = {OURS: Timed(), FLOOR: Timed()}
+    stages = []
+    for _ in range(options.repeats):
+        with tempfile.TemporaryDirectory() as out:
+            command = [sys.executable, "-m", "prunescope", "analyze", str(trace)]
+            command += ["--out", str(Path(out) / "report")]
+            taken[OURS].add(command, HERE, limit_s=options.limit)
+        taken[FLOOR].add([sys.executable, "-c", SCAN, str(trace)], {}, limit_s=options.limit)
+        stages.append(stages_of(trace))
+    return {"tools": {name: asdict(timed) for name, timed in taken.items()}, "stages_s": stages}
 
 
-def stages_of(trace: Path, folder: Path) -> dict[str, float]:
-    """Seconds by stage of one analysis in a process of its own."""
-    with tempfile.TemporaryDirectory(dir=folder) as out:
+def stages_of(trace: Path) -> dict[str, float]:
+    """Return the seconds by stage of one analysis in a process of its own."""
+    with tempfile.TemporaryDirectory() as out:
         times = Path(out) / "times.json"
         words = [repr(time.time()), str(trace), str(times), str(Path(out) / "report")]
         subprocess.run(
             [sys.executable, "-c", STAGES, *words],
             env={**os.environ, **HERE}, stdout=subprocess.DEVNULL, check=True,
         )  # fmt: skip
-        found: dict[str, float] = json.loads(times.read_text(encoding="utf-8"))
-    return found
+        seconds: dict[str, float] = json.loads(times.read_text(encoding="utf-8"))
+    return {name: round(value, 4) for name, value in seconds.items()}
 
 
-def page(
-    rows: Sequence[tuple[int, int, dict[str, Taken]]],
-    stages: dict[int, list[dict[str, float]]],
-    *,
-    repeats: int,
-) -> str:
-    """The part of the page: a row a size, the line through them, the stages."""
-    lines = [HEAD, "", *machine("growth.py"), "",
-        f"The H100 trace repeated, plain JSON; medians of {repeats}, in turns. Peak memory is that "
-        "of the largest process.", "",
-        "| events | MB | prunescope, s | min to max | typed scan, s | × | peak MB | MB a million |",
-        "|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
-    sizes, walls = [], []
-    for count, size, found in rows:
-        ours, scan = found["prunescope"], found["typed scan"]
-        if ours.why or scan.why:
-            lines.append(
-                f"| {count:,} | {size / 1e6:,.0f} | fails: {ours.why or scan.why} | | | | | |"
-            )
-            continue
-        wall, floor = statistics.median(ours.seconds), statistics.median(scan.seconds)
-        mb = statistics.median(ours.mb)
-        sizes.append(count / 1e6)
-        walls.append(wall)
-        lines.append(
-            f"| {count:,} | {size / 1e6:,.0f} | {wall:.2f} | {min(ours.seconds):.2f} to "
-            f"{max(ours.seconds):.2f} | {floor:.2f} | {wall / floor:.1f} | {mb:,.0f} | "
-            f"{mb / count * 1e6:,.0f} |"
-        )
-    if len(sizes) > 2:
-        lines += ["", fit(sizes, walls)]
-    return "\n".join([*lines, "", *stage_table(stages, repeats=repeats)]) + "\n"
+def section() -> Iterator[str]:
+    """Yield the section of growth.json: a row a size, the line through them, the stages."""
+    kept = json.loads(KEPT.read_bytes())
+    sizes = kept["sizes"]
+    yield from (
+        "## Growth, and stages",
+        "",
+        *processes.machine_lines(kept["machine"], kept["command"]),
+        "",
+        f"{REPEATED} repeated, plain JSON; medians of {len(sizes[0]['stages_s'])}, in turns, with "
+        "all files of a report. The floor is a typed scan of the same bytes that keeps one field "
+        "an event; × is the ratio of CPU seconds to it. Peak memory is of the largest process.",
+        "",
+        "| events | MB | wall s | min to max | CPU s | typed scan, CPU s | × | peak MB "
+        "| MB a million |",
+        "|--:|--:|--:|---|--:|--:|--:|--:|--:|",
+        *map(_row, sizes),
+    )
+    whole = [size for size in sizes if size["tools"][OURS]["seconds"]]
+    if len(whole) > 2:
+        cpu = [statistics.median(size["tools"][OURS]["cpu_seconds"]) for size in whole]
+        yield from ("", line_through([size["events"] / 1e6 for size in whole], cpu))
+    yield from ("", *_stages(sizes, one_core=kept["machine"]["bound_to"] == 1))
 
 
-def fit(millions: Sequence[float], walls: Sequence[float]) -> str:
-    """The straight line through (events, seconds) that misses the least by share of its value."""
-    x, y = np.array(millions), np.array(walls)
+def _row(size: dict[str, Any]) -> str:
+    ours, scan = size["tools"][OURS], size["tools"][FLOOR]
+    head = f"| {size['events']:,} | {size['bytes'] / 1e6:,.0f} |"
+    if ours["why"] or scan["why"]:
+        return f"{head} fails: {ours['why'] or scan['why']} | | | | | | |"
+    seconds = ours["seconds"]
+    cpu, floor, peak = (
+        statistics.median(values)
+        for values in (ours["cpu_seconds"], scan["cpu_seconds"], ours["peak_bytes"])
+    )
+    return (
+        f"{head} {statistics.median(seconds):.2f} | {min(seconds):.2f} to {max(seconds):.2f} "
+        f"| {cpu:.2f} | {floor:.2f} | {cpu / floor:.1f} | {peak / 1e6:,.0f} "
+        f"| {peak / size['events']:,.0f} |"
+    )
+
+
+def line_through(millions: Sequence[float], seconds: Sequence[float]) -> str:
+    """Return the line through (events, CPU seconds) that misses the least by share of its value."""
+    # A process that measures imports none of it.
+    import numpy as np
+
+    x, y = np.array(millions), np.array(seconds)
     columns = np.stack([np.ones_like(x), x], axis=1) / y[:, None]
     (start, slope), *_ = np.linalg.lstsq(columns, np.ones_like(y), rcond=None)
     off = (start + slope * x) / y - 1
     worst = int(np.abs(off).argmax())
     return (
-        f"Straight line (least squares of relative errors): {start:.2f} s + {slope:.2f} s a "
+        f"Straight line (least squares of relative errors): {start:.2f} s of CPU + {slope:.2f} s a "
         f"million events; it is off by {np.sqrt((off**2).mean()):.1%} (root mean square), "
         f"at most by {off[worst]:+.1%} (at {x[worst]:,.2f} million)."
     )
 
 
-def stage_table(stages: dict[int, list[dict[str, float]]], *, repeats: int) -> list[str]:
-    """Seconds by stage, a column a size."""
-    sizes = list(stages)
-    names = list(dict.fromkeys(name for runs in stages.values() for one in runs for name in one))
-    lines = [
-        f"Where it goes, s by stage (medians of {repeats}). From 24 MB on two processes read the "
-        "trace while this one imports what it needs, on the same cores:", "",
-        f"| stage | {' | '.join(f'{size:,}' for size in sizes)} |", "|---" * (1 + len(sizes)) + "|",
-    ]  # fmt: skip
+def _stages(sizes: Sequence[dict[str, Any]], *, one_core: bool) -> Iterator[str]:
+    """Yield the seconds by stage, a column a size."""
+    readers = (
+        "On one core one process reads the trace."
+        if one_core
+        else "From 24 MB on several processes read the trace while this one imports what it needs, "
+        "on the same cores."
+    )
+    columns = (f"{size['events']:,}" for size in sizes)
+    names = dict.fromkeys(name for size in sizes for run in size["stages_s"] for name in run)
+    yield from (
+        f"Where it goes, s by stage (medians). {readers}",
+        "",
+        f"| stage | {' | '.join(columns)} |",
+        "|---" + "|--:" * len(sizes) + "|",
+    )
     for name in names:
-        cells = [statistics.median(one.get(name, 0.0) for one in stages[size]) for size in sizes]
-        lines.append(f"| {name} | {' | '.join(f'{cell:.2f}' for cell in cells)} |")
-    return lines
+        cells = (
+            statistics.median(run.get(name, 0.0) for run in size["stages_s"]) for size in sizes
+        )
+        yield f"| {name} | {' | '.join(f'{cell:.2f}' for cell in cells)} |"
 
 
 if __name__ == "__main__":

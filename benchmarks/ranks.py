@@ -1,103 +1,80 @@
 """A folder of ranks, one of them slowed by 20 %: found, with the same bytes, in so many processes.
 
-    python benchmarks/ranks.py [--trace NAME] [--ranks 64 1000] [--ways local:2 local:1 ray:2]
-                               [--repeats 3] [--out benchmarks/ranks.md]
+    python benchmarks/ranks.py [--trace NAME] [--ranks 64:3 500:1] [--ways local:2 local:1]
+    python benchmarks/ranks.py --page    # the page alone, without measuring
 
-In: a trace of ../shared/data/traces, written as often as there are ranks. Out: a table of whole
-processes: wall time, memory of the largest process, the ratio to the first of --ways, whether the
-JSON is the same to the byte, and which rank is reported as slow.
+In: a trace of ../shared/data/traces, written as often as there are ranks. Out: ranks.json, with the
+wall time, memory, digest of the JSON and slow ranks of each process, and ranks.md of it.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
-import hashlib
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-TRACES = ROOT.parent / "shared" / "data" / "traces"
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import processes
+
+KEPT = Path(__file__).resolve().with_suffix(".json")
 SLOWED = 0.2
-
-
-@dataclass(frozen=True)
-class Run:
-    """One analysis of the folder, as a whole process."""
-
-    seconds: float
-    megabytes: float
-    digest: str
-    slow: tuple[str, ...]
+LIMIT_S = 600
 
 
 def main() -> None:
-    """Write the folders, analyse them, and write the page."""
+    """Write the folders, analyse them, and write ranks.json and the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--trace", default="h100_vit")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[64, 1000])
+    parser.add_argument("--ranks", nargs="+", default=["64:3", "500:1"], metavar="RANKS:REPEATS")
     parser.add_argument("--ways", nargs="+", default=["local:2", "local:1"], metavar="ENGINE:JOBS")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
+    parser.add_argument("--page", action="store_true", help="write the page of ranks.json")
     options = parser.parse_args()
-    lines = [line for ranks in options.ranks for line in _table(options, ranks)]
-    arguments = " ".join(f'"{word}"' if " " in word else word for word in sys.argv[1:])
-    head = [
-        "# Ranks of one job, analysed together",
-        "",
-        f"`python benchmarks/ranks.py {arguments}`: {options.trace}, a file a rank; "
-        f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}. One "
-        f"rank's kernels take {SLOWED:.0%} longer. Whole processes: median of "
-        f"{options.repeats}, lowest to highest.",
-        "",
-        "| ranks | events in all | engine | processes | wall s | × | MB of the largest process "
-        "| same bytes | reported as slow |",
-        "|--:|--:|---|--:|--:|--:|--:|---|---|",
-    ]
-    options.out.write_text("\n".join([*head, *lines]) + "\n", encoding="utf-8")
-    sys.stderr.write(f"wrote {options.out.name}\n")
+    if not options.page:
+        KEPT.write_text(json.dumps(measured(options), indent=1) + "\n", encoding="utf-8")
+    KEPT.with_suffix(".md").write_text(page(), encoding="utf-8")
 
 
-def _table(options: Any, ranks: int) -> Iterator[str]:
-    data = (TRACES / f"{options.trace}.json.gz").read_bytes()
-    trace = json.loads(gzip.decompress(data))
+def measured(options: Any) -> dict[str, Any]:
+    """Return what each process took and wrote, with the machine and the settings."""
+    path = processes.TRACES / f"{options.trace}.json.gz"
+    head = {
+        "command": processes.command_line("ranks.py"),
+        "machine": processes.machine(),
+        "trace": {"name": options.trace, "sha256": processes.digest(path)},
+        "slowed": SLOWED,
+    }
+    trace = json.loads(gzip.decompress(path.read_bytes()))
+    return {**head, "folders": [_folder_of(options, trace, asked) for asked in options.ranks]}
+
+
+def _folder_of(options: Any, trace: dict[str, Any], asked: str) -> dict[str, Any]:
+    """Return the runs of a folder of RANKS:REPEATS, by way; all ways in turn."""
+    ranks, repeats = map(int, asked.split(":"))
     slow = ranks // 3
+    ways: dict[str, list[dict[str, Any]]] = {way: [] for way in options.ways}
     with tempfile.TemporaryDirectory() as folder:
         where = Path(folder) / "ranks"
         where.mkdir()
         for rank in range(ranks):
             _write(where, trace if rank != slow else slowed(trace), rank, ranks)
-        runs = {
-            way: [_analyzed(where, way) for _ in range(options.repeats)] for way in options.ways
-        }
-    first = next(iter(runs.values()))
-    for way, each in runs.items():
-        engine, _, jobs = way.partition(":")
-        times = [run.seconds for run in each]
-        middle = statistics.median(times)
-        same = {run.digest for run in each} == {first[0].digest}
-        slow = ", ".join(each[0].slow) or "none"
-        yield (
-            f"| {ranks:,} | {ranks * len(trace['traceEvents']):,} | {engine} | {jobs} "
-            f"| {middle:.1f} ({min(times):.1f}–{max(times):.1f}) "
-            f"| {middle / statistics.median(run.seconds for run in first):.2f} "
-            f"| {max(run.megabytes for run in each):,.0f} | {'yes' if same else 'NO'} | {slow} |"
-        )
-        sys.stderr.write(f"{ranks} ranks, {way}: {middle:.1f} s\n")
+        for _ in range(repeats):
+            for way, runs in ways.items():
+                runs.append(_analyzed(where, way))
+                sys.stderr.write(f"{ranks} ranks, {way}: {runs[-1]['seconds']} s\n")
+    events = ranks * len(trace["traceEvents"])
+    return {"ranks": ranks, "events": events, "slowed_rank": slow, "ways": ways}
 
 
 def slowed(trace: dict[str, Any]) -> dict[str, Any]:
-    """The trace with every kernel 20 % longer, and those behind it that much later."""
+    """Return the trace with every kernel 20 % longer, and those behind it that much later."""
     out, shift = dict(trace, traceEvents=[dict(e) for e in trace["traceEvents"]]), 0.0
     kernels = [e for e in out["traceEvents"] if e.get("cat") == "kernel"]
     for event in sorted(kernels, key=lambda e: e["ts"]):
@@ -113,25 +90,68 @@ def _write(where: Path, trace: dict[str, Any], rank: int, ranks: int) -> None:
     (where / f"rank{rank}.json.gz").write_bytes(data)
 
 
-def _analyzed(where: Path, way: str) -> Run:
+def _analyzed(where: Path, way: str) -> dict[str, Any]:
+    """Return the time, memory, digest and slow ranks of one analysis as a whole process."""
     engine, _, jobs = way.partition(":")
     out = where.parent / "report.json"
     command = [sys.executable, "-m", "prunescope", "analyze", str(where), "--json", str(out)]
-    begin = time.perf_counter()
-    process = subprocess.Popen(
-        [*command, "--jobs", jobs, "--engine", engine],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - begin
-    if status:
-        raise SystemExit(f"analyze ended with {status}")
-    data = out.read_bytes()
-    phases = json.loads(data)["phases"].items()
-    slow = tuple(n for n, p in phases for f in p["findings"] if f["id"] == "straggler")
-    return Run(seconds, usage.ru_maxrss / 1024, hashlib.sha256(data).hexdigest(), slow)
+    command += ["--jobs", jobs, "--engine", engine]
+    taken = processes.run(command, {"PYTHONPATH": str(ROOT)}, limit_s=LIMIT_S)
+    if taken.why:
+        raise SystemExit(f"analyze failed: {taken.why}")
+    phases = json.loads(out.read_bytes())["phases"].items()
+    slow = [n for n, p in phases for f in p["findings"] if f["id"] == "straggler"]
+    return {
+        "seconds": taken.seconds,
+        "cpu_seconds": taken.cpu_seconds,
+        "peak_bytes": taken.peak_bytes,
+        "sha256": processes.digest(out),
+        "slow": slow,
+    }
+
+
+def page() -> str:
+    """Return the page of what ranks.json holds."""
+    kept = json.loads(KEPT.read_bytes())
+    lines = [
+        "# Ranks of one job, analysed together",
+        "",
+        *processes.machine_lines(kept["machine"], kept["command"]),
+        "",
+        f"{kept['trace']['name']}, a file a rank; the kernels of one rank take "
+        f"{kept['slowed']:.0%} longer. Whole processes, in turns: median, lowest to highest; × is "
+        "the ratio to the first row of as many ranks; CPU seconds are hardly lengthened by what "
+        "else runs. More processes are faster only where they "
+        "have a core each. Made from [ranks.json](ranks.json).",
+        "",
+        "| ranks | events in all | engine | processes | n | wall s | × | CPU s | × "
+        "| MB of the largest process | same bytes | slowed | reported as slow |",
+        "|--:|--:|---|--:|--:|--:|--:|--:|--:|--:|---|---|---|",
+    ]
+    lines += [line for folder in kept["folders"] for line in _rows(folder)]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(folder: dict[str, Any]) -> Iterator[str]:
+    """Yield a row a way."""
+    first = next(iter(folder["ways"].values()))
+    base, base_cpu = (_middle(first, name) for name in ("seconds", "cpu_seconds"))
+    for way, runs in folder["ways"].items():
+        engine, _, jobs = way.partition(":")
+        times = [run["seconds"] for run in runs]
+        wall, cpu = (_middle(runs, name) for name in ("seconds", "cpu_seconds"))
+        same = {run["sha256"] for run in runs} == {first[0]["sha256"]}
+        peak = max(run["peak_bytes"] for run in runs) / 1e6
+        yield (
+            f"| {folder['ranks']:,} | {folder['events']:,} | {engine} | {jobs} | {len(runs)} "
+            f"| {wall:.1f} ({min(times):.1f}–{max(times):.1f}) | {wall / base:.2f} "
+            f"| {cpu:.1f} | {cpu / base_cpu:.2f} | {peak:,.0f} | {'yes' if same else 'NO'} "
+            f"| rank{folder['slowed_rank']} | {', '.join(runs[0]['slow']) or 'none'} |"
+        )
+
+
+def _middle(runs: list[dict[str, Any]], name: str) -> float:
+    return statistics.median(run[name] for run in runs)
 
 
 if __name__ == "__main__":

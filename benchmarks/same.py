@@ -109,7 +109,7 @@ def main() -> None:
     elif options.command == "plain":
         same_plain.measure(options.model, options.out)
     else:
-        options.out.write_text(page_of(lines_of(options.folder), options.folder), encoding="utf-8")
+        options.out.write_text(page_of(options.folder), encoding="utf-8")
         sys.stderr.write(f"wrote {options.out.name}\n")
 
 

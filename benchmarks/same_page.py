@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import same_plain
-from same_cases import CASES, PHASES, ROWS, SCALINGS, SETTINGS, WORDS, key_of
+from same_cases import CASES, PHASES, ROWS, SCALINGS, SETTINGS, WORDS, key_of, lines_of
 from same_costs import cost_lines
 from same_places import spread
 
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-def page_of(lines: list[dict[str, Any]], folder: Path) -> str:
-    """same.md."""
+def page_of(folder: Path) -> str:
+    """Return the text of same.md from the measurements in a folder."""
+    lines = lines_of(folder)
     models = list(dict.fromkeys(line["model"] for line in lines))
     torch_version, machine = lines[0]["torch"], lines[0]["machine"]
     settings = ", ".join(f"{name.replace('_', '-')} {n}" for name, n in SETTINGS.items())
@@ -30,7 +31,9 @@ def page_of(lines: list[dict[str, Any]], folder: Path) -> str:
         f"`python benchmarks/same.py capture --model MODEL --case CASE --out FOLDER`, then "
         f"`python benchmarks/same.py report FOLDER`: {settings} (prompt-len "
         f"{CASES['waiting'][1]['prompt_len']} where a layer waits); torch {torch_version}, "
-        f"{machine}.",
+        f"{machine}. What was kept of each capture is in [same/](same/), a line each. The runs of "
+        "one more, on one core (`taskset -c 0`), are runs/same.tar.xz; `make pages` packs them as "
+        "benchmarks/bundles/same.zip.",
         "",
         *_same(lines, models),
         *_known(lines, models),

@@ -1,5 +1,7 @@
 """A trace repeated: in, a Chrome trace and a number of events; out, a file of at least so many.
 
+    python benchmarks/scale.py SOURCE OUT EVENTS     prints how many it has
+
 Every copy comes after the one before, with ids of its own, so that links stay inside a copy.
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +64,7 @@ def _moved(event: dict[str, Any], copy: int, *, by: float, ids: int) -> dict[str
     if name.startswith(_STEP):
         out["name"] = f"{_STEP}{int(name[len(_STEP) :]) + copy}"
     return out
+
+
+if __name__ == "__main__":
+    sys.stdout.write(str(scale(Path(sys.argv[1]), Path(sys.argv[2]), events=int(sys.argv[3]))))

@@ -2,13 +2,15 @@
 
 In: a Pareto with its points. Out: Hypotheses. Each has an effect with its 95 % interval over
 samples, and a verdict: "holds" if the interval lies on the claim's side, "does not hold" if it lies
-on the other side, else "undecided". With fewer than three points it is "undecided" too, as two
-points are only a comparison. Claims about losses are also tested on the text that no training saw.
+on the other side, else "undecided". An end that other random samples could put on the other side
+decides nothing. With fewer than three points it is "undecided" too, as two points are only a
+comparison. Claims about losses are also tested on the text that no training saw.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from importlib import resources
@@ -47,7 +49,12 @@ _PAPER = json.loads(
 PAPER_ORDER = tuple(_PAPER["order_by_loss_in_prefill"])
 DEPTH = str(_PAPER["closest_to_its_bound_where_memory_bound"])
 _MOSTLY = 0.5
-_SURE = 0.975
+# Twice the standard error of a share of 97.5 % among the samples, and of an end of a 95 % interval
+# as a share of its width: √(p(1 − p) / n), for the end over the normal density at 1.96 (0.0584) and
+# over 2 · 1.96.
+_CHANCE = 2 * math.sqrt(0.025 * 0.975 / NUM_SAMPLES)
+_SURE = 0.975 + _CHANCE
+_EDGE = _CHANCE / 0.0584 / 3.92
 # "At low loss": at most a fifth more perplexity, or five points of task score where no perplexity
 # is known. Larger models of the same series differ by about as much.
 LOW_PERPLEXITY, LOW_TASK_POINTS = 0.20, 0.05
@@ -343,7 +350,8 @@ def _not_measured(families: list[str]) -> str:
 
 
 def _judge_interval(ci95: list[float], none: float) -> str:
-    return HOLDS if ci95[0] > none else FAILS if ci95[1] < none else UNDECIDED
+    edge = _EDGE * (ci95[1] - ci95[0])
+    return HOLDS if ci95[0] - edge > none else FAILS if ci95[1] + edge < none else UNDECIDED
 
 
 def _with_effect(

@@ -186,8 +186,24 @@ def test_without_the_extra_a_sentence_says_what_to_install(
     assert not (tmp_path / "s").exists()
 
 
+def test_a_model_without_a_tokenizer_is_refused_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By --dry-run too: a preset has random weights and no words."""
+    from prunescope.cli import main
+
+    monkeypatch.setattr(tasks, "check_installed", lambda: None)
+    folder(tmp_path / "tasks")
+    config = tmp_path / "sweep.yaml"
+    config.write_text(SWEEP.format(model="tiny-llama"))
+    assert main(["sweep", str(config), "--out", str(tmp_path / "s"), "--dry-run"]) == 2
+    assert "tasks need a tokenizer, and this model has none" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
 def test_the_keys_of_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "check_installed", lambda: None)
+    monkeypatch.setattr("prunescope.tracer.model.load.lacks_tokenizer", lambda _: False)
     config = tmp_path / "sweep.yaml"
     config.write_text(SWEEP.format(model="tiny-llama"))
     request = SweepRequest(config=config, out=tmp_path / "s")

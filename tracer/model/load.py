@@ -464,17 +464,26 @@ def _check_room(config: Any, model_id: str, *, stored: int | None = None) -> Non
 def load_tokenizer(loaded: Loaded) -> Any | None:
     """Return the tokenizer of a model, which is loaded once; None if there is none."""
     if not loaded.tokenizers:
-        loaded.tokenizers.append(_read_tokenizer(loaded))
+        read = None if loaded.where is None else _read_tokenizer(loaded.where)
+        loaded.tokenizers.append(read)
     return loaded.tokenizers[0]
 
 
-def _read_tokenizer(loaded: Loaded) -> Any | None:
-    """Read the tokenizer of a model; None if there is none."""
-    if loaded.where is None:
-        return None
+def lacks_tokenizer(name: str) -> bool:
+    """Return whether a preset or a folder has no tokenizer, without loading its weights.
+
+    Of a hub id, a GGUF file or the demo's package it is not known before they are loaded.
+    """
+    if Path(name).is_dir():
+        return _read_tokenizer(name) is None
+    return name.lower() in preset_names()
+
+
+def _read_tokenizer(where: str) -> Any | None:
+    """Read the tokenizer of a folder or a hub id; None if there is none."""
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(loaded.where, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError):
         return None
     # For a folder without a tokenizer, transformers makes one that has special tokens alone.

@@ -64,6 +64,13 @@ def check_installed() -> None:
         )
 
 
+def no_tokenizer() -> PrunescopeError:
+    """Return the error that says that a model has no tokenizer to read tasks with."""
+    return PrunescopeError(
+        "tasks need a tokenizer, and this model has none", hint="leave `tasks` out"
+    )
+
+
 def score_tasks(
     model: Any,
     tokenizer: Any | None,
@@ -97,9 +104,7 @@ def score_tasks(
     """
     check_installed()
     if tokenizer is None:
-        raise PrunescopeError(
-            "tasks need a tokenizer, and this model has none", hint="leave `tasks` out"
-        )
+        raise no_tokenizer()
     evaluator: Any = importlib.import_module("lm_eval.evaluator")
     manager: Any = importlib.import_module("lm_eval.tasks").TaskManager(
         include_path=None if tasks.folder is None else str(tasks.folder),

@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 
 from prunescope.taxonomy.formats import plain
-from prunescope.taxonomy.plan import PHASES
 from prunescope.taxonomy.runs.sweep_files import CONTROL, ControlLosses
 from prunescope.tracer.capture.variants import Variant
 from prunescope.tracer.model.load import load_tokenizer
@@ -43,7 +42,7 @@ def control_nats(  # noqa: PLR0913
 ) -> dict[str, torch.Tensor]:
     """Return the losses of the trained dense model on each passage, in nats per token [n].
 
-    The model is scored in every way at once, as training takes longer than all scoring together.
+    A training that is stored (`recovery.storage`) is not repeated for another way of scoring.
 
     Args:
         folder: The folder of the sweep.
@@ -59,16 +58,14 @@ def control_nats(  # noqa: PLR0913
         name: {**plain(passage.record), "context": passage.context, "stride": passage.stride}
         for name, passage in passages.items()
     }
-    digests = {}
-    for way in PHASES:
-        identity = json.dumps(
-            [fingerprint, settings.plain(), seed, way, identified], sort_keys=True
-        )
-        digests[way] = hashlib.sha256(identity.encode()).hexdigest()
-    paths = {way: folder / "quality" / CONTROL.format(way, part) for way in PHASES}
-    with exclusive(paths[PHASES[0]]):
-        stored = read_json(paths[scoring], ControlLosses)
-        if stored is None or stored.of != digests[scoring]:
+    identity = json.dumps(
+        [fingerprint, settings.plain(), seed, scoring, identified], sort_keys=True
+    )
+    digest = hashlib.sha256(identity.encode()).hexdigest()
+    path = folder / "quality" / CONTROL.format(scoring, part)
+    with exclusive(path):
+        stored = read_json(path, ControlLosses)
+        if stored is None or stored.of != digest:
             model = copy.deepcopy(dense.model)
             record = recover(
                 model,
@@ -78,10 +75,7 @@ def control_nats(  # noqa: PLR0913
                 seed=seed,
                 before=zero_shares(model),
             )
-            losses = {}
-            for way in PHASES:
-                nats = {n: nats_of(model, p, scoring=way).tolist() for n, p in passages.items()}
-                losses[way] = ControlLosses(of=digests[way], recovery=record, nats=nats)
-                write_json(paths[way], losses[way])
-            stored = losses[scoring]
+            nats = {n: nats_of(model, p, scoring=scoring).tolist() for n, p in passages.items()}
+            stored = ControlLosses(of=digest, recovery=record, nats=nats)
+            write_json(path, stored)
     return {name: torch.tensor(v, dtype=torch.float64) for name, v in stored.nats.items()}

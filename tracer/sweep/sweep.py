@@ -416,9 +416,12 @@ def _check_captures(plan: SweepPlan) -> None:
         if text is not None:
             read_text(text)
     if config.tasks:
-        from prunescope.tracer.quality.tasks import check_installed
+        from prunescope.tracer.model.load import lacks_tokenizer
+        from prunescope.tracer.quality.tasks import check_installed, no_tokenizer
 
         check_installed()
+        if lacks_tokenizer(config.model):
+            raise no_tokenizer()
     if config.other_text is not None:
         from prunescope.tracer.recovery.examples import check_unseen
 
