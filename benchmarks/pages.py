@@ -18,6 +18,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 import allocate
+import gemm
 import same_page
 import sweep
 from evidence import RUNS, unpacked
@@ -43,6 +44,8 @@ def main() -> None:
                 say(f"{name}.md")
             elif name == "allocation":
                 write("allocate", allocate.page(runs))
+            elif name == "gemm":
+                write("gemm", gemm.page(runs))
             BUNDLES.mkdir(exist_ok=True)
             prunescope.bundle(runs, out=BUNDLES / f"{name}.zip", overwrite=True)
             say(f"bundles/{name}.zip")
