@@ -41,7 +41,7 @@ class Timed:
     """What each repeat of a command took; `why` says why there are none.
 
     CPU seconds are those of the process and of those that it waited for. What else runs on the core
-    lengthens the wall, and hardly them.
+    lengthens them less than the wall.
     """
 
     seconds: list[float] = field(default_factory=list)

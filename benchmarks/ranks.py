@@ -120,9 +120,9 @@ def page() -> str:
         "",
         f"{kept['trace']['name']}, a file a rank; the kernels of one rank take "
         f"{kept['slowed']:.0%} longer. Whole processes, in turns: median, lowest to highest; × is "
-        "the ratio to the first row of as many ranks; CPU seconds are hardly lengthened by what "
-        "else runs. More processes are faster only where they "
-        "have a core each. Made from [ranks.json](ranks.json).",
+        "the ratio to the first row of as many ranks. All ran on one core, on which other work ran "
+        "too: CPU seconds vary less by it than the wall, and a row of one run decides nothing. "
+        "Made from [ranks.json](ranks.json).",
         "",
         "| ranks | events in all | engine | processes | n | wall s | × | CPU s | × "
         "| MB of the largest process | same bytes | slowed | reported as slow |",
