@@ -137,6 +137,11 @@ def _cut(layers: int, name: str) -> dict[str, Any]:
     return found
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name bytes by their length: packed ones hold the second in which a worker collected them."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Golden numbers are rewritten on request only."""
     parser.addoption("--update-golden", action="store_true", help="write tests/golden/expected")
