@@ -7,13 +7,17 @@ the step, and over how many devices tensor parallelism splits it, all as the ana
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import polars as pl
 
 from prunescope.analysis.kernels.columns import is_one_of
 from prunescope.analysis.kernels.role import GEMM_KINDS
+from prunescope.analysis.ledger.ledger import SideTimes, subtract_profiler_overhead
+from prunescope.analysis.ledger.pairing import RecordWeight
 from prunescope.analysis.predict.scaled_times import (
     COMMUNICATION,
     IN_LAYERS,
@@ -47,16 +51,68 @@ def parts_of(frame: pl.DataFrame, steps: int, layers: int) -> dict[str, float]:
     fused, and so is what moves tokens to experts and back. Kernels without a role belong to the
     part of what they compute; what is then left is in layers where its kernel runs once per layer.
     """
+    parts: defaultdict[str, float] = defaultdict(float)
+    for part, row in _kernel_groups(frame, (), steps * layers):
+        parts[part] += row["busy"] / steps
+    return dict(parts)
+
+
+def unprofiled_parts_of(
+    frame: pl.DataFrame, steps: int, layers: int, *, tail_ns: float, wall_ns: float
+) -> tuple[dict[str, float], float]:
+    """Return the busy time of a CPU's frame by part, and its gaps, without the profiler's overhead.
+
+    A record slows what it lies in: an op without inner ops hardly, the gaps with their module spans
+    most. So scaling all times alike would leave too much of a step in gaps, which no pruning
+    shrinks. The ledger subtracts the cost of a record from what each one lies in
+    (`ledger.subtract_profiler_overhead`), and so does this, by part and layer.
+
+    Args:
+        frame: The frame of a phase.
+        steps: Its steps.
+        layers: The layers of the model.
+        tail_ns: The trailing idle time of a step, ns.
+        wall_ns: The unprofiled wall, ns per step.
+
+    Returns:
+        ns per step by part, and of the gaps with the trailing idle time.
+    """
+    groups = list(_kernel_groups(frame, ("layer",), steps * layers))
+    busy, gap, inside, before = (
+        np.array([float(row[name]) for _, row in groups]) / steps
+        for name in ("busy", "gap", "recorded_inside", "recorded_before")
+    )
+    times = subtract_profiler_overhead(
+        SideTimes(busy[:, None], gap[:, None], np.array([tail_ns])),
+        np.array([wall_ns]),
+        RecordWeight(inside, before, 0.0),
+    )
+    parts: defaultdict[str, float] = defaultdict(float)
+    for (part, _), ns in zip(groups, times.busy[:, 0], strict=True):
+        parts[part] += float(ns)
+    return dict(parts), float(times.idle[0])
+
+
+def _kernel_groups(
+    frame: pl.DataFrame, apart: Sequence[str], runs_of_layers: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the groups of equal kernels, each with its part and sums; columns `apart` split them.
+
+    The part is that of all kernels of a group over these columns.
+    """
     rows = frame.with_columns(
         pl.col("name").fill_null("").alias("name"),
         is_one_of(frame["role"], UNPLACED).fill_null(value=True).alias("unplaced"),
     )
     keys = ["role", "kind", "name", "unplaced"]
-    groups = rows.group_by(keys).agg(pl.col("busy").sum(), pl.len().alias("count"))
-    parts: defaultdict[str, float] = defaultdict(float)
-    for row in groups.sort(keys).iter_rows(named=True):
-        parts[_part_of_kernels(row, steps * layers)] += row["busy"] / steps
-    return dict(parts)
+    sums = ("busy", "gap", "recorded_inside", "recorded_before")
+    groups = (
+        rows.with_columns(pl.len().over(keys).alias("count"))
+        .group_by([*keys, *apart])
+        .agg(pl.col("count").first(), *(pl.col(name).sum() for name in sums))
+    )
+    for row in groups.sort([*keys, *apart]).iter_rows(named=True):
+        yield _part_of_kernels(row, runs_of_layers), row
 
 
 def _part_of_kernels(row: Mapping[str, object], runs_of_layers: int) -> str:

@@ -6,15 +6,16 @@ family the bound, the expected speedup with its range, and memory. Times are ns 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import polars as pl
+
+from prunescope.analysis.device.calibrated import named_device, times_by_size
 from prunescope.analysis.device.hardware import (
     Device,
     device_in_trace,
-    find_device,
     parse_dtype,
     rate_of,
     unknown_device,
@@ -27,9 +28,10 @@ from prunescope.analysis.measured_step import (
     parts_of,
     possible_degrees,
     tensor_degree,
+    unprofiled_parts_of,
 )
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.predict.constants import MARLIN
+from prunescope.analysis.predict.constants import MARLIN, defaults_on
 from prunescope.analysis.predict.engine_formats import engine_runs, name_versions, warn_of_engine
 from prunescope.analysis.predict.predict_request import (
     PredictRequest,
@@ -168,9 +170,7 @@ def dense_phases(
         if routing is not None:
             warnings += routing.caveats(work.phase)
         layers = setting.shape.layers
-        measured = measured_phase(
-            phase, parts_of(analysis.frames[name], phase.steps, layers), host=is_on_cpu
-        )
+        measured = measured_phase(phase, analysis.frames[name], layers, setting, host=is_on_cpu)
         check_known(measured, label)
         if setting.tp > 1:
             measured.notes.append(
@@ -324,29 +324,43 @@ def _tensor_degree(phase: Phase, setting: Setting, work: Workload, model: str) -
     return tensor_degree(phase, ops_at, model)
 
 
-def measured_phase(phase: Phase, recorded: Mapping[str, float], *, host: bool) -> Measured:
+def measured_phase(
+    phase: Phase, frame: pl.DataFrame, layers: int, setting: Setting, *, host: bool
+) -> Measured:
     """Return the parts of a dense phase, in unprofiled time where there are samples.
 
-    `recorded` is its busy time by part, as it was recorded.
-
-    A profiler slows the host, not the kernels: on a device the gaps absorb the difference, while on
-    a CPU (`host`) all times are scaled alike.
+    A profiler slows the host, not the kernels: on a device the gaps absorb the difference. On a CPU
+    (`host`) the cost of each record is subtracted from what it lies in.
     """
     gap, wall = phase.gap_ns + phase.tail_ns, phase.wall_ns
     unprofiled = phase.unprofiled_ns.median if phase.unprofiled_ns else wall
     notes = [] if phase.unprofiled_ns else ["profiled times: there are no unprofiled samples"]
-    if host:
-        notes.append("the costs of execution are fitted to GPUs: on a CPU they are guesses")
+    recorded = parts_of(frame, phase.steps, layers)
     busy = sum(recorded.values())
-    if host or unprofiled <= busy:
+    if host:
+        notes.append(_source_of_costs(setting))
+        parts_now, gap = unprofiled_parts_of(
+            frame, phase.steps, layers, tail_ns=phase.tail_ns, wall_ns=unprofiled
+        )
+    elif unprofiled <= busy:
         factor = unprofiled / wall if wall else 1.0
         parts_now, gap = {name: ns * factor for name, ns in recorded.items()}, gap * factor
     else:
-        parts_now, gap = dict(recorded), unprofiled - busy
+        parts_now, gap = recorded, unprofiled - busy
     ranked = dict(sorted(parts_now.items(), key=lambda item: -item[1]))
     steps = phase.kernels_per_step
     kernels = sum(steps) / len(steps) if steps and sum(steps) else None
     return Measured(parts=ranked, gap_ns=gap, kernels=kernels, notes=notes)
+
+
+def _source_of_costs(setting: Setting) -> str:
+    """Tell where the costs of a run on a CPU come from."""
+    if setting.device.times is not None:
+        return "times by the size of an op: what `prunescope calibrate` measured on its device"
+    return (
+        "the costs of execution are fitted to GPUs: on a CPU they are guesses; `prunescope "
+        "calibrate` before the run measures them"
+    )
 
 
 def _row(phase: DensePhase, setting: Setting, engine: str | None, label: str) -> FamilyRow:
@@ -452,6 +466,8 @@ def _setting(request: PredictRequest, run: Run | None, report: Report) -> Settin
             hint="name it with --device, or give --peak DTYPE=TFLOPS and --bandwidth GB/S",
         )
     device = _device(request, report, rates, peaks["byte_per_s"])
+    if run is not None and device.times is None:
+        device = replace(device, **_measured_by_size(run))
     library, knobs = split_library(request.knobs)
     refuse_marlin(library)
     shape, traits = _model(request, run)
@@ -467,7 +483,29 @@ def _setting(request: PredictRequest, run: Run | None, report: Report) -> Settin
         knobs=knobs,
         sparse_library=library,
         terms=active_terms(request.terms, request.without),
+        **_eager_modules(run, device),
     )
+
+
+def _eager_modules(run: Run | None, device: Device) -> dict[str, Any]:
+    """Return the fields of a setting whose device has times by size: those of eager modules."""
+    if device.times is None:
+        return {}
+    used = {phase.attn for phase in run.phases.values()} if run is not None else set()
+    return {
+        "constants": defaults_on(device),
+        "launch": "eager",
+        "attn": "eager" if used == {"eager"} else "sdpa",
+    }
+
+
+def _measured_by_size(run: Run) -> dict[str, Any]:
+    """Return the fields of a device that its calibration in a run gives, of as many threads."""
+    known = run.device.calibration
+    times = None if known is None else times_by_size(known)
+    if known is None or times is None or times.threads != run.device.threads:
+        return {}
+    return {"times": times, "llc_bytes": known.l2_bytes, "architecture": "cpu"}
 
 
 def refuse_marlin(library: str) -> None:
@@ -511,7 +549,7 @@ def _device(
     An unknown one has the report's peaks alone.
     """
     name = str(report.device.get("name"))
-    known = find_device(request.device) if request.device else device_in_trace(name)
+    known = named_device(request.device) if request.device else device_in_trace(name)
     return known or unknown_device(
         name,
         dense_flop_per_s=rates,

@@ -13,12 +13,41 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib import resources
-from typing import Any
+from typing import Any, Protocol
 
 from prunescope.taxonomy.dtypes import THREE_TF32, dtype, three_tf32_rate
 from prunescope.taxonomy.errors import PrunescopeError
 
 _FORMAT = 1
+
+
+class MeasuredTimes(Protocol):
+    """The measured times of a device by the size of an op, in ns."""
+
+    @property
+    def call_ns(self) -> float:
+        """The time of the call of an op in a loop, which the times of GEMMs and streams hold."""
+
+    @property
+    def op_ns(self) -> float:
+        """The time of an op in the modules of a model that computes little."""
+
+    @property
+    def forward_ns(self) -> float:
+        """The time of a forward beyond its layers."""
+
+    @property
+    def threads(self) -> int | None:
+        """The threads of the measurement."""
+
+    def gemm_ns(self, dtype: str, *, m: float, n: float, k: float) -> float | None:
+        """Return the time of a GEMM; None for a dtype that was not measured."""
+
+    def cold_weight_ns(self, dtype: str) -> float:
+        """Return the time for each number of a weight that a GEMM reads from memory."""
+
+    def stream_ns(self, size: float) -> float:
+        """Return the time of an element-wise op that reads and writes `size` bytes in all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +88,7 @@ class Device:
     warp: int | None = None
     sparse_24: bool | None = None  # has matrix units (tensor cores) for 2:4 sparsity
     tf32: bool | None = None  # has matrix units for TF32
+    times: MeasuredTimes | None = None  # by the size of an op, where `calibrate` measured them
 
     @property
     def is_cpu(self) -> bool:

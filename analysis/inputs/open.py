@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from prunescope.analysis.device.calibrated import named_device
 from prunescope.analysis.device.hardware import (
     Device,
     device_in_trace,
     device_of_capability,
     devices_of_size,
-    find_device,
 )
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.inputs.side import (
@@ -361,7 +361,7 @@ def _peaks(side: Side) -> tuple[Peaks | None, Diagnostics]:
     trace.
     """
     options, diagnostics = side.options, Diagnostics()
-    given = find_device(options.device) if options.device else None
+    given = named_device(options.device) if options.device else None
     if options.bandwidth is not None and not 0 < options.bandwidth < float("inf"):
         raise PrunescopeError(
             f"--bandwidth {options.bandwidth:g} is not a bandwidth", hint="GB/s, as in 3350"

@@ -344,6 +344,12 @@ class Constants:
 
 
 DEFAULT = Constants()
+# A device whose times were measured by size starts no kernels, and these times hold the traffic of
+# unfused ops and a bare call of each. A dispatch is what Python and modules add to that.
+CALIBRATED = Constants(
+    ramp_clocks=0.0, launch_ns=0.0, unfused=1.0, gathered_kernel=1.0, gather_rate=1.0,
+    module_share=0.0,
+)  # fmt: skip
 # The cards of desktops (GeForce 2060 to 5090, not RTX 6000): their hosts clock higher than those of
 # servers.
 _OF_DESKTOPS = re.compile(r"(rtx|gtx)-\d{2}[5-9]0(-|$)")
@@ -351,6 +357,8 @@ _OF_DESKTOPS = re.compile(r"(rtx|gtx)-\d{2}[5-9]0(-|$)")
 
 def defaults_on(device: Device) -> Constants:
     """Return the constants in use on a device, where a request gives none."""
+    if device.times is not None:
+        return replace(CALIBRATED, dispatch_ns=device.times.op_ns - device.times.call_ns)
     host = TABLE["dispatch_ns"].desktop
     if host is None or not _OF_DESKTOPS.match(device.name):
         return DEFAULT

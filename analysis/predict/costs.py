@@ -18,13 +18,8 @@ from prunescope.analysis.predict.constants import (
     Constants,
     link_byte_per_s,
 )
-from prunescope.analysis.predict.eager_attention import (
-    EAGER_LAUNCHES,
-    FUSED_LAUNCHES,
-    attention_bytes,
-    has_scores_in_memory,
-    kv_expansions,
-)
+from prunescope.analysis.predict.eager_attention import has_scores_in_memory, kv_expansions
+from prunescope.analysis.predict.eager_ops import eager_bytes, eager_op
 from prunescope.analysis.predict.forward import LAST
 from prunescope.analysis.predict.kernel_times import OpCost, kernels_of, op_cost, op_cost_ns, rates
 from prunescope.analysis.predict.setting import Setting
@@ -106,7 +101,9 @@ class CostEstimate:
     def dispatch_ns(self, c: Constants, active: frozenset[str]) -> float:
         """Return the ns in which the host dispatches the ops of an eager forward."""
         ops = self.host_ops[0] + c.module_share * self.host_ops[1]
-        return (ops + self.added_kernels * ("added" in active)) * c.dispatch_ns
+        ops += self.added_kernels * ("added" in active)
+        times = self.setting.device.times
+        return ops * c.dispatch_ns + (0.0 if times is None else times.forward_ns)
 
     def stage_ns(self, c: Constants, active: frozenset[str]) -> float:
         """Return the ns between two forwards of a full pipeline.
@@ -244,6 +241,7 @@ def estimate_costs(side: PredictedSide) -> CostEstimate:
     def compute() -> CostEstimate:
         """Compute the costs."""
         ops, eager = side.bounded, setting.launch == "eager"
+        calibrated = device.times is not None  # its times by size hold the traffic
         op_costs = tuple([op_cost(side, op) for op in ops])
         return CostEstimate(
             setting=setting,
@@ -253,7 +251,9 @@ def estimate_costs(side: PredictedSide) -> CostEstimate:
             sums_parts=any(choice.sums_parts for cost in op_costs for *_, choice in cost.cuts),
             added_kernels=_added_kernels(side),
             added_bytes=_added_bytes(side),
-            eager_bytes=sum(op.layers * _eager_bytes(side, op) for op in ops) if eager else 0.0,
+            eager_bytes=sum(op.layers * eager_bytes(side, op) for op in ops)
+            if eager and not calibrated
+            else 0.0,
             allreduces=side.forward.allreduces,
             host_ops=_host_ops(side) if eager else (0.0, 0.0),
             sent_bytes=sent_bytes(side.forward) if setting.pp > 1 else 0.0,
@@ -265,7 +265,7 @@ def estimate_costs(side: PredictedSide) -> CostEstimate:
     key = (device.name, setting.flop_per_s, setting.byte_per_s, setting.sparse_library,
            setting.launch, setting.gemm_ceiling, device.sm, device.boost_hz, setting.dtype,
            setting.runtime, setting.wide_flop_per_s, setting.extra_ns,
-           setting.attn, setting.cache)  # fmt: skip
+           setting.attn, setting.cache, device.times)  # fmt: skip
     return side.forward.once(key, compute)
 
 
@@ -377,63 +377,13 @@ def _active_rows(ops: Sequence[Op]) -> float:
     return next((op.rows for op in ops if op.gathered and op.cls == "matmul"), 1.0)
 
 
-@dataclass(frozen=True, slots=True)
-class EagerOp:
-    """An op as eager modules run it.
-
-    It has ops that launch a kernel, views, module calls, and its traffic over that of the fused
-    kernel.
-    """
-
-    launches: int
-    views: int
-    modules: int
-    traffic: float = 1.0
-
-
-# Counted in transformers' Llama. A norm has cast, square, mean, eps, rsqrt, product, cast, product
-# and the sum of its residual: 42 bytes per element in 16 bits (float32 in between), 8 where fused.
-# RoPE has, on queries and on keys, product, negation, concatenation, product and sum: 18 bytes per
-# element for 4. An activation moves 10 for 6. Attention has two concatenations into the cache,
-# scores, scale, mask, softmax, cast, values and a copy.
-_NORM = EagerOp(9, 0, 1, 42 / 8)
-_EAGER = {
-    "attn_norm": _NORM,
-    "mlp_norm": _NORM,
-    "rope": EagerOp(10, 6, 1, 18 / 4),
-    "activation": EagerOp(2, 0, 1, 10 / 6),
-    "attention": EagerOp(EAGER_LAUNCHES, 10, 1),
-}
-# An expert in a loop calls its linear layers and its activation. It also finds its tokens (a number
-# is compared, four are read back, a mask is searched), gathers their rows and gates, multiplies by
-# the gates and adds to the output (Qwen3MoeExperts.forward, by the ops of a profile).
-_EXPERT_ACTIVATION = EagerOp(2 + 10, 8, 2, 10 / 6)
-_FUSED_ATTENTION = EagerOp(FUSED_LAUNCHES, 6, 1)
-_LINEAR, _OTHER = EagerOp(1, 2, 1), EagerOp(1, 0, 0)
-
-
-def _eager_op(op: Op, setting: Setting) -> EagerOp:
-    """Return an op as eager modules run it."""
-    if op.cls == "attention" and setting.attn != "eager":
-        return _FUSED_ATTENTION
-    if op.experts and op.role == "activation" and setting.loops_experts:
-        return _EXPERT_ACTIVATION
-    return _EAGER.get(op.role) or (_LINEAR if op.cls == "matmul" else _OTHER)
-
-
 def _host_ops(side: PredictedSide) -> tuple[float, float]:
     """Count the ops of a forward that launch a kernel, and module calls with half of each view."""
     launches = calls = 0.0
     for op in side.bounded:
-        eager, times = _eager_op(op, side.setting), op.layers * op.runs
+        eager, times = eager_op(op, side.setting), op.layers * op.runs
         if side.setting.loops_experts:
             times *= op.experts or 1.0
         launches += times * (eager.launches + kv_expansions(side.setting, op))
         calls += times * (eager.modules + 0.5 * eager.views)
     return launches, calls
-
-
-def _eager_bytes(side: PredictedSide, op: Op) -> float:
-    """Return the bytes that one layer of an op moves beyond its fused kernel."""
-    more = (_eager_op(op, side.setting).traffic - 1) * op.bytes
-    return more + attention_bytes(side, op) if op.cls == "attention" else more

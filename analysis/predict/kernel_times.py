@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from prunescope.analysis.device.hardware import same_chip
 from prunescope.analysis.predict.attention_rates import attention_share
+from prunescope.analysis.predict.calibrated_ops import calibrated_ns
 from prunescope.analysis.predict.constants import (
     DEFAULT,
     MARLIN,
@@ -111,6 +112,7 @@ class OpCost(NamedTuple):
     gathered: bool
     unpacks: bool = False  # weights have fewer bits than they are multiplied in
     attention: float = 0.0  # the share of the peak that attention reaches; 0: that of a GEMM
+    calibrated_ns: float | None = None  # as `calibrate` measured ops of its size; None: it did not
 
 
 class Rates(NamedTuple):
@@ -127,6 +129,7 @@ class Rates(NamedTuple):
     start: float  # seconds that one more kernel takes
     unpack: float = 1.0  # the rate over that of a GEMM whose weights are not unpacked
     attention: float = 0.0  # the rate of attention over that of its generation; 0: that of a GEMM
+    calibrated: bool = False  # whether measured times take the place of all of these
 
 
 def op_cost(side: PredictedSide, op: Op) -> OpCost:
@@ -162,6 +165,7 @@ def op_cost(side: PredictedSide, op: Op) -> OpCost:
         op.rows < 1,
         setting.sparse_library == MARLIN and op.role in LINEAR,
         _attention_share(side, op),
+        calibrated_ns(side, op),
     )
 
 
@@ -214,6 +218,7 @@ def rates(setting: Setting, c: Constants, active: Collection[str]) -> Rates:
         start / 1e9,
         c.unpack_rate if reached else 1.0,
         c.attention_rate if reached else 0.0,
+        reached,
     )
 
 
@@ -226,8 +231,10 @@ def op_cost_ns(cost: OpCost, r: Rates) -> float:
     """Return the ns of one layer: the slower of compute and memory.
 
     Compute has whole tiles and waves and the sums of a split K. The kernel that adds up the parts
-    comes after both.
+    comes after both. A time that was measured at the op's size takes the place of both.
     """
+    if r.calibrated and cost.calibrated_ns is not None:
+        return cost.calibrated_ns
     if r.tiles and cost.cuts:
         seconds = _fastest_cut(cost, r)[0]
     else:

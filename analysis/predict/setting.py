@@ -12,10 +12,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from prunescope.analysis.device.calibrated import named_device
 from prunescope.analysis.device.hardware import (
     Device,
     best_gemm_share,
-    find_device,
     parse_dtype,
     with_overrides,
 )
@@ -197,7 +197,7 @@ def read_model_on_device(request: PredictRequest, warnings: list[str]) -> ModelO
     routing = None if given is None else routing_of_model(given, model.shape)
     if routing is not None:
         warnings += [text for phase in _phases(request) for text in routing.caveats(phase)]
-    known = find_device(request.device) if request.device else None
+    known = named_device(request.device) if request.device else None
     device = with_overrides(known, peaks=request.peaks, bandwidth_gb_per_s=request.bandwidth)
     name = _choose_dtype(request.dtype, model.dtype, device, warnings)
     if model.quantised and request.dtype is None and request.weights is None:
@@ -206,7 +206,9 @@ def read_model_on_device(request: PredictRequest, warnings: list[str]) -> ModelO
             f"{name}, in time and in memory"
         )
     peak = device.peak(name)
-    if device.is_cpu:
+    if device.times is not None:
+        warnings.append(_calibrated_with(device.name, device.times.threads))
+    elif device.is_cpu:
         warnings.append(
             "no published speedup on a CPU was held against these ranges: --from-run predicts from "
             "one measured run"
@@ -229,6 +231,15 @@ def read_model_on_device(request: PredictRequest, warnings: list[str]) -> ModelO
         gemm_ceiling=best_gemm_share(device, name),
         pruned=pruned,
         routing=routing,
+    )
+
+
+def _calibrated_with(name: str, threads: int | None) -> str:
+    """Tell which measurement the times of a calibrated device are of."""
+    many = "an unknown number of threads" if threads is None else f"{threads} thread"
+    return (
+        f"{name}: times are those that `prunescope calibrate` measured with {many}"
+        f"{when(threads not in (None, 1), 's')}"
     )
 
 

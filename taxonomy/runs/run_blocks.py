@@ -6,8 +6,10 @@ against.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -136,11 +138,54 @@ class Spread(Block, kw_only=True):
     dispatch_ns: float = 0.0
 
 
+# Sizes of a grid grow, so that a value lies between two of them.
+_Axis = Annotated[list[Size], Meta(min_length=1, max_length=64)]
+_Times = Annotated[list[Size], Meta(min_length=1, max_length=1 << 14)]
+
+
+class GemmGrid(Block, kw_only=True):
+    """Times of GEMMs of one dtype whose weights are in the last cache, if it holds them.
+
+    `ns` has a time for each M, N and K of a grid: K changes fastest, M slowest.
+    """
+
+    m: _Axis
+    n: _Axis
+    k: _Axis
+    ns: _Times
+
+    def contradictions(self) -> Iterator[str]:
+        """Yield what is no grid: sizes that do not grow, or another number of times."""
+        yield from _axis_faults(m=self.m, n=self.n, k=self.k)
+        if len(self.ns) != len(self.m) * len(self.n) * len(self.k):
+            yield f"{len(self.ns)} times of {len(self.m)} x {len(self.n)} x {len(self.k)} sizes"
+
+
+class StreamTimes(Block, kw_only=True):
+    """Times of an element-wise op that reads two tensors and writes one, by the bytes it moves."""
+
+    bytes: _Axis
+    ns: _Times
+
+    def contradictions(self) -> Iterator[str]:
+        """Yield what is no curve: sizes that do not grow, or another number of times."""
+        yield from _axis_faults(bytes=self.bytes)
+        if len(self.ns) != len(self.bytes):
+            yield f"{len(self.ns)} times of {len(self.bytes)} sizes"
+
+
+def _axis_faults(**axes: list[int]) -> Iterator[str]:
+    """Yield the names of axes whose values do not grow."""
+    for name, values in axes.items():
+        if any(b <= a for a, b in itertools.pairwise(values)):
+            yield f"the sizes {name} do not grow"
+
+
 class CalibrationPasses(Block, kw_only=True):
     """How `calibrate` measured, and values other than peaks.
 
-    They are medians over its passes, and the least for floors. `disturbed`: by what, if a
-    measurement was disturbed again.
+    They are medians over its passes, and the least for floors and for times by size. `disturbed`:
+    by what, if a measurement was disturbed again.
     """
 
     statistic: str = ""
@@ -154,6 +199,11 @@ class CalibrationPasses(Block, kw_only=True):
     cache_byte_per_s: int | None = None
     dispatch_ns: int | None = None  # of the host, from call to call
     gemm_sweep: list[GemmTime] = []
+    # Of an op in the modules of a model, Python included, and of a forward beyond its layers.
+    op_ns: OmitDefault[Size | None] = None
+    forward_ns: OmitDefault[Count | None] = None
+    gemms: OmitDefault[dict[Name, GemmGrid]] = {}  # of a CPU, by dtype
+    streams: OmitDefault[StreamTimes | None] = None  # of a CPU
     disturbed: OmitDefault[Names] = []
 
 

@@ -15,9 +15,9 @@ import torch
 
 from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.formats import changed
+from prunescope.taxonomy.kept_calibrations import newest_calibration
 from prunescope.taxonomy.runs.run_blocks import Clocks, DeviceEntry, MeasuredPeaks, TimingNote
 from prunescope.tracer.capture.chrome import DEVICE, ChromeTrace, Event
-from prunescope.tracer.machine.calibrate import newest_calibration
 from prunescope.tracer.machine.device import device_info, read_clocks, timing_note
 from prunescope.tracer.machine.host import load_average
 from prunescope.tracer.machine.peaks import better_peaks, measure_peaks, rates_of

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 
 from prunescope.taxonomy.gemm import Gemm
+from prunescope.taxonomy.kept_calibrations import newest_calibration
 from prunescope.taxonomy.replays import (
     GemmCase,
     ReplayDevice,
@@ -34,7 +35,6 @@ from prunescope.tracer.gemm.request import GemmRequest
 from prunescope.tracer.gemm.steps import fit_steps
 from prunescope.tracer.gemm.variants import GemmVariant, curve_shapes, pruned_axes, variants
 from prunescope.tracer.machine.backends import backend_of
-from prunescope.tracer.machine.calibrate import newest_calibration
 from prunescope.tracer.machine.device import (
     device_info,
     pick_device,

@@ -1,23 +1,22 @@
 """This machine as an entry of the device table, measured in three passes of a few seconds each.
 
-The entry is the object of `devices --json` plus "measured", which says whether the passes agree.
-Rates are FLOP/s and bytes/s. The newest entry of each device is kept in the user's cache.
+The entry is the object of `devices --json` plus "measured", which says whether the passes agree and
+has the times of a CPU by the size of an op. Rates are FLOP/s and bytes/s. The newest entry of each
+device is kept in the user's cache.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import statistics
 from contextlib import suppress
 from functools import reduce
-from pathlib import Path
 
 import torch
 
 from prunescope.taxonomy.atomic_write import write_file
-from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.formats import UnknownVersion, decode_file, plain
+from prunescope.taxonomy.formats import plain
+from prunescope.taxonomy.kept_calibrations import calibration_path, slug
 from prunescope.taxonomy.runs.run_blocks import (
     CalibratedDevice,
     CalibrationPasses,
@@ -25,19 +24,14 @@ from prunescope.taxonomy.runs.run_blocks import (
     Spread,
 )
 from prunescope.tracer.machine.backends import backend_of
-from prunescope.tracer.machine.device import (
-    cache_folder,
-    device_info,
-    last_cache_bytes,
-    pick_device,
-)
+from prunescope.tracer.machine.device import device_info, last_cache_bytes, pick_device
 from prunescope.tracer.machine.disturbance import watched
 from prunescope.tracer.machine.memory_rates import MemoryRates, better_rates, measure_memory
 from prunescope.tracer.machine.peaks import STATISTIC, better_peaks, measure_peaks
+from prunescope.tracer.machine.times_by_size import TimesBySize, least_times, measure_times
 
 PASSES = 3
 AGREE = 0.1  # largest spread of passes that agree, as a share of their median
-_NOT_IN_SLUG = re.compile(r"\((r|tm|c)\)|\b(processor|cpu)\b|@.*", re.IGNORECASE)
 
 
 def calibrate(device: str = "auto", *, budget_s: float = 3.0) -> CalibratedDevice:
@@ -56,13 +50,15 @@ def calibrate(device: str = "auto", *, budget_s: float = 3.0) -> CalibratedDevic
         PrunescopeError: The device is unknown or absent.
     """
     torch_device = pick_device(device)
-    peaks, memory = [], []
+    peaks, memory, by_size = [], [], []
     disturbed: list[str] = []
     for _ in range(PASSES):
         peaks.append(measure_peaks(torch_device, "bf16", budget_s=budget_s))
         rates, reasons = _measure_memory_watched(torch_device)
         memory.append(rates)
         disturbed += reasons
+        if torch_device.type == "cpu":
+            by_size.append(measure_times(torch_device))
     info = device_info(torch_device)
     name = str(info.name)
     best = reduce(better_peaks, peaks)
@@ -76,9 +72,11 @@ def calibrate(device: str = "auto", *, budget_s: float = 3.0) -> CalibratedDevic
         l2_bytes=last_cache_bytes(torch_device),
         source="measured by prunescope calibrate",
         verified=False,  # no independent source confirms it
-        measured=_combine_passes(peaks, memory, list(dict.fromkeys([*best.disturbed, *disturbed]))),
+        measured=_combine_passes(
+            peaks, memory, by_size, list(dict.fromkeys([*best.disturbed, *disturbed]))
+        ),
     )
-    path = _entry_path(entry.name)
+    path = calibration_path(entry.name)
     with suppress(OSError):  # the entry is returned even if the cache cannot be written
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, json.dumps(plain(entry), indent=1).encode())
@@ -98,38 +96,16 @@ def _measure_memory_watched(device: torch.device) -> tuple[MemoryRates, list[str
     return better_rates(first, second), second_reasons
 
 
-def newest_calibration(name: str) -> CalibratedDevice | None:
-    """Return the newest stored entry of a device.
-
-    Args:
-        name: The name of the device as torch gives it.
-
-    Returns:
-        The entry, or None if there is none or it is damaged.
-
-    Raises:
-        UnknownVersion: A newer prunescope wrote the entry.
-    """
-    path = _entry_path(slug(name))
-    try:
-        return decode_file(path, CalibratedDevice, where=str(path), hint="run calibrate again")
-    except UnknownVersion:
-        raise
-    except (OSError, PrunescopeError):  # a damaged entry counts as none
-        return None
-
-
-def slug(name: str) -> str:
-    """Return the id of a device in the device table: "NVIDIA L4" becomes nvidia-l4."""
-    return re.sub(r"[^a-z0-9]+", "-", _NOT_IN_SLUG.sub(" ", name).lower()).strip("-")
-
-
 def _combine_passes(
-    passes: list[MeasuredPeaks], memory: list[MemoryRates], disturbed: list[str]
+    passes: list[MeasuredPeaks],
+    memory: list[MemoryRates],
+    by_size: list[TimesBySize],
+    disturbed: list[str],
 ) -> CalibrationPasses:
     """Combine the passes into the block "measured".
 
-    Rates of memory are medians over the passes, and the kernel floor is their minimum.
+    Rates of memory are medians over the passes; the kernel floor and the times by size are their
+    minimum, because a disturbance can only lengthen a time.
     """
     copies = [rates.copy_byte_per_s for rates in memory]
     cached_reads = [rates.cache_byte_per_s for rates in memory]
@@ -144,6 +120,7 @@ def _combine_passes(
         cache_byte_per_s=_spread(cached_reads),
         dispatch_ns=_spread(dispatches),
     )
+    least = least_times(by_size)
     floors = [p.kernel_floor_ns for p in passes if p.kernel_floor_ns is not None]
     return CalibrationPasses(
         statistic=f"best of {PASSES} passes of the {STATISTIC}",
@@ -157,6 +134,10 @@ def _combine_passes(
         cache_byte_per_s=round(statistics.median(cached_reads)),
         dispatch_ns=round(statistics.median(dispatches)),
         gemm_sweep=[row for peaks in passes for row in peaks.gemm_sweep],
+        op_ns=None if least.cost is None else max(1, round(least.cost.op_ns)),
+        forward_ns=None if least.cost is None else round(least.cost.forward_ns),
+        gemms=least.gemms,
+        streams=least.streams,
         disturbed=disturbed,
     )
 
@@ -164,8 +145,3 @@ def _combine_passes(
 def _spread(values: list[float]) -> float:
     """Return (largest − smallest) ÷ median."""
     return (max(values) - min(values)) / statistics.median(values)
-
-
-def _entry_path(name: str) -> Path:
-    """Return the file of a device's entry in the user's cache."""
-    return cache_folder() / "devices" / f"{name}.json"

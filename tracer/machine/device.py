@@ -19,10 +19,11 @@ import torch
 import transformers
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.processor import CPU_INFO, cpu_name
 from prunescope.taxonomy.runs.run_blocks import DeviceEntry, TimingNote
 from prunescope.tracer.machine.backends import BACKENDS, PROFILER, backend_of, toolkit
 from prunescope.tracer.machine.gpu_tools import gpu_clocks
-from prunescope.tracer.machine.host import CPU_INFO, cpu_name, load_average, load_notes, num_cores
+from prunescope.tracer.machine.host import load_average, load_notes, num_cores
 
 _CPU_CACHE = Path("/sys/devices/system/cpu/cpu0/cache")
 _CPU_CLOCK = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")  # kHz
@@ -134,15 +135,6 @@ def prunescope_version() -> str:
         return importlib.metadata.version("prunescope")
     except importlib.metadata.PackageNotFoundError:
         return "0+source"
-
-
-def cache_folder() -> Path:
-    """Return the folder of downloaded models and measured peaks.
-
-    It is $XDG_CACHE_HOME/prunescope, or ~/.cache/prunescope if that variable is not set.
-    """
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "prunescope"
 
 
 def timing_note(load_before: float | None) -> TimingNote:

@@ -1,4 +1,4 @@
-"""The processor of this machine: its name, the cores that we may use, and how busy they are.
+"""The processor of this machine: the cores that we may use, and how busy they are.
 
 The system's own files are read; a value is None where the system does not report it. torch is not
 imported here.
@@ -7,20 +7,6 @@ imported here.
 from __future__ import annotations
 
 import os
-import platform
-from pathlib import Path
-
-CPU_INFO = Path("/proc/cpuinfo")
-
-
-def cpu_name() -> str:
-    """Return the name of the CPU as Linux or Python gives it."""
-    try:
-        lines = CPU_INFO.read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def num_cores() -> int:

@@ -34,12 +34,13 @@ from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import MAX_LAYERS
 from prunescope.taxonomy.hub import reach
+from prunescope.taxonomy.kept_calibrations import cache_folder
 from prunescope.taxonomy.own_files import refuse_own_file
 from prunescope.taxonomy.presets import nearest_presets, preset_config, preset_names
 from prunescope.taxonomy.timings import part
 from prunescope.taxonomy.witnesses import read_shape
 from prunescope.taxonomy.words import whole_sentences
-from prunescope.tracer.machine.device import cache_folder, total_bytes
+from prunescope.tracer.machine.device import total_bytes
 from prunescope.tracer.model.model_shape import set_sizes_of_weights
 from prunescope.tracer.model.reshaped import load_reshaped, names_reshaped_modules
 from prunescope.tracer.model.uneven_layers import (

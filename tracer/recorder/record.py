@@ -36,6 +36,7 @@ from typing import Any
 import torch
 from torch.profiler import profile, record_function
 
+from prunescope.taxonomy.processor import cpu_name
 from prunescope.taxonomy.scrub import scrub_values
 from prunescope.tracer.capture.chrome import PHASE, STEP, WARMUP, Turn, has_backward, split
 from prunescope.tracer.capture.joined import Joined
@@ -48,7 +49,7 @@ from prunescope.tracer.machine.backends import (
 )
 from prunescope.tracer.machine.disturbance import DisturbanceMonitor, distinct, most_disturbed
 from prunescope.tracer.machine.gpu_tools import gpu_clocks
-from prunescope.tracer.machine.host import cpu_name, load_average, load_notes, num_cores
+from prunescope.tracer.machine.host import load_average, load_notes, num_cores
 from prunescope.tracer.model.calls import PHASE_NAME, call_shape, inner, inputs_of, usual_phase
 from prunescope.tracer.model.forwards import hooked, spanned
 from prunescope.tracer.model.packed_weights import weight_bytes

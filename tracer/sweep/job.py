@@ -18,6 +18,7 @@ from prunescope.taxonomy.arguments import asks_json
 from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import changed
+from prunescope.taxonomy.kept_calibrations import slug
 from prunescope.taxonomy.plan import PHASES
 from prunescope.taxonomy.runs.run import read_run
 from prunescope.taxonomy.runs.run_blocks import MeasuredPeaks, MeasuredRates
@@ -38,7 +39,6 @@ from prunescope.tracer.capture.variants import (
     check_method,
     make_variants,
 )
-from prunescope.tracer.machine.calibrate import slug
 from prunescope.tracer.machine.device import (
     device_info,
     memory_explained,
