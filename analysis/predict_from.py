@@ -6,6 +6,7 @@ family the bound, the expected speedup with its range, and memory. Times are ns 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -170,7 +171,12 @@ def dense_phases(
         if routing is not None:
             warnings += routing.caveats(work.phase)
         layers = setting.shape.layers
-        measured = measured_phase(phase, analysis.frames[name], layers, setting, host=is_on_cpu)
+        frame = analysis.frames[name]
+        measured = (
+            measured_phase_of_cpu(phase, frame, layers, setting)
+            if is_on_cpu
+            else measured_phase(phase, parts_of(frame, phase.steps, layers))
+        )
         check_known(measured, label)
         if setting.tp > 1:
             measured.notes.append(
@@ -324,33 +330,48 @@ def _tensor_degree(phase: Phase, setting: Setting, work: Workload, model: str) -
     return tensor_degree(phase, ops_at, model)
 
 
-def measured_phase(
-    phase: Phase, frame: pl.DataFrame, layers: int, setting: Setting, *, host: bool
-) -> Measured:
-    """Return the parts of a dense phase, in unprofiled time where there are samples.
+def measured_phase(phase: Phase, recorded: Mapping[str, float]) -> Measured:
+    """Return the parts of a dense phase on a device, in unprofiled time where there are samples.
 
-    A profiler slows the host, not the kernels: on a device the gaps absorb the difference. On a CPU
-    (`host`) the cost of each record is subtracted from what it lies in.
+    `recorded` is its busy time by part, as it was recorded. A profiler slows the host, not the
+    kernels: the gaps absorb the difference.
     """
-    gap, wall = phase.gap_ns + phase.tail_ns, phase.wall_ns
-    unprofiled = phase.unprofiled_ns.median if phase.unprofiled_ns else wall
-    notes = [] if phase.unprofiled_ns else ["profiled times: there are no unprofiled samples"]
-    recorded = parts_of(frame, phase.steps, layers)
-    busy = sum(recorded.values())
-    if host:
-        notes.append(_source_of_costs(setting))
-        parts_now, gap = unprofiled_parts_of(
-            frame, phase.steps, layers, tail_ns=phase.tail_ns, wall_ns=unprofiled
-        )
-    elif unprofiled <= busy:
-        factor = unprofiled / wall if wall else 1.0
-        parts_now, gap = {name: ns * factor for name, ns in recorded.items()}, gap * factor
-    else:
-        parts_now, gap = recorded, unprofiled - busy
-    ranked = dict(sorted(parts_now.items(), key=lambda item: -item[1]))
+    unprofiled, busy = _unprofiled_wall(phase), sum(recorded.values())
+    if unprofiled <= busy:
+        factor = unprofiled / phase.wall_ns if phase.wall_ns else 1.0
+        parts = {name: ns * factor for name, ns in recorded.items()}
+        return _measured(phase, parts, (phase.gap_ns + phase.tail_ns) * factor)
+    return _measured(phase, recorded, unprofiled - busy)
+
+
+def measured_phase_of_cpu(
+    phase: Phase, frame: pl.DataFrame, layers: int, setting: Setting
+) -> Measured:
+    """Return the parts of a dense phase on a CPU, in unprofiled time where there are samples.
+
+    The cost of each record of the profiler is subtracted from what it lies in.
+    """
+    parts, gap_ns = unprofiled_parts_of(
+        frame, phase.steps, layers, tail_ns=phase.tail_ns, wall_ns=_unprofiled_wall(phase)
+    )
+    return _measured(phase, parts, gap_ns, _source_of_costs(setting))
+
+
+def _measured(phase: Phase, parts: Mapping[str, float], gap_ns: float, *notes: str) -> Measured:
+    """Return a measured phase, whose largest part comes first."""
+    profiled = [] if phase.unprofiled_ns else ["profiled times: there are no unprofiled samples"]
     steps = phase.kernels_per_step
-    kernels = sum(steps) / len(steps) if steps and sum(steps) else None
-    return Measured(parts=ranked, gap_ns=gap, kernels=kernels, notes=notes)
+    return Measured(
+        parts=dict(sorted(parts.items(), key=lambda item: -item[1])),
+        gap_ns=gap_ns,
+        kernels=sum(steps) / len(steps) if steps and sum(steps) else None,
+        notes=[*profiled, *notes],
+    )
+
+
+def _unprofiled_wall(phase: Phase) -> float:
+    """Return the wall of a step without the profiler; the recorded one where it is unknown."""
+    return phase.unprofiled_ns.median if phase.unprofiled_ns else phase.wall_ns
 
 
 def _source_of_costs(setting: Setting) -> str:

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import polars as pl
 import pytest
 from rich.console import Console
 
+from prunescope.analysis.measured_step import unprofiled_parts_of
 from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.analysis.predict.scaled_times import Measured
 from prunescope.analysis.predict.setting import resolve, workloads
@@ -74,18 +76,35 @@ def test_on_a_device_only_the_gaps_take_up_what_the_profiler_added() -> None:
     samples, busy = phase.unprofiled_ns, sum(phase.roles.values())
     assert samples is not None
 
-    def at(median: float, *, host: bool) -> Measured:
+    def at(median: float) -> Measured:
         timed = msgspec.structs.replace(samples, median=median)
         timed_phase = msgspec.structs.replace(phase, unprofiled_ns=timed)
-        return measured_phase(timed_phase, timed_phase.roles, host=host)
+        return measured_phase(timed_phase, timed_phase.roles)
 
-    lead, short, cpu = at(busy + 7e5, host=False), at(busy / 2, host=False), at(2e6, host=True)
+    lead, short = at(busy + 7e5), at(busy / 2)
     assert lead.gap_ns == pytest.approx(7e5)
     assert sum(lead.parts.values()) == pytest.approx(busy)
     # kernels alone cannot take longer than the step: then everything is scaled
     assert short.wall_ns == pytest.approx(busy / 2)
-    assert cpu.wall_ns == pytest.approx(2e6)
-    assert cpu.gap_ns / cpu.wall_ns == pytest.approx(1 - busy / phase.wall_ns)
+
+
+def test_on_a_cpu_the_parts_lose_what_the_profiler_recorded_in_them() -> None:
+    """Two layers, each a GEMM of 100 ns without inner ops and a norm of 40 ns with one of them,
+    behind gaps of 30 ns with 3 records and of 10 ns with 1. A step takes 360 ns profiled and 310
+    without: 50 ns for 2 x (1 + 3 + 1) records are 5 each. No part loses more than it may."""
+    rows = [
+        {"role": role, "kind": kind, "name": role, "layer": layer, "busy": busy, "gap": gap,
+         "recorded_inside": inside, "recorded_before": before}
+        for layer in (0, 1)
+        for role, kind, busy, gap, inside, before in (
+            ("gate", "gemm", 100, 30, 0, 3), ("mlp_norm", "norm", 40, 10, 1, 1),
+        )
+    ]  # fmt: skip
+    parts, gap = unprofiled_parts_of(pl.DataFrame(rows), 1, 2, tail_ns=0.0, wall_ns=310.0)
+    assert parts == {"gate_up": pytest.approx(200), "norms": pytest.approx(2 * (40 - 5))}
+    assert gap == pytest.approx(2 * (30 - 3 * 5 + 10 - 5))
+    alike, _ = unprofiled_parts_of(pl.DataFrame(rows), 1, 2, tail_ns=0.0, wall_ns=720.0)
+    assert alike == {"gate_up": pytest.approx(400), "norms": pytest.approx(160)}  # twice as long
 
 
 def test_a_mask_changes_nothing_and_half_the_layers_halve_what_they_hold() -> None:
