@@ -887,12 +887,14 @@ def _calibrate(
     out: Annotated[
         Path | None,
         Option(
-            help="File to write the peaks to as JSON as well; without it, none.", metavar="FILE"
+            help="File to write the rates to as JSON as well, which --device of other commands "
+            "reads; without it, none.",
+            metavar="FILE",
         ),
     ] = None,
     json_target: Json = None,
 ) -> None:
-    """Measure the peaks of this machine in a few seconds; later traces on it use them.
+    """Measure the rates of this machine in a minute; traces on it and `--device cpu` use them.
 
     \b
     prunescope calibrate

@@ -219,10 +219,11 @@ def methods(incomplete: str) -> list[str]:
 
 
 def devices(incomplete: str) -> list[str]:
-    """Return the devices of the table that complete a word."""
+    """Return the devices of the table, and the calibrated CPU, that complete a word."""
+    from prunescope.analysis.device.calibrated import CPU
     from prunescope.analysis.device.hardware import DEVICES
 
-    return _complete(incomplete, (device.name for device in DEVICES), "")
+    return _complete(incomplete, [*(device.name for device in DEVICES), CPU], "")
 
 
 def machines(incomplete: str) -> list[str]:

@@ -28,10 +28,9 @@ _HINT = "measure it: prunescope calibrate"
 class TimesBySize:
     """The measured times of a CPU: of GEMMs by dtype, of element-wise ops, and of any op's call.
 
-    `call_ns` is that of an op called in a loop, which the times of GEMMs hold, `op_ns` that of an
-    op in the modules of a model, with the Python around it, and `forward_ns` what a forward takes
-    beyond its layers. `threads` are those of the measurement. Two objects are equal if they are the
-    same one.
+    `call_ns` is that of a small op called in a loop, `op_ns` that of an op in the modules of a
+    model, with the Python around it, and `forward_ns` what a forward takes beyond its layers.
+    `threads` are those of the measurement. Two objects are equal if they are the same one.
     """
 
     gemms: Mapping[str, GemmGrid]
@@ -44,10 +43,10 @@ class TimesBySize:
     def gemm_ns(self, dtype: str, *, m: float, n: float, k: float) -> float | None:
         """Return the ns of a GEMM whose weight is in the last cache, if that holds it.
 
-        It includes the call of its op. None for a dtype that was not measured.
+        The call of its op is not part of it. None for a dtype that was not measured.
         """
         grid = self.gemms.get(dtype)
-        return None if grid is None else _interpolate(grid, (m, n, k))
+        return None if grid is None else max(0.0, _interpolate(grid, (m, n, k)) - self.call_ns)
 
     def cold_weight_ns(self, dtype: str) -> float:
         """Return the ns for each number of a weight that a GEMM reads from memory.
@@ -64,11 +63,11 @@ class TimesBySize:
     def stream_ns(self, size: float) -> float:
         """Return the ns of an element-wise op that reads and writes `size` bytes in all.
 
-        It is the call of an op and, beyond that, what the measured time of this size is above that
-        of the smallest.
+        It is what the measured time of this size is above that of the smallest: the call of the op
+        is not part of it.
         """
         sizes, ns = self.streams.bytes, self.streams.ns
-        return self.call_ns + max(0.0, _linear(sizes, ns, size) - ns[0])
+        return max(0.0, _linear(sizes, ns, size) - ns[0])
 
 
 def named_device(name: str) -> Device:

@@ -26,7 +26,7 @@ class MeasuredTimes(Protocol):
 
     @property
     def call_ns(self) -> float:
-        """The time of the call of an op in a loop, which the times of GEMMs and streams hold."""
+        """The time of a small op that is called in a loop."""
 
     @property
     def op_ns(self) -> float:
@@ -41,13 +41,13 @@ class MeasuredTimes(Protocol):
         """The threads of the measurement."""
 
     def gemm_ns(self, dtype: str, *, m: float, n: float, k: float) -> float | None:
-        """Return the time of a GEMM; None for a dtype that was not measured."""
+        """Return the time of a GEMM beyond its call; None for a dtype that was not measured."""
 
     def cold_weight_ns(self, dtype: str) -> float:
         """Return the time for each number of a weight that a GEMM reads from memory."""
 
     def stream_ns(self, size: float) -> float:
-        """Return the time of an element-wise op that reads and writes `size` bytes in all."""
+        """Return the time beyond its call of an element-wise op that moves `size` bytes in all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,8 +224,8 @@ def _suggest_devices(name: str) -> str:
     if _CPU.search(" ".join(_words(name))):
         known = _join_ids([device for device in DEVICES if device.is_cpu])
         return (
-            f"of CPUs the table holds {known}; `prunescope calibrate` measures the rates of others "
-            "for --peak and --bandwidth, and --from-run scales a run measured on one"
+            f"of CPUs the table holds {known}; `prunescope calibrate` measures the one that it "
+            "runs on for --device cpu, and --from-run scales a run measured on one"
         )
     options = "`prunescope devices` lists all, --peak and --bandwidth set others"
     series = _nearest_of_series(name)

@@ -402,7 +402,7 @@ def _trace_peaks(side: Side, trace: Trace) -> tuple[Peaks | None, Diagnostics]:
 
 
 def _refuse_host_ops(side: Side, device: Device) -> None:
-    if side.bare is not None and not side.bare.on_device:
+    if side.bare is not None and not side.bare.on_device and device.times is None:
         cut = ": the file is cut off before any kernel" if side.bare.source.cut else ""
         raise PrunescopeError(
             f"{side.path.name} holds no device events, but --device names {device.name}{cut}",

@@ -31,9 +31,10 @@ class Options:
     device: Annotated[
         str | None,
         Option(
-            help="GPU or CPU of the trace, by its name in `prunescope devices` (not cuda or cpu); "
-            "without it, the one that the trace names.",
-            metavar="NAME",
+            help="GPU or CPU of the trace, by its name in `prunescope devices` (not cuda), cpu for "
+            "this machine as `calibrate` measured it, or a file of its --out; without it, the one "
+            "that the trace names.",
+            metavar="NAME|cpu|FILE",
             complete="devices",
         ),
     ] = None

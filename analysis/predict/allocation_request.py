@@ -72,9 +72,10 @@ class AllocateRequest:
     device: Annotated[
         str | None,
         Option(
-            help="Device whose times are predicted, by its name in `prunescope devices` (not cuda "
-            "or cpu); without it, give --from-run.",
-            metavar="NAME",
+            help="Device whose times are predicted, by its name in `prunescope devices` (not "
+            "cuda), cpu for this machine as `calibrate` measured it, or a file of its --out; "
+            "without it, give --from-run.",
+            metavar="NAME|cpu|FILE",
             complete="devices",
         ),
     ] = None

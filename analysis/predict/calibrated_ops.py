@@ -1,14 +1,13 @@
 """The time of an op on a device whose times `prunescope calibrate` measured by size.
 
 A side and an Op give the ns of one layer, as eager modules run it: its GEMMs at their own sizes,
-its element-wise ops by the bytes of each, and the call of every op. These times take the place of
-peak times efficiency, of the traffic of a stream, and of launches.
+and its element-wise ops by the bytes of each, without the calls of the ops. These times take the
+place of peak times efficiency and of the traffic of a stream.
 """
 
 from __future__ import annotations
 
-from prunescope.analysis.predict.eager_attention import kv_expansions
-from prunescope.analysis.predict.eager_ops import eager_bytes, eager_op
+from prunescope.analysis.predict.eager_modules import eager_bytes, eager_op, kv_expansions
 from prunescope.analysis.predict.side import PredictedSide
 from prunescope.taxonomy.plan import Op
 

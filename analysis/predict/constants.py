@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from prunescope.analysis.device.hardware import Device, same_chip
+from prunescope.analysis.device.hardware import Device, MeasuredTimes, same_chip
 
 PRO_6000, A100, H100, H100_PCIE, B200, MI300X, ADA = (
     "rtx-pro-6000-blackwell", "a100-80gb-sxm", "h100-sxm", "h100-pcie", "b200", "mi300x",
@@ -344,12 +344,6 @@ class Constants:
 
 
 DEFAULT = Constants()
-# A device whose times were measured by size starts no kernels, and these times hold the traffic of
-# unfused ops and a bare call of each. A dispatch is what Python and modules add to that.
-CALIBRATED = Constants(
-    ramp_clocks=0.0, launch_ns=0.0, unfused=1.0, gathered_kernel=1.0, gather_rate=1.0,
-    module_share=0.0,
-)  # fmt: skip
 # The cards of desktops (GeForce 2060 to 5090, not RTX 6000): their hosts clock higher than those of
 # servers.
 _OF_DESKTOPS = re.compile(r"(rtx|gtx)-\d{2}[5-9]0(-|$)")
@@ -358,11 +352,28 @@ _OF_DESKTOPS = re.compile(r"(rtx|gtx)-\d{2}[5-9]0(-|$)")
 def defaults_on(device: Device) -> Constants:
     """Return the constants in use on a device, where a request gives none."""
     if device.times is not None:
-        return replace(CALIBRATED, dispatch_ns=device.times.op_ns - device.times.call_ns)
+        return _calibrated(device, device.times)
     host = TABLE["dispatch_ns"].desktop
     if host is None or not _OF_DESKTOPS.match(device.name):
         return DEFAULT
     return replace(DEFAULT, dispatch_ns=host)
+
+
+def _calibrated(device: Device, times: MeasuredTimes) -> Constants:
+    """Return the constants of a device whose times were measured by size.
+
+    These hold the traffic of unfused ops. Each op adds a bare call, in place of the ramp of a
+    kernel, and what Python and modules take around it, in place of a dispatch.
+    """
+    return Constants(
+        ramp_clocks=times.call_ns * (device.boost_hz or TYPICAL_HZ) / 1e9,
+        launch_ns=0.0,
+        dispatch_ns=times.op_ns - times.call_ns,
+        module_share=0.0,
+        unfused=1.0,
+        gathered_kernel=1.0,
+        gather_rate=1.0,
+    )
 
 
 def is_measured_on(device: Device) -> bool:

@@ -12,14 +12,19 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+from prunescope.analysis.predict.calibrated_ops import calibrated_ns
 from prunescope.analysis.predict.constants import (
     SPARSE_LIBRARIES,
     TABLE,
     Constants,
     link_byte_per_s,
 )
-from prunescope.analysis.predict.eager_attention import has_scores_in_memory, kv_expansions
-from prunescope.analysis.predict.eager_ops import eager_bytes, eager_op
+from prunescope.analysis.predict.eager_modules import (
+    eager_bytes,
+    eager_op,
+    has_scores_in_memory,
+    kv_expansions,
+)
 from prunescope.analysis.predict.forward import LAST
 from prunescope.analysis.predict.kernel_times import OpCost, kernels_of, op_cost, op_cost_ns, rates
 from prunescope.analysis.predict.setting import Setting
@@ -166,9 +171,15 @@ class CostEstimate:
         sums: defaultdict[str, float] = defaultdict(float)
         for op, cost in zip(self.ops, self.op_costs, strict=True):
             role = ADDED if op.added else op.role
-            sums[role] += cost.layers * op_cost_ns(cost, r) + kernels_of([op]) * ramp
+            sums[role] += cost.layers * op_cost_ns(cost, r) + self.kernels_of_op(op) * ramp
         self._roles[c, active] = sums
         return sums
+
+    def kernels_of_op(self, op: Op) -> float:
+        """Count the kernels that an op starts in a forward: on a calibrated device, its ops."""
+        if self.setting.device.times is None:
+            return kernels_of([op])
+        return _launched(self.setting, op)
 
     def added_busy_ns(self, c: Constants, active: frozenset[str]) -> float:
         """Return the ns in which added kernels keep the device busy.
@@ -243,11 +254,15 @@ def estimate_costs(side: PredictedSide) -> CostEstimate:
         ops, eager = side.bounded, setting.launch == "eager"
         calibrated = device.times is not None  # its times by size hold the traffic
         op_costs = tuple([op_cost(side, op) for op in ops])
+        if calibrated:
+            sized = (calibrated_ns(side, op) for op in ops)
+            pairs = zip(op_costs, sized, strict=True)
+            op_costs = tuple([cost._replace(calibrated_ns=ns) for cost, ns in pairs])
         return CostEstimate(
             setting=setting,
             ops=ops,
             op_costs=op_costs,
-            kernels=kernels_of(ops),
+            kernels=sum(_launched(setting, op) for op in ops) if calibrated else kernels_of(ops),
             sums_parts=any(choice.sums_parts for cost in op_costs for *_, choice in cost.cuts),
             added_kernels=_added_kernels(side),
             added_bytes=_added_bytes(side),
@@ -286,6 +301,9 @@ def expected_speedup(setting: Setting, work: Workload, sparsity: float | None = 
 # attention on gathered rows passes its cache once more; and keys are ranked by scores of their own,
 # for a piece of the queries at a time.
 _ROUTE_KERNELS = 2  # gather and scatter
+# As eager modules route (tracer/routing, by the ops of a profile): scores are ranked, sorted and
+# compared, places are made and filled, rows, positions and gates are selected, outputs are added.
+_ROUTE_OPS = 15
 _LAYOUT_KERNELS = 2  # into the layout of the sparse kernel and out of it
 _ROW_MULTIPLE = 8  # of the rows of a 2:4 GEMM; one more kernel pads other numbers of rows
 _ESTIMATE_KERNELS = 3  # pooled scores, softmax, top-k
@@ -320,7 +338,7 @@ def _added_kernels(side: PredictedSide) -> float:
     per_sparse = _LAYOUT_KERNELS * has_copies + (work.rows % _ROW_MULTIPLE != 0)
     for op in side.bounded:
         if _is_added_router(op):
-            total += op.layers * _ROUTE_KERNELS
+            total += op.layers * _route_kernels(side)
         elif op.sparse:
             total += op.layers * per_sparse
         elif op.cls == "attention":
@@ -329,6 +347,13 @@ def _added_kernels(side: PredictedSide) -> float:
             moves = (_SCORE_KERNELS + _PICK_KERNELS) * op.compacted
             total += op.layers * (_ESTIMATE_KERNELS * op.estimated + cache_pass + ranks + moves)
     return total
+
+
+def _route_kernels(side: PredictedSide) -> float:
+    """Count the kernels around a routed sublayer: of eager modules where ops were calibrated."""
+    if side.setting.device.times is None:
+        return _ROUTE_KERNELS
+    return _ROUTE_OPS * next((op.runs for op in side.bounded if op.gathered), 1.0)
 
 
 def _added_bytes(side: PredictedSide) -> AddedBytes:
@@ -381,9 +406,18 @@ def _host_ops(side: PredictedSide) -> tuple[float, float]:
     """Count the ops of a forward that launch a kernel, and module calls with half of each view."""
     launches = calls = 0.0
     for op in side.bounded:
-        eager, times = eager_op(op, side.setting), op.layers * op.runs
-        if side.setting.loops_experts:
-            times *= op.experts or 1.0
-        launches += times * (eager.launches + kv_expansions(side.setting, op))
-        calls += times * (eager.modules + 0.5 * eager.views)
+        eager = eager_op(op, side.setting)
+        launches += _launched(side.setting, op)
+        calls += _times_called(side.setting, op) * (eager.modules + 0.5 * eager.views)
     return launches, calls
+
+
+def _launched(setting: Setting, op: Op) -> float:
+    """Count the eager ops that launch for an op in a forward."""
+    each = eager_op(op, setting).launches + kv_expansions(setting, op)
+    return _times_called(setting, op) * each
+
+
+def _times_called(setting: Setting, op: Op) -> float:
+    """Count how often the modules of an op are called in a forward."""
+    return op.layers * op.runs * ((op.experts or 1.0) if setting.loops_experts else 1.0)

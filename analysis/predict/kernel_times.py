@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 from prunescope.analysis.device.hardware import same_chip
 from prunescope.analysis.predict.attention_rates import attention_share
-from prunescope.analysis.predict.calibrated_ops import calibrated_ns
 from prunescope.analysis.predict.constants import (
     DEFAULT,
     MARLIN,
@@ -27,7 +26,7 @@ from prunescope.analysis.predict.constants import (
     Constants,
     SparseRate,
 )
-from prunescope.analysis.predict.eager_attention import has_scores_in_memory
+from prunescope.analysis.predict.eager_modules import has_scores_in_memory
 from prunescope.analysis.predict.formats import LINEAR, WIDE
 from prunescope.analysis.predict.setting import Setting
 from prunescope.analysis.predict.side import PredictedSide
@@ -165,7 +164,6 @@ def op_cost(side: PredictedSide, op: Op) -> OpCost:
         op.rows < 1,
         setting.sparse_library == MARLIN and op.role in LINEAR,
         _attention_share(side, op),
-        calibrated_ns(side, op),
     )
 
 

@@ -81,10 +81,10 @@ class ForwardRequest:
     device: Annotated[
         str | None,
         Option(
-            help="Device to predict for, by its name in `prunescope devices` or in nvidia-smi "
-            "(not cuda or cpu); several, separated by commas, make a grid; without it, give --peak "
-            "and --bandwidth.",
-            metavar="NAME,...",
+            help="Device to predict for, by its name in `prunescope devices` or in nvidia-smi (not "
+            "cuda), cpu for this machine as `calibrate` measured it, or a file of its --out; "
+            "several, separated by commas, make a grid; without it, give --peak and --bandwidth.",
+            metavar="NAME|cpu|FILE,...",
             complete="devices",
         ),
     ] = None

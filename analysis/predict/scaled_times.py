@@ -163,10 +163,11 @@ def _expected_ns(
         part: ns * other.get(part, _share_left(_PARTS.get(part, ()), before, after))
         for part, ns in measured.parts.items()
     }
-    gaps = _layers_left(dense, pruned)
+    gaps = _gaps_left(measured, dense, pruned)
     if "launch" in terms:  # gaps go with their layers, and added kernels bring new ones
         dense_kernels = estimate_costs(dense).kernels
-        more = estimate.kernels + estimate.added_kernels - gaps * dense_kernels
+        left = _layers_left(dense, pruned) * dense_kernels
+        more = estimate.kernels + estimate.added_kernels - left
         gaps = max(0.0, gaps + more / (measured.kernels or dense_kernels))
     added = after.get(ADDED, 0.0) + estimate.added_busy_ns(c, active)
     return parts, measured.gap_ns * gaps, added
@@ -179,7 +180,7 @@ def _bound_ns(measured: Measured, dense: PredictedSide, pruned: PredictedSide) -
     time.
     """
     before, after = _ideal_ns(dense), _ideal_ns(pruned)
-    bound = {_IDLE: measured.gap_ns * _layers_left(dense, pruned)}
+    bound = {_IDLE: measured.gap_ns * _gaps_left(measured, dense, pruned)}
     other = _shares_of_others(dense, pruned)
     for part, ns in measured.parts.items():
         roles = _PARTS.get(part, ())
@@ -224,6 +225,18 @@ def _share_left(
     wanted = frozenset(roles)
     total = sum(before.get(role, 0.0) for role in wanted)
     return sum(after.get(role, 0.0) for role in wanted) / total if total else 1.0
+
+
+def _gaps_left(measured: Measured, dense: PredictedSide, pruned: PredictedSide) -> float:
+    """Return what is left of the gaps: they go with their layers.
+
+    On a calibrated device those beyond the layers (masks, positions) are known, and stay.
+    """
+    layers, times = _layers_left(dense, pruned), dense.setting.device.times
+    if times is None or measured.gap_ns <= 0:
+        return layers
+    beyond = min(1.0, times.forward_ns / measured.gap_ns)
+    return beyond + (1 - beyond) * layers
 
 
 def _layers_left(dense: PredictedSide, pruned: PredictedSide) -> float:

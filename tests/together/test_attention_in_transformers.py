@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicLayer, StaticLayer
 from transformers.integrations import flash_attention, sdpa_attention
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
-from prunescope.analysis.predict.eager_attention import (
+from prunescope.analysis.predict.eager_modules import (
     EAGER_LAUNCHES,
     FUSED_LAUNCHES,
     attention_bytes,

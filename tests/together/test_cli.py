@@ -325,6 +325,8 @@ def test_calibrate_writes_a_device_with_its_spread(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     import prunescope.tracer.machine.calibrate as calibrate
+    from prunescope.taxonomy.kept_calibrations import newest_calibration
+    from prunescope.tracer.machine.times_by_size import PassTimes
 
     rates = iter((1e12, 3e12, 2e12))
 
@@ -344,6 +346,7 @@ def test_calibrate_writes_a_device_with_its_spread(
     monkeypatch.setattr(calibrate, "measure_peaks", measure)
     monkeypatch.setattr(calibrate, "measure_memory", lambda _device: next(memory))
     monkeypatch.setattr(calibrate, "watched", lambda measured, _device: (measured(), []))
+    monkeypatch.setattr(calibrate, "measure_times", lambda _device: PassTimes())
     device = tmp_path / "d.json"
     code, out, err = run("calibrate", "--device", "cpu", "--json", "-", "--out", device)
     entry = json.loads(out)
@@ -356,8 +359,8 @@ def test_calibrate_writes_a_device_with_its_spread(
     assert entry["measured"]["spread"]["copy_byte_per_s"] == pytest.approx(2 / 3)
     assert entry["measured"]["agree"] is False  # passes that are 100 % apart
     assert "the passes differ" in err
-    assert plain(calibrate.newest_calibration(entry["aliases"][0])) == entry
-    assert calibrate.newest_calibration("another device") is None
+    assert plain(newest_calibration(entry["aliases"][0])) == entry
+    assert newest_calibration("another device") is None
     known = json.loads(run("devices", "--json")[1])["devices"][0]
     assert set(entry) - {"measured"} <= set(known)
 
@@ -372,7 +375,7 @@ def test_calibrate_writes_a_device_with_its_spread(
 )
 @pytest.mark.torch
 def test_the_name_of_a_device(name: str, slug: str) -> None:
-    from prunescope.tracer.machine.calibrate import slug as of
+    from prunescope.taxonomy.kept_calibrations import slug as of
 
     assert of(name) == slug
 

@@ -28,7 +28,7 @@ from prunescope.tracer.machine.device import device_info, last_cache_bytes, pick
 from prunescope.tracer.machine.disturbance import watched
 from prunescope.tracer.machine.memory_rates import MemoryRates, better_rates, measure_memory
 from prunescope.tracer.machine.peaks import STATISTIC, better_peaks, measure_peaks
-from prunescope.tracer.machine.times_by_size import TimesBySize, least_times, measure_times
+from prunescope.tracer.machine.times_by_size import PassTimes, least_times, measure_times
 
 PASSES = 3
 AGREE = 0.1  # largest spread of passes that agree, as a share of their median
@@ -99,7 +99,7 @@ def _measure_memory_watched(device: torch.device) -> tuple[MemoryRates, list[str
 def _combine_passes(
     passes: list[MeasuredPeaks],
     memory: list[MemoryRates],
-    by_size: list[TimesBySize],
+    by_size: list[PassTimes],
     disturbed: list[str],
 ) -> CalibrationPasses:
     """Combine the passes into the block "measured".

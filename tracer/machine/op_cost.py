@@ -16,11 +16,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from prunescope.taxonomy.presets import preset_config
+
 _LAYERS = (2, 6)
-_CONFIG = {
-    "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "vocab_size": 64,
-}  # fmt: skip
+_PRESET = "tiny-llama"
+_SMALLER = {"hidden_size": 64, "intermediate_size": 64, "vocab_size": 64}
 _CALLS = 30
 # Ops that make no tensor of their own are views: their time counts as that of the others.
 _VIEWS = ("view", "transpose", "unsqueeze", "squeeze", "slice", "reshape", "expand", "alias", "to",
@@ -56,19 +56,21 @@ def measure_op_cost() -> OpCost:
 
 
 def _model(layers: int) -> Any:
-    """Return a small Llama with random weights."""
-    config = AutoConfig.for_model("llama", num_hidden_layers=layers, **_CONFIG)
+    """Return a small model with random weights."""
+    config = AutoConfig.for_model(
+        **{**preset_config(_PRESET), **_SMALLER, "num_hidden_layers": layers}
+    )
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
 
 def _count_ops(model: Any, token: torch.Tensor) -> int:
     """Count the ops of a forward that compute."""
-    with _Counter() as counter:
+    with OpCounter() as counter:
         model(token, use_cache=True)
     return counter.ops
 
 
-class _Counter(TorchDispatchMode):
+class OpCounter(TorchDispatchMode):
     """Counts the ops that are called inside, but for views."""
 
     def __init__(self) -> None:

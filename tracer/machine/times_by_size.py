@@ -33,7 +33,7 @@ _CELL_S = 0.02  # of one size; a longer call is made once after its warm-up
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimesBySize:
+class PassTimes:
     """Times of GEMMs by dtype, of element-wise ops, and of an op's call in a model.
 
     They are empty and None where not measured.
@@ -44,20 +44,20 @@ class TimesBySize:
     cost: OpCost | None = None
 
 
-def measure_times(device: torch.device) -> TimesBySize:
+def measure_times(device: torch.device) -> PassTimes:
     """Measure the times of a device by size; this takes some seconds."""
     with torch.inference_mode():
-        return TimesBySize(
+        return PassTimes(
             gemms={dtype: _measure_gemms(device, dtype) for dtype in DTYPES},
             streams=_measure_streams(device),
             cost=measure_op_cost(),
         )
 
 
-def least_times(passes: Sequence[TimesBySize]) -> TimesBySize:
+def least_times(passes: Sequence[PassTimes]) -> PassTimes:
     """Return the least time of each size over passes of equal sizes; empty without passes."""
     if not passes:
-        return TimesBySize()
+        return PassTimes()
     first = passes[0]
     gemms = {
         dtype: GemmGrid(
@@ -66,7 +66,7 @@ def least_times(passes: Sequence[TimesBySize]) -> TimesBySize:
         for dtype, grid in first.gemms.items()
     }
     streams = [p.streams for p in passes if p.streams is not None]
-    return TimesBySize(
+    return PassTimes(
         gemms=gemms,
         streams=StreamTimes(bytes=streams[0].bytes, ns=_least([s.ns for s in streams]))
         if streams

@@ -9,15 +9,31 @@ import pytest
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import plain, read
-from prunescope.taxonomy.runs.run_blocks import CalibratedDevice, MeasuredPeaks
+from prunescope.taxonomy.runs.run_blocks import (
+    CalibratedDevice,
+    GemmGrid,
+    MeasuredPeaks,
+    StreamTimes,
+)
 from prunescope.tracer.machine import calibrate as calibration
 from prunescope.tracer.machine.memory_rates import MemoryRates
+from prunescope.tracer.machine.op_cost import OpCost
+from prunescope.tracer.machine.times_by_size import PassTimes
 
 pytestmark = pytest.mark.torch
 
 
 def rates(copy: float, cache: float = 9e10, dispatch: float = 800) -> MemoryRates:
     return MemoryRates(copy_byte_per_s=copy, cache_byte_per_s=cache, dispatch_ns=dispatch)
+
+
+def sizes_of(gemm_ns: int, op_ns: float) -> PassTimes:
+    """The times of one pass: of one GEMM, one stream of 100 ns, and an op."""
+    return PassTimes(
+        gemms={"fp32": GemmGrid(m=[1], n=[64], k=[64], ns=[gemm_ns])},
+        streams=StreamTimes(bytes=[3072], ns=[100]),
+        cost=OpCost(op_ns=op_ns, forward_ns=op_ns / 2),
+    )
 
 
 @pytest.fixture
@@ -41,6 +57,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> Callable[..., CalibratedDevice]:
         )
         reasons: Iterator[list[str]] = iter(told)
         left = iter(memory)
+        sizes = iter([sizes_of(900, 4000), sizes_of(700, 5000), sizes_of(800, 6000)])
 
         def watched(run: Callable[[], Any], _device: Any) -> tuple[Any, list[str]]:
             return run(), next(reasons)
@@ -48,6 +65,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> Callable[..., CalibratedDevice]:
         monkeypatch.setattr(calibration, "measure_peaks", lambda *_, **__: next(peaks))
         monkeypatch.setattr(calibration, "measure_memory", lambda _device: next(left))
         monkeypatch.setattr(calibration, "watched", watched)
+        monkeypatch.setattr(calibration, "measure_times", lambda _device: next(sizes))
         found = calibration.calibrate("cpu")
         assert next(left, None) is None, "not every measurement was taken"
         return found
@@ -63,6 +81,8 @@ def test_a_peak_is_the_best_of_the_passes(made_up: Callable[..., CalibratedDevic
     assert measured is not None and measured.spread is not None
     assert measured.kernel_floor_ns == 700
     assert measured.copy_byte_per_s == 3e10  # what is no peak is a median
+    assert measured.gemms["fp32"].ns == [700]  # of a time the least
+    assert (measured.op_ns, measured.forward_ns) == (4000, 2000)
     assert measured.spread.dense_flop_per_s == {"bf16": 1.0}  # (3 - 1) / 2
     assert measured.spread.byte_per_s == pytest.approx(2 / 3)
     assert (measured.statistic or "").startswith("best of 3 passes")

@@ -1,7 +1,7 @@
-"""Attention as eager modules run it: ops that launch, copies of the cache, expanded heads.
+"""A model as eager modules run it: ops that launch, calls, traffic, copies of the cache.
 
-A setting says how attention is run (`--attn`) and what holds its keys (`--cache`); an attention Op
-gives the ops of a layer and the bytes beyond those of one fused kernel. Counted in transformers
+A setting says how attention is run (`--attn`) and what holds its keys (`--cache`); an Op gives the
+ops of a layer and the bytes beyond those of one fused kernel. Attention is counted in transformers
 4.57:
 
 - `eager_attention_forward` (models/llama/modeling_llama.py) expands grouped keys and values
@@ -16,6 +16,8 @@ gives the ops of a layer and the bytes beyond those of one fused kernel. Counted
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from prunescope.analysis.predict.setting import Setting
 from prunescope.analysis.predict.side import PredictedSide
@@ -56,3 +58,53 @@ def attention_bytes(side: PredictedSide, op: Op) -> float:
         more += 2 * op.kv_read
     expanded = kv_expansions(setting, op) / 2
     return more + expanded * 2 * setting.shape.attention.group * op.kv_read
+
+
+@dataclass(frozen=True, slots=True)
+class EagerOp:
+    """An op as eager modules run it.
+
+    It has ops that launch a kernel, views, module calls, and its traffic over that of the fused
+    kernel.
+    """
+
+    launches: int
+    views: int
+    modules: int
+    traffic: float = 1.0
+
+
+# Counted in transformers' Llama. A norm has cast, square, mean, eps, rsqrt, product, cast, product
+# and the sum of its residual: 42 bytes per element in 16 bits (float32 in between), 8 where fused.
+# RoPE has, on queries and on keys, product, negation, concatenation, product and sum: 18 bytes per
+# element for 4. An activation moves 10 for 6. Attention has two concatenations into the cache,
+# scores, scale, mask, softmax, cast, values and a copy.
+_NORM = EagerOp(9, 0, 1, 42 / 8)
+_EAGER = {
+    "attn_norm": _NORM,
+    "mlp_norm": _NORM,
+    "rope": EagerOp(10, 6, 1, 18 / 4),
+    "activation": EagerOp(2, 0, 1, 10 / 6),
+    "attention": EagerOp(EAGER_LAUNCHES, 10, 1),
+}
+# An expert in a loop calls its linear layers and its activation. It also finds its tokens (a number
+# is compared, four are read back, a mask is searched), gathers their rows and gates, multiplies by
+# the gates and adds to the output (Qwen3MoeExperts.forward, by the ops of a profile).
+_EXPERT_ACTIVATION = EagerOp(2 + 10, 8, 2, 10 / 6)
+_FUSED_ATTENTION = EagerOp(FUSED_LAUNCHES, 6, 1)
+_LINEAR, _OTHER = EagerOp(1, 2, 1), EagerOp(1, 0, 0)
+
+
+def eager_op(op: Op, setting: Setting) -> EagerOp:
+    """Return an op as eager modules run it."""
+    if op.cls == "attention" and setting.attn != "eager":
+        return _FUSED_ATTENTION
+    if op.experts and op.role == "activation" and setting.loops_experts:
+        return _EXPERT_ACTIVATION
+    return _EAGER.get(op.role) or (_LINEAR if op.cls == "matmul" else _OTHER)
+
+
+def eager_bytes(side: PredictedSide, op: Op) -> float:
+    """Return the bytes that one layer of an op moves beyond its fused kernel."""
+    more = (eager_op(op, side.setting).traffic - 1) * op.bytes
+    return more + attention_bytes(side, op) if op.cls == "attention" else more
