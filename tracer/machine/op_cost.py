@@ -28,14 +28,14 @@ _VIEWS = ("view", "transpose", "unsqueeze", "squeeze", "slice", "reshape", "expa
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpCost:
+class CallCost:
     """The ns of an op that computes, and of a forward beyond its layers."""
 
     op_ns: float
     forward_ns: float
 
 
-def measure_op_cost() -> OpCost:
+def measure_op_cost() -> CallCost:
     """Measure the cost of an op in a decode step of one token without a past, on the CPU."""
     models = {layers: _model(layers) for layers in _LAYERS}
     token = torch.zeros(1, 1, dtype=torch.long)
@@ -49,7 +49,7 @@ def measure_op_cost() -> OpCost:
                 times[layers].append(time.perf_counter_ns() - start)
     few, many = (statistics.median(times[layers]) for layers in _LAYERS)
     layer = max(0.0, many - few) / (_LAYERS[1] - _LAYERS[0])
-    return OpCost(
+    return CallCost(
         op_ns=layer * (_LAYERS[1] - _LAYERS[0]) / max(1, ops[1] - ops[0]),
         forward_ns=max(0.0, few - _LAYERS[0] * layer),
     )

@@ -18,7 +18,7 @@ import torch
 
 from prunescope.taxonomy.dtypes import ITEMSIZE
 from prunescope.taxonomy.runs.run_blocks import GemmGrid, StreamTimes
-from prunescope.tracer.machine.op_cost import OpCost, measure_op_cost
+from prunescope.tracer.machine.op_cost import CallCost, measure_op_cost
 from prunescope.tracer.machine.timed_calls import TORCH_DTYPES, times_ns
 
 DTYPES = ("bf16", "fp32")
@@ -41,7 +41,7 @@ class PassTimes:
 
     gemms: dict[str, GemmGrid] = field(default_factory=dict)
     streams: StreamTimes | None = None
-    cost: OpCost | None = None
+    cost: CallCost | None = None
 
 
 def measure_times(device: torch.device) -> PassTimes:
@@ -75,11 +75,11 @@ def least_times(passes: Sequence[PassTimes]) -> PassTimes:
     )
 
 
-def _least_cost(costs: Sequence[OpCost]) -> OpCost | None:
+def _least_cost(costs: Sequence[CallCost]) -> CallCost | None:
     """Return the least costs; None without any."""
     if not costs:
         return None
-    return OpCost(
+    return CallCost(
         op_ns=min(cost.op_ns for cost in costs),
         forward_ns=min(cost.forward_ns for cost in costs),
     )

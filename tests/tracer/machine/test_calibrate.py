@@ -17,7 +17,7 @@ from prunescope.taxonomy.runs.run_blocks import (
 )
 from prunescope.tracer.machine import calibrate as calibration
 from prunescope.tracer.machine.memory_rates import MemoryRates
-from prunescope.tracer.machine.op_cost import OpCost
+from prunescope.tracer.machine.op_cost import CallCost
 from prunescope.tracer.machine.times_by_size import PassTimes
 
 pytestmark = pytest.mark.torch
@@ -32,7 +32,7 @@ def sizes_of(gemm_ns: int, op_ns: float) -> PassTimes:
     return PassTimes(
         gemms={"fp32": GemmGrid(m=[1], n=[64], k=[64], ns=[gemm_ns])},
         streams=StreamTimes(bytes=[3072], ns=[100]),
-        cost=OpCost(op_ns=op_ns, forward_ns=op_ns / 2),
+        cost=CallCost(op_ns=op_ns, forward_ns=op_ns / 2),
     )
 
 

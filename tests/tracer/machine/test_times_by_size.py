@@ -8,7 +8,7 @@ import torch
 from prunescope.taxonomy.contradictions import contradictions
 from prunescope.taxonomy.runs.run_blocks import GemmGrid, StreamTimes
 from prunescope.tracer.machine import times_by_size
-from prunescope.tracer.machine.op_cost import OpCost, OpCounter, measure_op_cost
+from prunescope.tracer.machine.op_cost import CallCost, OpCounter, measure_op_cost
 from prunescope.tracer.machine.times_by_size import PassTimes, least_times, measure_times
 
 pytestmark = pytest.mark.torch
@@ -40,13 +40,13 @@ def test_the_least_of_each_size_counts() -> None:
         return PassTimes(
             gemms={"fp32": GemmGrid(m=[1], n=[32, 64], k=[32], ns=list(ns[:2]))},
             streams=StreamTimes(bytes=[10], ns=[ns[2]]),
-            cost=OpCost(op_ns=op_ns, forward_ns=10 - op_ns),
+            cost=CallCost(op_ns=op_ns, forward_ns=10 - op_ns),
         )
 
     least = least_times([of_pass(3, 8, 5, op_ns=4), of_pass(4, 7, 6, op_ns=3)])
     assert least.gemms["fp32"].ns == [3, 7]
     assert least.streams is not None and least.streams.ns == [5]
-    assert least.cost == OpCost(op_ns=3, forward_ns=6)
+    assert least.cost == CallCost(op_ns=3, forward_ns=6)
     assert least_times([]) == PassTimes()
 
 
