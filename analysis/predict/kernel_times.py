@@ -127,8 +127,8 @@ class Rates(NamedTuple):
     gathered: float
     start: float  # seconds that one more kernel takes
     unpack: float = 1.0  # the rate over that of a GEMM whose weights are not unpacked
+    calibrated: bool = False  # whether times measured by size take the place of all others
     attention: float = 0.0  # the rate of attention over that of its generation; 0: that of a GEMM
-    calibrated: bool = False  # whether measured times take the place of all of these
 
 
 def op_cost(side: PredictedSide, op: Op) -> OpCost:
@@ -215,8 +215,8 @@ def rates(setting: Setting, c: Constants, active: Collection[str]) -> Rates:
         c.gathered_kernel if "gathered" in active else 1.0,
         start / 1e9,
         c.unpack_rate if reached else 1.0,
-        c.attention_rate if reached else 0.0,
         reached,
+        c.attention_rate if reached else 0.0,
     )
 
 
