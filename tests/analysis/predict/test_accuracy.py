@@ -27,13 +27,13 @@ from prunescope.analysis.predict.side import predicted_side
 from prunescope.taxonomy.families import families
 
 ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT / "benchmarks"))
 PAPER = json.loads((ROOT / "taxonomy/paper.json").read_text(encoding="utf-8"))
 
 
 @cache
 def benchmark() -> Any:
     """benchmarks/predict.py as a module: the page and this test count the same cells."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
     import predict
 
     return predict
