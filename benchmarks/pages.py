@@ -26,7 +26,7 @@ from evidence import RUNS, unpacked
 import prunescope
 
 # Each module has page(), which makes the text of the page of its name.
-PAGES = ("advice", "engine", "families", "predict", "ranks", "shapes", "strangers")
+PAGES = ("advice", "cpu", "engine", "families", "predict", "ranks", "shapes", "strangers")
 SWEEPS = ("recovery", "sweep")
 BUNDLES = HERE / "bundles"
 
