@@ -8,8 +8,10 @@ written again has the same keys in the same order, unknown ones included.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import stat
+from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -72,6 +74,10 @@ class Block(msgspec.Struct, kw_only=True, dict=True):
         return plain
 
 
+class KeyTwiceError(ValueError):
+    """A JSON text in which a key is twice in one object."""
+
+
 class UnknownVersion(PrunescopeError):
     """A file of a version that this prunescope does not read."""
 
@@ -86,11 +92,20 @@ def decode(data: str | bytes, kind: type[T], *, where: str, hint: str) -> T:
         hint: What the user can do about a bad file.
 
     Raises:
-        PrunescopeError: The file is not JSON, is of a version that `kind` does not know, is wrong
-            in a field, or contradicts itself.
+        PrunescopeError: The file is not JSON, has a key twice in one object, is of a version that
+            `kind` does not know, is wrong in a field, or contradicts itself.
     """
     try:
+        return _decode(data, kind, where=where, hint=hint)
+    except KeyTwiceError as error:
+        raise PrunescopeError(f"{where} {error}", hint=hint) from None
+
+
+def _decode(data: str | bytes, kind: type[T], *, where: str, hint: str) -> T:
+    try:
         plain = msgspec.json.decode(data)
+        # msgspec keeps the last of two equal keys. Numbers as floats: their digits have no limit.
+        json.loads(data, object_pairs_hook=unique_keys, parse_int=float)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise PrunescopeError(f"{where} is not JSON ({error})", hint=hint) from None
     if not isinstance(plain, dict):
@@ -103,6 +118,22 @@ def decode(data: str | bytes, kind: type[T], *, where: str, hint: str) -> T:
     if wrong := next(contradictions(value), None):
         raise PrunescopeError(f"{where} contradicts itself: {wrong}", hint=hint)
     return value
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of a JSON text, of which `json.loads` gives keys and values.
+
+    Two readers may take different ones of two equal keys, so that neither is the right one.
+
+    Raises:
+        KeyTwiceError: A key is there twice; the message names the first one.
+    """
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        counted = Counter(key for key, _ in pairs)
+        twice = next(key for key, times in counted.items() if times > 1)
+        raise KeyTwiceError(f"has the key {twice[:40]!r} twice in one object")
+    return values
 
 
 def decode_file(path: Path, kind: type[T], *, where: str, hint: str) -> T | None:
@@ -258,6 +289,8 @@ def _explained(error: str, plain: Any, kind: Any) -> tuple[str, str]:
             )
         plain = plain[name]
         names.append(str(name)[:40])
+    if "`key` in" in error:
+        kind = (get_args(_without_meta(kind)) or (None,))[0]
     if "matching regex" in reason:
         told = (m.description for m in get_args(kind) if isinstance(m, Meta) and m.description)
         reason = f"expected {next(told, 'another text')}"

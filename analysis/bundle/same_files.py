@@ -17,6 +17,7 @@ from typing import Any
 
 from prunescope.analysis.bundle.differences import difference, same_text
 from prunescope.analysis.report.figures import most_apart
+from prunescope.taxonomy.formats import unique_keys
 
 _LARGEST, _BLOCK = 1 << 30, 16 << 20  # decompressed bytes of one trace, and at once
 _GZIP_HEAD = b"\x1f\x8b\x08\0\0\0\0\0"  # no name, no comment, no time
@@ -79,16 +80,7 @@ def read_json(data: bytes) -> Any:
         ValueError: It is no JSON, a key is twice in an object, or a number is NaN or infinite.
         RecursionError: It is nested too deep.
     """
-    return json.loads(data, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for i, key in enumerate(keys) if key in keys[:i])
-        raise ValueError(f"the key {twice[:40]!r} is twice in one object")
-    return values
+    return json.loads(data, object_pairs_hook=unique_keys, parse_constant=_refuse_constant)
 
 
 def _refuse_constant(text: str) -> Any:

@@ -96,9 +96,10 @@ def judge_sweep(
         except PrunescopeError as error:
             failed.append(FailedResult(id=entry.id, error=error.problem))
     if not measured:
+        first = f" ({failed[0].id}: {failed[0].error})" if failed else ""
         raise PrunescopeError(
-            f"{folder} has no result that is done",
-            hint="run the same `prunescope sweep` again; sweep.json lists the errors",
+            f"{folder} has no result that is done{first}",
+            hint="run the same `prunescope sweep` again; sweep.json lists its errors",
         )
     subject = next(iter(measured.values()))[0].subject
     phases = {phase: _collect_phase(runs) for phase, runs in measured.items()}

@@ -15,7 +15,7 @@ from typing import Any
 from prunescope.taxonomy.arguments import number
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.expert_routing import ENOUGH_PICKS, Routing
-from prunescope.taxonomy.formats import MAX_LAYERS
+from prunescope.taxonomy.formats import MAX_LAYERS, KeyTwiceError, unique_keys
 from prunescope.taxonomy.own_files import refuse_own_file
 from prunescope.taxonomy.plan import PHASES
 from prunescope.taxonomy.runs.run import MANIFEST
@@ -27,7 +27,7 @@ ZIPF_EXPONENT = 0.5
 _LARGEST_EXPONENT = 4.0
 _MAX_BYTES = 64 << 20
 _MAX_EXPERTS = 1 << 14
-_LAYER = re.compile(r"\d{1,5}", re.ASCII)
+_LAYER = re.compile(r"0|[1-9]\d{0,4}", re.ASCII)
 _FORM = 'as {"decode": {"0": [12, 3, ...]}}: tokens of each expert, by layer'
 
 
@@ -126,7 +126,9 @@ def _read_object(file: Path) -> Mapping[str, Any]:
     if file.stat().st_size > _MAX_BYTES:
         raise PrunescopeError(f"{file.name} is too large for counts of experts", hint=_FORM)
     try:
-        held = json.loads(file.read_bytes())
+        held = json.loads(file.read_bytes(), object_pairs_hook=unique_keys)
+    except KeyTwiceError as error:
+        raise PrunescopeError(f"{file.name} {error}", hint=_FORM) from None
     except (ValueError, RecursionError):
         raise PrunescopeError(f"{file.name} is not JSON", hint=_FORM) from None
     if not isinstance(held, dict):

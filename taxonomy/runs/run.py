@@ -31,6 +31,7 @@ from prunescope.taxonomy.formats import (
     Size,
     decode,
     plain,
+    unique_keys,
 )
 from prunescope.taxonomy.runs.run_blocks import (
     BaselineRef,
@@ -53,7 +54,9 @@ NARROW = 0.08
 _DISTURBED = 0.1  # share of disturbed samples that a median tolerates
 MAX_SAMPLES = 20_000
 MAX_BYTES = 64 << 20  # weight statistics of 100,000 matrices take a third
-LayerNumber = Annotated[str, Meta(pattern=r"\A[0-9]{1,5}\Z", description="the number of a layer")]
+LayerNumber = Annotated[
+    str, Meta(pattern=r"\A(0|[1-9][0-9]{0,4})\Z", description="the number of a layer")
+]
 ExpertTokens = Annotated[list[Count], Meta(max_length=1 << 14)]
 
 
@@ -228,14 +231,18 @@ class Run(Block, kw_only=True):
 
     @classmethod
     def upgraded(cls, plain: dict[str, Any]) -> dict[str, Any]:
-        """Rename the keys of phases that versions before 0.2 wrote, and scrub every string."""
+        """Rename the keys of phases that versions before 0.2 wrote, and scrub every string.
+
+        Raises:
+            KeyTwiceError: A phase has a key by its old and by its new name.
+        """
         plain = _scrubbed(plain)
         phases = plain.get("phases")
         if not isinstance(phases, dict):
             return plain
         new = {"seatings": "placements", "seatings_asked": "placements_requested"}
         renamed = {
-            name: {new.get(key, key): value for key, value in phase.items()}
+            name: unique_keys([(str(new.get(key, key)), value) for key, value in phase.items()])
             if isinstance(phase, dict)
             else phase
             for name, phase in phases.items()

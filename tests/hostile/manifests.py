@@ -75,6 +75,7 @@ def texts() -> Iterator[Case]:
     yield Case(
         "run.json: every key twice",
         _edited(lambda r: _replace(r, '"batch":', '"batch":-1,"batch":')),
+        (2,),
     )
     yield Case("run.json of 70 MB", _edited(_padded), (2,))
 

@@ -25,6 +25,7 @@ from prunescope.taxonomy.runs.run import Placement, Run
 from prunescope.taxonomy.runs.run_blocks import Matrix, ModuleCounts, WeightStats
 
 ROW: dict[str, Any] = {"shape": [4, 2], "name": "up", "zeros": 0.5, "of_tomorrow": {"a": [1]}}
+KEYS = ("schema", "model", "batch", "samples_ns", "sha256", "sparsity")
 RUN = Path(__file__).parents[2] / "traces" / "tiny-static-nk" / "pruned" / "run.json"
 
 
@@ -156,6 +157,30 @@ def test_a_file_that_cannot_be_read_is_refused(text: str, problem: str) -> None:
         error.value.hint
         == ("written by a newer prunescope: update prunescope, or " * newer) + "restore it"
     )
+
+
+@pytest.mark.parametrize("key", [*KEYS, *(rf"\u{ord(key[0]):04x}{key[1:]}" for key in KEYS)])
+def test_a_key_that_is_twice_in_an_object_is_named(key: str) -> None:
+    text, name = RUN.read_text(encoding="utf-8"), json.loads(f'"{key}"')
+    doubled = text.replace(f'"{name}":', f'"{key}": null, "{name}":', 1)
+    with pytest.raises(PrunescopeError) as error:
+        Run.from_json(doubled, where="a/run.json")
+    assert error.value.problem == f"a/run.json has the key {name!r} twice in one object"
+
+
+def test_an_old_and_a_new_name_of_a_field_are_one_key() -> None:
+    whole = json.loads(RUN.read_bytes())
+    whole["phases"]["prefill"] |= {"placements_requested": 3, "seatings_asked": 4}
+    with pytest.raises(PrunescopeError, match=r"has the key 'placements_requested' twice"):
+        Run.from_json(json.dumps(whole))
+
+
+@pytest.mark.parametrize("layer", ["00", "01"])
+def test_a_layer_has_one_number(layer: str) -> None:
+    whole = json.loads(RUN.read_bytes())
+    whole["routing"] = {"prefill": {"0": [1, 2], layer: [2, 1]}}
+    with pytest.raises(PrunescopeError, match=r"routing\.prefill: expected the number of a layer"):
+        Run.from_json(json.dumps(whole))
 
 
 def test_every_version_that_is_known_is_read_and_absent_means_1() -> None:

@@ -246,6 +246,13 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
         pareto.judge(tmp_path)
     with pytest.raises(PrunescopeError, match="no result that is done"):
         pareto.judge(sweep_folder(tmp_path / "a", {"state": "pending", "run": None}))
+    unread = sweep_folder(tmp_path / "d", {})
+    manifest = next(unread.glob("runs/*/pruned/run.json"))
+    manifest.write_text(manifest.read_text().replace('"schema"', '"schema": 1, "schema"', 1))
+    with pytest.raises(
+        PrunescopeError, match=r"done \(r0: pruned/run\.json has the key 'schema' twice"
+    ):
+        pareto.judge(unread)
     with pytest.raises(PrunescopeError, match="schema 2"):
         pareto.judge(sweep_folder(tmp_path / "b", {}, schema=2))
     with pytest.raises(PrunescopeError, match="sweep.json: results.0.phase: invalid enum value"):

@@ -183,7 +183,9 @@ def test_experts_of_random_token_ids_have_a_caveat(tmp_path: Path) -> None:
         ("[", "not JSON"), ("[]", "not a JSON object"), ("{}", "counts no experts"),
         ('{"decode": {"a": [1, 2]}}', "no number"), ('{"0": [1]}', "without counts"),
         ('{"0": [1, -2]}', "without counts"), ('{"0": [1, true]}', "without counts"),
-        ('{"decode": 1}', "no number"), ('{"0": [1, 2]}', "counts 2 experts"),
+        ('{"0": [1, 2], "0": [2, 1]}', "has the key '0' twice"),
+        ('{"0": [1, 2], "00": [2, 1]}', "no number"), ('{"decode": 1}', "no number"),
+        ('{"0": [1, 2]}', "counts 2 experts"),
     ],
 )  # fmt: skip
 def test_a_bad_file_is_refused(text: str, problem: str, tmp_path: Path) -> None:
