@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from itertools import chain, count
 from pathlib import Path
 
 from prunescope.taxonomy.atomic_write import write_file
@@ -15,6 +16,7 @@ from prunescope.taxonomy.replays import ReplayedGemm, Replays
 from prunescope.tracer.machine.backends import BACKENDS, CUDA
 from prunescope.tracer.machine.timed_calls import TORCH_DTYPES
 
+_LONGEST = 40  # letters of a word in a file's name
 _TEMPLATE = '''\
 """A[M, K] x W[N, K]^T in {dtype}: {title}.
 
@@ -94,7 +96,8 @@ def write_scripts(replays: Replays, folder: Path) -> list[Path]:
         The paths of the scripts.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    written: list[Path] = []
+    taken: set[str] = set()
     for number, gemm in enumerate(replays.gemms):
         if not {"pruned", "given"} & set(gemm.reasons):
             continue
@@ -103,12 +106,24 @@ def write_scripts(replays: Replays, folder: Path) -> list[Path]:
             for near in replays.gemms[number + 1 :]
             if (near.role, near.phase) == (gemm.role, gemm.phase) and gemm.dense_n is not None
         ]
-        words = [gemm.phase, gemm.role, f"{gemm.m}x{gemm.n}x{gemm.k}", gemm.dtype]
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(word for word in words if word))
+        stem = _stem(gemm)
+        same = chain([stem], (f"{stem}-{i}" for i in count(2)))
+        name = next(name for name in same if name.lower() not in taken)
+        taken.add(name.lower())
         path = folder / f"{name}.py"
         write_file(path, script(replays, gemm, around).encode())
         written.append(path)
     return written
+
+
+def _stem(gemm: ReplayedGemm) -> str:
+    """Name a GEMM by its phase, role and shape, of which the first two are anybody's words.
+
+    Such a word is cut, and begins with a letter or digit: no shell takes the name for an option.
+    """
+    words = [gemm.phase, gemm.role, f"{gemm.m}x{gemm.n}x{gemm.k}", gemm.dtype]
+    plain = (re.sub(r"[^A-Za-z0-9._]+", "-", word or "").strip("-._")[:_LONGEST] for word in words)
+    return "-".join(word for word in plain if word)
 
 
 def script(replays: Replays, gemm: ReplayedGemm, around: Iterable[ReplayedGemm] = ()) -> str:

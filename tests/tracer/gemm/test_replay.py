@@ -138,3 +138,19 @@ def test_a_script_reproduces_a_gemm_without_prunescope(
     runpy.run_path(str(path), run_name="__main__")
     said = capsys.readouterr().out
     assert "M=8 N=24 K=16: warm" in said and "dense M=8 N=48" in said
+
+
+def test_every_gemm_has_a_script_that_no_shell_takes_for_an_option(tmp_path: Path) -> None:
+    phases = ("-c import os", "../x", ".", "A b", "a-b", "a/b", "x" * 256)
+    cases = [
+        GemmCase(pruned=Gemm(8, 24, 16, batch=batch), dtype="fp32", role="up", phase=phase)
+        for phase in phases
+        for batch in (1, 2)
+    ]
+    written = write_scripts(replayed(cases), tmp_path)
+    assert len({path.name.lower() for path in written}) == len(cases)
+    assert sorted(tmp_path.iterdir()) == sorted(written)
+    assert [path.name for path in written[:4]] == [
+        "c-import-os-up-8x24x16-fp32.py", "c-import-os-up-8x24x16-fp32-2.py",
+        "x-up-8x24x16-fp32.py", "x-up-8x24x16-fp32-2.py",
+    ]  # fmt: skip
