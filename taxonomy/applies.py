@@ -15,6 +15,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 YES, PARTLY, NO = "yes", "partly", "no"
 STATE = "a recurrent state has no keys to leave out and no heads that a cache holds"
 NO_MLP = "it has no MLP of its own"
+CROSSED = "every layer attends to all tokens of the encoder"
 ALIBI = "its positions are a slope for each head (ALiBi)"
 # Matrices of experts, slices of stacked tensors that some families leave dense.
 EXPERT_MATRICES = ("experts gate_up", "experts down", "shared gate_up", "shared down")
@@ -104,6 +105,8 @@ def to_keys(traits: Traits) -> Applies:
     shape = traits.shape
     if shape is None:
         return Applies(NO, STATE)
+    if shape.cross.heads:
+        return Applies(PARTLY, f"keys of the decoder's own tokens: {CROSSED}")
     full = shape.full_layers
     if not full:
         window = f"no layer sees more than {shape.attention.window} keys"

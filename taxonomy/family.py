@@ -17,7 +17,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import ALIGN, ALIGNMENTS, check_sparsity
 from prunescope.taxonomy.plan import Op, Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
-from prunescope.taxonomy.theory import dense_plan, forward
+from prunescope.taxonomy.theory import dense_plan, forward, plans_of_parts
 
 GEMM_GROUPS = ("qkv", "qk", "pv", "o", "gate_up", "down")
 DYNAMICS = ("static", "dynamic")
@@ -151,6 +151,7 @@ class Family:
     # How quality is read, see taxonomy.scoring. In "decode" if its work starts with a cache that a
     # prompt filled: one forward of a text, with the logits of all its tokens, shows nothing of it.
     scored_in: str = "prefill"
+    decoder_alone: bool = False  # an encoder beside the decoder stays as it is
     scorer: str = ""  # added to choose at run time: a "router", or attention's "estimator"
     routes_layers: bool = False  # each layer decides for itself, and may happen to skip nothing
     routes_rows: bool = False  # each row alone; the layer's k and v are computed for all rows
@@ -231,7 +232,27 @@ class Family:
     def theory(self, shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Op]:
         """Return the ops of one pruned forward, in order."""
         filled = self.point(point.sparsity, point.knobs)
-        return forward(self.plans(shape, work, replace(filled, removed=point.removed)))
+        return forward(self.plans_of_model(shape, work, replace(filled, removed=point.removed)))
+
+    def plans_of_model(self, shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
+        """Return what runs at a point, of all parts of a model; see `theory.plans_of_parts`."""
+        if not shape.parts:
+            return self.plans(shape, work, point)
+
+        def pruned(part: ModelShape, own: Workload) -> list[Plan]:
+            return self.plans(part, own, point)
+
+        def beside(part: ModelShape, own: Workload) -> list[Plan]:
+            return pruned(part, own) if self.cuts_parts(point) else [dense_plan(part, own)]
+
+        return plans_of_parts(shape, work, pruned, beside)
+
+    def cuts_parts(self, point: FamilyPoint) -> bool:
+        """Return whether an encoder beside the decoder is cut as the decoder is.
+
+        Layers that a point names are the decoder's.
+        """
+        return not (self.decoder_alone or point.removed or point.knobs.get("layers"))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the family as `families --json` prints it."""

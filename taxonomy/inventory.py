@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from prunescope.taxonomy.formats import Count, Name
 
-READER = 2  # counts up with what an inventory of the same tree says
+READER = 3  # counts up with what an inventory of the same tree says
 _Axes = Annotated[tuple[Annotated[int, Meta(ge=0, le=1 << 40)], ...], Meta(max_length=8)]
 
 
@@ -68,7 +68,9 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
     `model_class` is the class of the whole model, `library` the name and version of what built it.
     `followed`: whether a forward ran through all of it, so that `passes` are known; `image_tokens`:
     how many tokens an image is where images are the input, 0 else; `is_seq2seq`: whether it has an
-    encoder and a decoder; `is_encoder`: whether every token of a text attends to every other.
+    encoder and a decoder; `source_tokens`: how many tokens its encoder sees if its inputs all have
+    one length, 0 else, and `passes` of the encoder are then per one of them; `is_encoder`: whether
+    every token of a text attends to every other.
     """
 
     schema: Literal[1] = 1
@@ -77,6 +79,7 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
     followed: bool
     image_tokens: Count = 0
     is_seq2seq: bool = False
+    source_tokens: Count = 0
     is_encoder: bool = False
     modules: Annotated[tuple[StoredModule, ...], Meta(max_length=1 << 20)]
 

@@ -16,7 +16,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.family import Family, Value, identity
 from prunescope.taxonomy.plan import Op, Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
-from prunescope.taxonomy.theory import dense_plan, flop, forward, traffic
+from prunescope.taxonomy.theory import dense_plans, flop, forward, traffic
 from prunescope.taxonomy.words import percent
 
 KNOB = "match"
@@ -97,7 +97,7 @@ def removed_shares(
     `removed`: the layers that went, by kind, if they are known.
     """
     point = replace(chosen.point(sparsity, knobs), removed=removed or {})
-    return _removed_by(chosen, chosen.plans(shape, work, point), shape, work)
+    return _removed_by(chosen, chosen.plans_of_model(shape, work, point), shape, work)
 
 
 def _removed_by(
@@ -146,7 +146,7 @@ def solve(
 
     own = 0.0
     if asked > 0:
-        dense_plan(shape, work)  # a shape that the theory does not cover says so here
+        dense_plans(shape, work)  # a shape that the theory does not cover says so here
         candidates = _candidates(share, asked)
         if max(candidates.values(), default=0.0) < _SHOWN:
             raise _removes_nothing(chosen, by, work, some=bool(candidates))
@@ -172,7 +172,7 @@ def _shares(
     def removals_at(sparsity: float) -> Mapping[str, float] | None:
         nonlocal last
         try:
-            plans = chosen.plans(shape, work, chosen.point(sparsity, dict(knobs)))
+            plans = chosen.plans_of_model(shape, work, chosen.point(sparsity, dict(knobs)))
             # The share is a staircase: half of the points keep as much as the one before.
             if last is None or plans != last[0]:
                 last = plans, _removed_by(chosen, plans, shape, work)
@@ -185,7 +185,7 @@ def _shares(
 
 @cache
 def _sums(shape: ModelShape, work: Workload) -> dict[str, float]:
-    return _sum_ops(forward([dense_plan(shape, work)]))
+    return _sum_ops(forward(dense_plans(shape, work)))
 
 
 def _sum_ops(ops: Iterable[Op]) -> dict[str, float]:

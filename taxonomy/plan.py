@@ -7,7 +7,7 @@ add; bytes are compulsory traffic; shares lie in 0..1; time is seconds.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from prunescope.taxonomy.errors import PrunescopeError
@@ -49,7 +49,9 @@ class Workload:
     latent attention multiplies its queries into the cached latents, as serving engines do, and does
     not expand keys and values from them, as transformers does. `kv_itemsize`: the bytes of a cached
     number; None: `itemsize`. `step_tokens`: the tokens of a sequence in one decode step, of which
-    the last sees L keys; more than one where drafted tokens are verified.
+    the last sees L keys; more than one where drafted tokens are verified. `source`: the tokens of
+    each sequence that an encoder put out and that the decoder attends to; `prompt_len` and
+    `context` are then of the decoder's own tokens.
     """
 
     phase: str
@@ -62,6 +64,7 @@ class Workload:
     absorbed: bool = False
     kv_itemsize: float | None = None
     step_tokens: int = 1
+    source: int = 0
 
     def __post_init__(self) -> None:
         if self.phase not in PHASES or self.logits not in LOGITS:
@@ -164,7 +167,8 @@ class Plan:
     the tokens that leave keys in the cache; `held` the keys that the cache of a layer without a
     window holds, None for all of the context; `ranking` counts the last queries of each sequence
     whose scores rank the keys of such a layer. `attention_layers` counts the sublayers that mix
-    tokens, by attention or by another mixer.
+    tokens, by attention or by another mixer. `part` is the name of the model's part that the stack
+    belongs to, "" for the decoder; `rests`: its layers do not run in this forward.
     """
 
     shape: ModelShape
@@ -185,6 +189,8 @@ class Plan:
     linear: Callable[[str, int, int], tuple[Piece, ...]] = whole
     routers: tuple[str, ...] = ()  # sublayers ("attention", "mlp") with a router [T, h] -> 1
     residual: bool = False  # an h x h GEMM from each junction of the stream to the next
+    part: str = ""
+    rests: bool = False
     shifted: bool = False  # what reads the stream has a bias, that of the norm before it
 
     @property
@@ -248,6 +254,13 @@ class Op:
     def seconds(self, *, flop_per_s: float, byte_per_s: float) -> float:
         """Return the roofline time of one layer, max(F/π, Q/β)."""
         return max(self.flop / flop_per_s, self.bytes / byte_per_s)
+
+
+def idle_op(op: Op) -> Op:
+    """Return an op that does not run in a forward: its weights lie in memory."""
+    return replace(
+        op, flop=0, bytes=0, weight_bytes=0, kv_read=0, kv_write=0, ranked=0, runs=0, bounded=False
+    )
 
 
 def whole_gemm(plan: Plan, name: str, gemm: Gemm, *, role: str, group: str, layers: float) -> Op:

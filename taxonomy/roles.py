@@ -16,7 +16,8 @@ from prunescope.taxonomy.configs.architecture_table import BY_ID
 
 ROLES = (
     "embedding", "attn_norm", "q", "k", "v", "qkv", "q_a", "q_b", "kv_a", "kv_b", "qk_norm", "rope",
-    "kv_update", "attention", "o", "mlp_norm", "gate", "up", "gate_up", "activation", "down",
+    "kv_update", "attention", "o", "cross_q", "cross_k", "cross_v", "cross_o",
+    "mlp_norm", "gate", "up", "gate_up", "activation", "down",
     "router", "experts", "shared_expert", "mixer_in", "conv", "scan", "mixer_out", "indexer",
     "extra", "residual",
     "final_norm", "lm_head", "sampling", "adapter",
@@ -38,7 +39,8 @@ UNPLACED = ("unknown", f"unknown{BACKWARD}")
 # GEMM group of a role, as reports name it; a role that is not here is in group "other".
 GROUPS = {
     "q": "qkv", "k": "qkv", "v": "qkv", "qkv": "qkv", "q_a": "qkv", "q_b": "qkv", "kv_a": "qkv",
-    "kv_b": "qkv", "o": "o", "gate": "gate_up", "up": "gate_up", "gate_up": "gate_up",
+    "kv_b": "qkv", "cross_q": "qkv", "cross_k": "qkv", "cross_v": "qkv", "o": "o", "cross_o": "o",
+    "gate": "gate_up", "up": "gate_up", "gate_up": "gate_up",
     "down": "down", "lm_head": "lm_head", "router": "router",
 }  # fmt: skip
 
@@ -98,8 +100,8 @@ _LEAVES: tuple[tuple[str, str], ...] = (
 )  # fmt: skip
 _LEAF = tuple((re.compile(f"(?:{pattern})$"), role) for pattern, role in _LEAVES)
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|layer|block)\.(\d{1,5})(?:\.(.*))?$")
-_ATTENTION = re.compile(r"attn|attention|(^|\.)att$")
-_MLP = re.compile(r"mlp|feed_forward|ffn|(^|\.)ff$|moe|experts?(\.|$)")
+_ATTENTION = re.compile(r"attn|attention|(^|\.)(Self|EncDec)Attention|(^|\.)att$")
+_MLP = re.compile(r"mlp|DenseReluDense|feed_forward|ffn|(^|\.)ff$|moe|experts?(\.|$)")
 _MIXER = re.compile(
     r"mamba|mixer|ssm|linear_attn|short_conv|(^|\.)conv(\.|$)|recurrent|delta|temporal_block|mlstm"
 )
@@ -113,7 +115,7 @@ _SHARED = re.compile(r"(^|\.)(shared_experts?|shared_mlp)(\.|$)")
 _ADAPTER = re.compile(r"\.(lora|vera)_(embedding_)?[AB](\.|$)")  # peft: next to a linear, not in it
 _LEAVES_OF_MLP = {
     "Wi": "gate_up", "Wo": "down", "c_proj": "down", "dense": "down", "proj": "down", "fc": "up",
-    "wi": "up",
+    "wi": "up", "wi_0": "gate", "wi_1": "up", "wo": "down",
 }  # fmt: skip
 _NORMS = ("norm", "layer_norm", "LayerNorm", "layernorm", "out_norm", "ln_out")
 
@@ -241,6 +243,8 @@ def _role_in_attention(role: str, leaf: str) -> str:
         return "o"
     if leaf == "LayerNorm":
         return "attn_norm"
+    if leaf in ("q", "k", "v", "o"):  # T5
+        return leaf
     # A gate of attention's output is not a gate of an MLP.
     return "unknown" if role in (*MLP_ROLES, "embedding") or leaf == "gate" else role
 

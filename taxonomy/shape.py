@@ -1,8 +1,9 @@
-"""The dimensions of a decoder-only model, from a Hugging Face config, and what it weighs.
+"""The dimensions of a model, from a Hugging Face config, and what it weighs.
 
 In: a config dict (any architecture whose names `taxonomy.config` knows). Out: ModelShape, which
 counts parameters and cached elements. Counts are numbers stored, not bytes. Where layers differ,
-each has a LayerShape, and sublayers that are equal are one part of the model.
+each has a LayerShape, and sublayers that are equal are one part of the model. An encoder beside the
+decoder is a ModelPart: a shape of its own, and the tokens that pass it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from prunescope.taxonomy.mixers.sizes import Linears
 from prunescope.taxonomy.sublayers import (
     MLP_ROLES,
     AttentionShape,
+    CrossShape,
     EmbeddingShape,
     ExpertsShape,
     IndexerShape,
@@ -97,6 +99,9 @@ class ModelShape:
     known. Where layers differ in their dimensions, the records hold the largest of each, and
     `layer_shapes` those of every layer.
 
+    `parts` are the stacks that run before this one, on tokens of their own: `cross` attends to what
+    the last of them puts out.
+
     In run.json all dimensions are in one flat object, by the keys that `from_fields` takes.
     """
 
@@ -109,6 +114,7 @@ class ModelShape:
     experts: ExpertsShape = ExpertsShape()
     mixer: MixerShape = MixerShape()
     indexer: IndexerShape = IndexerShape()
+    cross: CrossShape = CrossShape()
     norms: NormShape = NormShape()
     moe_layers: Layer = 0
     sliding_layers: Layer = 0
@@ -121,6 +127,7 @@ class ModelShape:
     encoder: bool = False  # of text: all tokens attend to all
     ranks: Ranks = ()  # of matrices that are stored as two, [r, K] and [N, r], by role
     layer_shapes: Annotated[tuple[LayerShape, ...], Meta(max_length=MAX_LAYERS)] = ()
+    parts: Annotated[tuple[ModelPart, ...], Meta(max_length=8)] = ()
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModelShape:
@@ -171,6 +178,8 @@ class ModelShape:
             values = dict(written or {})
             if "layer_shapes" in values:
                 values["layer_shapes"] = tuple(map(_read_layer, values["layer_shapes"]))
+            if "parts" in values:
+                values["parts"] = tuple(map(_read_part, values["parts"]))
             if "ranks" in values:
                 values["ranks"] = _read_ranks(values["ranks"])
             values |= {key: read_matrices(values[key]) for key in _MORE if key in values}
@@ -190,6 +199,8 @@ class ModelShape:
         }
         if self.layer_shapes:
             values["layer_shapes"] = [layer.to_dict() for layer in self.layer_shapes]
+        if self.parts:
+            values["parts"] = [part.to_dict() for part in self.parts]
         return values
 
     def get(self, key: str) -> Any:
@@ -351,8 +362,9 @@ class ModelShape:
         return [(n, k)] if rank is None else [(rank, k), (n, rank)]
 
     def parameters(self) -> int:
-        """Count every number stored; tied embeddings count once."""
-        total = sum(part._attention_parameters() for part in self.attention_parts())
+        """Count every number stored, in all parts; tied embeddings count once."""
+        total = sum(part.shape.parameters() for part in self.parts)
+        total += sum(part._attention_parameters() for part in self.attention_parts())
         total += sum(part._mlp_parameters() for part in self.mlp_parts())
         return total + self.outside_parameters()
 
@@ -364,6 +376,7 @@ class ModelShape:
         if self.attention.kind == "usual":
             attention += self.attention.extra_parameters(self.hidden)
             attention += self.indexer.parameters(self.hidden)
+            attention += self._stored_numbers(self.cross.linears(self.hidden))
         attending = self.attention_layers if self.mixer.kind else self.layers
         norms = (self.norms.per_layer + 1) // 2 * self.norms.per_element * self.hidden
         mixers = self.mixer_layers * self.mixer.parameters(self.hidden)
@@ -451,12 +464,29 @@ class ModelShape:
         return batch * (tokens * cached * elements * itemsize + states)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelPart:
+    """A stack of layers that runs before the decoder, in a prefill alone: an encoder.
+
+    `tokens` of a sequence pass it, whatever the prompt is; 0: those of the prompt.
+    """
+
+    name: Name
+    shape: ModelShape
+    tokens: Count = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the part as plain values, as run.json has it."""
+        return {"name": self.name, "tokens": self.tokens, "shape": self.shape.to_dict()}
+
+
 _RECORDS: dict[str, type] = {
     "attention": AttentionShape,
     "mlp": MlpShape,
     "experts": ExpertsShape,
     "mixer": MixerShape,
     "indexer": IndexerShape,
+    "cross": CrossShape,
     "norms": NormShape,
     "embedding": EmbeddingShape,
 }
@@ -478,7 +508,7 @@ _FIELDS = {
     "parallel": "parallel", "norms": "norms.per_layer", "norm_parameters": "norms.per_element",
     "centred_norms": "norms.centred", "qk_norm_parameters": "attention.qk_norm_parameters",
     "sinks": "attention.sinks", "positions": "embedding.positions", "image_tokens": "image_tokens",
-    "encoder": "encoder", "embedding_norm": "embedding.norm",
+    "encoder": "encoder", "embedding_norm": "embedding.norm", "final_norm": "embedding.final_norm",
     "embedding_width": "embedding.width", "head_width": "embedding.head_width",
     "query_gate": "attention.query_gate",
     "mixer": "mixer.kind", "mixer_layers": "mixer_layers", "mixer_width": "mixer.width",
@@ -493,6 +523,8 @@ _FIELDS = {
     "shared_blocks": "shared_blocks", "index_heads": "indexer.heads", "index_dim": "indexer.dim",
     "index_keys": "indexer.keys", "index_block": "indexer.block", "index_rank": "indexer.rank",
     "index_attends": "indexer.attends", "index_window": "indexer.window",
+    "cross_heads": "cross.heads", "cross_kv_heads": "cross.kv_heads",
+    "cross_head_dim": "cross.head_dim", "cross_width": "cross.width", "parts": "parts",
 }  # fmt: skip
 _ATTENTION_SIZES = ("heads", "kv_heads", "head_dim", "value_dim")
 _MLP_SIZES = (
@@ -507,6 +539,8 @@ _USUAL: dict[str, Any] = {
     "mixer_rank": 0, "mixer_chunk": 0, "attention_reads": 0, "outside_more": (),
     "outside_extras": 0, "shared_blocks": 0, "index_heads": 0, "index_dim": 0, "index_keys": 0,
     "index_block": 1, "index_rank": 0, "index_attends": False, "index_window": 0,
+    "cross_heads": 0, "cross_kv_heads": 0, "cross_head_dim": 0, "cross_width": 0, "parts": (),
+    "final_norm": True,
 }  # fmt: skip
 # What a layer may have of its own besides sizes, and does not have as a rule.
 _PLAIN_ATTENTION: dict[str, Any] = {
@@ -522,6 +556,7 @@ def types_of_keys() -> dict[str, Any]:
     """Return the type of each key of a shape in run.json, with the bounds of its values."""
     hints = {name: get_type_hints(kind, include_extras=True) for name, kind in _RECORDS.items()}
     hints[""] = get_type_hints(ModelShape, include_extras=True)
+    hints[""]["parts"] = Annotated[list[dict[str, Any]], Meta(max_length=8)]  # each flat too
     places = {key: path.rpartition(".") for key, path in _FIELDS.items()}
     return {key: hints[record][name] for key, (record, _, name) in places.items()}
 
@@ -567,6 +602,16 @@ def _fields_of(layer: LayerShape) -> dict[str, Any]:
 def _read_layer(written: Mapping[str, Any]) -> LayerShape:
     own = {key: read_matrices(written[key]) for key in _MORE if key in written}
     return LayerShape(**{**written, **own, "ranks": _read_ranks(written.get("ranks", ()))})
+
+
+def _read_part(written: Mapping[str, Any]) -> ModelPart:
+    own = written.get("shape")
+    shape = None if own is None or "parts" in own else ModelShape.from_run(own)
+    if shape is None:
+        raise ValueError("a part is a shape without parts")
+    return ModelPart(
+        name=str(written.get("name")), shape=shape, tokens=int(written.get("tokens", 0))
+    )
 
 
 def read_matrices(written: Iterable[tuple[Any, Any, Any]]) -> Matrices:

@@ -242,6 +242,37 @@ class IndexerShape:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CrossShape:
+    """The attention of a decoder's layers to the tokens of an encoder.
+
+    Queries and the output are of the decoder's tokens. Keys and values are of the encoder's: they
+    are computed once for a prompt, and every decode step reads them from their cache.
+    """
+
+    heads: Count = 0  # 0: the model has none
+    kv_heads: Count = 0
+    head_dim: Count = 0  # of a query, a key and a value
+    width: Count = 0  # of the encoder's stream, which keys and values read
+
+    @property
+    def kv_elements(self) -> int:
+        """The elements of keys and values that are cached per token of the encoder and layer."""
+        return 2 * self.kv_heads * self.head_dim
+
+    def linears(self, hidden: int) -> Linears:
+        """Return (N, K) of each weight matrix by role; none without heads."""
+        if not self.heads:
+            return {}
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return {
+            "cross_q": (queries, hidden),
+            "cross_k": (keys, self.width),
+            "cross_v": (keys, self.width),
+            "cross_o": (hidden, queries),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NormShape:
     """The norms of the layers."""
 
@@ -259,11 +290,12 @@ class NormShape:
 class EmbeddingShape:
     """What stands outside of the layers: the tables of tokens and positions, and the head."""
 
-    vocab: Size
+    vocab: Count  # 0: a part of a model that has no table of its own
     tied: bool = False  # the head is the embedding table
     head_bias: bool = False
     positions: Count = 0  # rows of a learnt position table
     norm: bool = False  # a norm after the embedding
+    final_norm: bool = True  # a norm before the head
     width: Count = 0  # features of a token in its table; 0: those of the stream
     head_width: Count = 0  # features that the head reads; 0: those of the stream
     more: Matrices = ()
@@ -273,6 +305,6 @@ class EmbeddingShape:
         """Count the numbers of the tables, the final norm and the head."""
         head = 0 if self.tied else self.vocab * (self.head_width or hidden)
         tables = head + self.vocab * (self.width or hidden) + self.positions * hidden
-        outer_norms = (1 + self.norm) * norms.per_element * hidden
+        outer_norms = (self.final_norm + self.norm) * norms.per_element * hidden
         more = matrix_numbers(self.more) + self.extras
         return tables + outer_norms + self.head_bias * self.vocab + more

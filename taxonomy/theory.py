@@ -11,14 +11,16 @@ narrow the stream, or cut heads, channels or state of a mixer on request.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import groupby
+from operator import attrgetter
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.expert_routing import ExpertLoad, expert_load
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.mixers import STATE_ITEMSIZE
-from prunescope.taxonomy.plan import RANKED_AT_ONCE, Op, Plan, Workload, whole_gemm
+from prunescope.taxonomy.plan import RANKED_AT_ONCE, Op, Plan, Workload, idle_op, whole_gemm
 from prunescope.taxonomy.roles import GROUPS
 from prunescope.taxonomy.shape import ModelShape
 
@@ -37,14 +39,74 @@ def dense_plan(shape: ModelShape, work: Workload) -> Plan:
     return Plan(shape=shape, work=work, attention_layers=shape.layers, mlp_layers=shape.layers)
 
 
+def dense_plans(shape: ModelShape, work: Workload) -> list[Plan]:
+    """Return the plans of the dense forward of all parts of a model, first to last."""
+    return plans_of_parts(shape, work, lambda part, own: [dense_plan(part, own)])
+
+
+def plans_of_parts(
+    shape: ModelShape,
+    work: Workload,
+    plans: Callable[[ModelShape, Workload], list[Plan]],
+    in_parts: Callable[[ModelShape, Workload], list[Plan]] | None = None,
+) -> list[Plan]:
+    """Return the plans of every part of a model on its own tokens, first to last.
+
+    A prompt goes to the encoder, and the decoder begins with one token that attends to it. A decode
+    step has one more; of the keys that it sees, `prompt_len` are the encoder's and the others its
+    own. A workload that already has a `source` is that of the decoder.
+
+    Args:
+        shape: The whole model.
+        work: A forward of it.
+        plans: Makes the plans of the decoder.
+        in_parts: Makes those of the other parts; None: `plans`.
+    """
+    if not shape.parts:
+        return plans(shape, work)
+    stacks: list[Plan] = []
+    for part in shape.parts:
+        tokens = part.tokens or work.source or work.prompt_len
+        own = replace(
+            work, phase="prefill", prompt_len=tokens, context=None, logits="last", source=0
+        )
+        stacks += [
+            replace(plan, part=part.name, rests=not work.prefill)
+            for plan in (in_parts or plans)(part.shape, own)
+        ]
+        if not work.source and work.prefill:
+            work = replace(work, prompt_len=1, source=tokens)
+        elif not work.source:
+            context = max(work.step_tokens, work.keys - work.prompt_len)
+            work = replace(work, context=context, source=tokens)
+    return stacks + plans(shape, work)
+
+
 def forward(plans: Sequence[Plan]) -> list[Op]:
-    """Return every op of a forward through the stacks of `plans`, first to last."""
+    """Return every op of a forward through the stacks of `plans`, first to last.
+
+    The ops of a part beside the decoder have its name before theirs.
+    """
+    if not plans[0].part:
+        return _forward_of_part(plans)
+    ops: list[Op] = []
+    for part, stacks in groupby(plans, key=attrgetter("part")):
+        own = _forward_of_part(list(stacks))
+        for op in own if part else ():
+            op.name = f"{part}.{op.name}"
+        ops += own
+    return ops
+
+
+def _forward_of_part(plans: Sequence[Plan]) -> list[Op]:
+    """Return every op of a forward through the stacks of one part of a model."""
     first, last = plans[0], plans[-1]
     ops = [_embedding(first), *_more(first, first.shape.embedding.more, "outside", 1)]
     for plan in plans:
         for part in equal_parts(plan):
             ops += [*attention_ops(part), *mlp_ops(part)]
-    return [*ops, *_head(last)]
+    ops += _head(last)
+    return [idle_op(op) for op in ops] if first.rests else ops
 
 
 def equal_parts(plan: Plan) -> list[Plan]:
@@ -80,6 +142,8 @@ def attention_ops(plan: Plan) -> Iterable[Op]:
         yield from _stored_once(shape, _attending(plan, attending))
     if shape.mixer_layers:
         yield from mixer_ops(plan, layers * shape.mixer_layers / shape.layers)
+    if shape.cross.heads:
+        yield from _crossing(plan, layers)
     yield from _additions(plan, "attention", layers, routed=attending)
 
 
@@ -133,6 +197,44 @@ def _attending(plan: Plan, layers: float) -> Iterable[Op]:
             name="attention.gate",
         )
     yield from _linear(plan, "o", *linears["o"], layers)
+
+
+def _crossing(plan: Plan, layers: float) -> Iterable[Op]:
+    """Yield the ops of the attention to an encoder's tokens: projections, attention, o.
+
+    Keys and values are computed in a prefill, of all tokens of the encoder. Every query sees each:
+    F = 2B·n_q·2d·queries·source.
+    """
+    shape, work, cross = plan.shape, plan.work, plan.shape.cross
+    linears = cross.linears(shape.hidden)
+    share, b = plan.rows.get("cross_q", 1), work.itemsize
+    for role in ("cross_q", "cross_k", "cross_v"):
+        ops = _linear(plan, role, *linears[role], layers)
+        rests = role != "cross_q" and not work.prefill
+        yield from map(idle_op, ops) if rests else ops
+    heads, queries = work.batch * cross.heads, work.queries * share
+    keys = work.batch * work.source * cross.kv_elements
+    read = 0.0 if work.prefill else work.cached_itemsize * keys
+    rows = max(1, round(queries))
+    yield Op(
+        name="attention.cross",
+        role="attention",
+        group="qk",
+        cls="attention",
+        layers=layers,
+        gemms=(
+            Gemm(rows, work.source, cross.head_dim, heads),
+            Gemm(rows, cross.head_dim, work.source, heads),
+        ),
+        flop=4 * heads * cross.head_dim * queries * work.source,
+        bytes=b * (2 * heads * cross.head_dim * queries + keys * work.prefill) + read,
+        kv_read=read,
+        kv_write=work.cached_itemsize * keys * work.prefill,
+        kv_heads=cross.kv_heads,
+        rows=share,
+        runs=plan.runs if share < 1 else 1,
+    )
+    yield from _linear(plan, "cross_o", *linears["cross_o"], layers)
 
 
 def _indexer(plan: Plan, layers: float) -> Iterable[Op]:
@@ -198,7 +300,8 @@ def mlp_ops(plan: Plan) -> Iterable[Op]:
 def _linear(plan: Plan, role: str, n: int, k: int, layers: float) -> Iterable[Op]:
     """Yield the GEMM(s) of one weight: Q = b(T·K + w·N·K + T·N).
 
-    `kv_b` expands every cached latent, or is absorbed.
+    `kv_b` expands every cached latent, or is absorbed; keys and values of an attention to an
+    encoder are of its tokens.
     """
     b, share = plan.work.itemsize, plan.rows.get(role, 1)
     rows, more = plan.work.rows * share, 0
@@ -209,6 +312,8 @@ def _linear(plan: Plan, role: str, n: int, k: int, layers: float) -> Iterable[Op
         )
     elif role == "kv_b":
         rows = plan.work.batch * plan.context * share
+    elif role in ("cross_k", "cross_v"):
+        rows = plan.work.batch * plan.work.source * share
     if plan.shape.ranks:  # stored as two matrices, each of which a family may change
         sizes = plan.shape.stored(role, n, k)
         pieces = [piece for size in sizes for piece in plan.linear(role, *size)]
@@ -387,11 +492,13 @@ def _head(plan: Plan) -> Iterable[Op]:
     """Yield the final norm and lm_head."""
     shape, work, b = plan.shape, plan.work, plan.work.itemsize
     h, vocab, rows = shape.hidden, shape.embedding.vocab, work.head_rows
-    norm = _pointwise(plan, "final_norm", 2 * h, 1, shape.norms.per_element * h)
-    norm.bounded = False
-    yield norm
+    if shape.embedding.final_norm:
+        norm = _pointwise(plan, "final_norm", 2 * h, 1, shape.norms.per_element * h)
+        norm.bounded = False
+        yield norm
     if shape.encoder and work.logits == "last":
-        return  # poolers and classifiers are not counted; all logits are those of a masked LM
+        return  # an encoder puts out its stream, and all logits are those of a masked LM; poolers
+        # and classifiers are not counted
     width = shape.embedding.head_width or h
     numbers = (0 if shape.embedding.tied else vocab * width) + shape.embedding.head_bias * vocab
     head = whole_gemm(
@@ -433,9 +540,9 @@ def roofline(ops: Iterable[Op], *, flop_per_s: float, byte_per_s: float) -> floa
 def kv_cache_bytes(plans: Sequence[Plan]) -> float:
     """Return the bytes of the cache after the forward.
 
-    It holds what each stack's layers keep of its context.
+    It holds what each stack's layers keep of its context, and of the tokens of an encoder.
     """
-    return sum(
+    own = sum(
         plan.shape.kv_bytes(
             batch=plan.work.batch,
             context=plan.work.keys,
@@ -446,6 +553,13 @@ def kv_cache_bytes(plans: Sequence[Plan]) -> float:
         * plan.attention_layers
         / plan.shape.layers
         for plan in plans
+    )
+    return own + sum(
+        plan.work.cached_itemsize
+        * (plan.work.batch * plan.work.source * plan.shape.cross.kv_elements)
+        * plan.attention_layers
+        for plan in plans
+        if plan.shape.cross.heads
     )
 
 

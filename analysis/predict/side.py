@@ -25,7 +25,7 @@ from prunescope.taxonomy.family import Family, FamilyPoint
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.plan import Op, Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
-from prunescope.taxonomy.theory import dense_plan, equal_parts, forward, kv_cache_bytes
+from prunescope.taxonomy.theory import dense_plans, equal_parts, forward, kv_cache_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +187,7 @@ def roofline_speedup(setting: Setting, work: Workload, sparsity: float | None = 
 @lru_cache(maxsize=4096)
 def dense_forward(shape: ModelShape, work: Workload) -> Forward:
     """Return the dense forward, with which every method of a grid is compared."""
-    plans = [dense_plan(shape, work)]
+    plans = dense_plans(shape, work)
     ops = forward(plans)
     return _build_forward(work, ops, ops, plans)
 
@@ -204,14 +204,17 @@ def pruned_forward(
 
     With `legal`, it has the least sizes that this engine takes.
     """
-    plans = [_remove_layers(plan, layers_kept) for plan in family.plans(shape, work, point)]
+    plans = [
+        _remove_layers(plan, layers_kept) for plan in family.plans_of_model(shape, work, point)
+    ]
     if legal is not None:
         plans = [replace(plan, shape=legal.padded(plan.shape)) for plan in plans]
     ops = forward(plans)
     resident = ops
     if family.keeps_weights:  # every weight of the layers stays in memory, read or not
         added = (op for op in ops if op.added)
-        resident = [*forward([_remove_layers(dense_plan(shape, work), layers_kept)]), *added]
+        dense = [_remove_layers(plan, layers_kept) for plan in dense_plans(shape, work)]
+        resident = [*forward(dense), *added]
     return _build_forward(work, ops, resident, plans)
 
 
@@ -249,8 +252,23 @@ def _sum_work(ops: list[Op], *, in_flop: bool) -> float:
 
 
 # The roles by how tensor parallelism splits their weights.
-_ALONG_N = frozenset({"q", "k", "v", "q_b", "kv_b", "gate", "up", "lm_head", "mixer_in"})
-_ALONG_K = frozenset({"o", "down", "mixer_out"})
+_ALONG_N = frozenset(
+    {
+        "q",
+        "k",
+        "v",
+        "cross_q",
+        "cross_k",
+        "cross_v",
+        "q_b",
+        "kv_b",
+        "gate",
+        "up",
+        "lm_head",
+        "mixer_in",
+    }
+)
+_ALONG_K = frozenset({"o", "cross_o", "down", "mixer_out"})
 _WITH_WIDTH = frozenset({"rope", "activation", "attention", "conv", "scan", "kv_update"})
 _EXPERTS = frozenset({"experts", "shared_expert"})
 
@@ -382,6 +400,8 @@ def _allreduces(whole: Forward) -> Iterator[tuple[float, float]]:
     tokens first.
     """
     for op, *_ in ops_of_weights(whole.ops):
+        if not op.bounded:
+            continue
         if op.role in _ALONG_K or (op.role == "experts" and op.group == "down"):
             rows = whole.work.rows if op.role == "experts" else op.gemms[0].m
             size = rows * op.gemms[0].n * whole.work.itemsize

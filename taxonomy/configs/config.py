@@ -108,9 +108,9 @@ def read_config(config: Mapping[str, Any]) -> Fields:
     if cfg.get("is_encoder_decoder"):
         raise PrunescopeError(
             f"the config of a {kind or 'model'} is of an encoder and a decoder that attends to it, "
-            "which no shape holds",
-            hint="for one of the two alone, name its class in `architectures`, and say "
-            "is_encoder_decoder: false",
+            "and only its modules tell them apart",
+            hint="install torch and transformers (prunescope[trace]); for one of the two alone, "
+            "name its class in `architectures`, and say is_encoder_decoder: false",
         )
     own = unwritten(kind)
     names = {

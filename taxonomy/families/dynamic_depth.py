@@ -65,6 +65,7 @@ FAMILY = Family(
     mixers="rows",
     scorer="router",
     routes_layers=True,
+    decoder_alone=True,
     unrecorded=unrecorded,
     methods=("early exit", "layer skipping"),
     plans=plans,

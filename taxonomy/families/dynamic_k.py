@@ -15,7 +15,8 @@ from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan
 
 _CHANNELS = ("up", "down")
-_ALL = ("q", "k", "v", "qkv", "q_a", "q_b", "kv_a", "o", "gate", *_CHANNELS)
+# Without the keys and values of an encoder's tokens, which are computed for all of them at once.
+_ALL = ("q", "k", "v", "qkv", "q_a", "q_b", "kv_a", "o", "cross_q", "cross_o", "gate", *_CHANNELS)
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:

@@ -12,7 +12,10 @@ from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan
 
-_ROUTED = ("q", "q_a", "q_b", "o", "gate", "up", "down", "experts", "shared_expert", "router")
+_ROUTED = (
+    "q", "q_a", "q_b", "o", "cross_q", "cross_o", "gate", "up", "down", "experts", "shared_expert",
+    "router",
+)  # fmt: skip
 # A token that is routed past a sublayer is still a key and a value for the others, or none.
 _KEPT = ("k", "v", "kv_a", "kv_b")
 

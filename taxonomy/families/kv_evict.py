@@ -89,6 +89,7 @@ FAMILY = Family(
     applies=to_keys,
     not_implemented=no_keys,
     scorer="estimator",
+    decoder_alone=True,
     scored_in="decode",
     unrecorded=recorded,
     methods=("H2O", "SnapKV", "StreamingLLM", "sliding window"),

@@ -32,14 +32,21 @@ LATENTS = ("q_a", "kv_a")  # they belong to no head
 def with_heads(shape: ModelShape, point: FamilyPoint) -> ModelShape:
     """Return the model with n_kv' = max(1, round(n_kv·p)) KV heads, p = 1 − s.
 
-    Each has G query heads of d dimensions: q N = G·n_kv'·d; k, v N = n_kv'·d; o K = G·n_kv'·d.
+    Each has G query heads of d dimensions: q N = G·n_kv'·d; k, v N = n_kv'·d; o K = G·n_kv'·d. The
+    heads of an attention to an encoder alike.
     """
+    rounding = str(point.knobs["rounding"])
 
     def narrow(layer: ModelShape) -> ModelShape:
-        kept = kept_kv_heads(layer.attention.kv_heads, point.sparsity, str(point.knobs["rounding"]))
+        kept = kept_kv_heads(layer.attention.kv_heads, point.sparsity, rounding)
         return layer.change(kv_heads=kept, heads=kept * layer.attention.group)
 
-    return shape.map_layers(narrow)
+    narrow_shape, cross = shape.map_layers(narrow), shape.cross
+    if not cross.heads:
+        return narrow_shape
+    kept = kept_kv_heads(cross.kv_heads, point.sparsity, rounding)
+    heads = kept * cross.heads // cross.kv_heads
+    return narrow_shape.change(cross_kv_heads=kept, cross_heads=heads)
 
 
 def with_channels(shape: ModelShape, point: FamilyPoint) -> ModelShape:

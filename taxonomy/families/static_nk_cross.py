@@ -33,6 +33,8 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
         head_bias=shape.embedding.head_bias or biased,
         norm_parameters=1,
         embedding_norm=False,
+        cross_width=shape.cross.width
+        and kept_hidden(shape.cross.width, point.sparsity, point.align),
     )
     return [replace(dense_plan(narrow, work), residual=different, shifted=biased)]
 

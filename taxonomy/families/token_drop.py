@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from prunescope.taxonomy.applies import NO, YES, Applies, no_parts
+from prunescope.taxonomy.applies import CROSSED, NO, YES, Applies, no_parts
 from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.arguments import whole_number
 from prunescope.taxonomy.errors import PrunescopeError
@@ -250,6 +250,8 @@ def applies(traits: Traits) -> Applies:
     """Answer for tokens behind an attention that ranks them."""
     if traits.shape is None:
         return Applies(NO, "no attention ranks its tokens")
+    if traits.shape.parts:
+        return Applies(NO, f"{CROSSED}, which are the prompt")
     if not traits.mixer:
         return Applies(YES)
     after = ranked(traits.shape)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,19 +29,27 @@ from prunescope.taxonomy.configs.config_sizes import HEADS, HIDDEN, TOP_K, size_
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.inventory import Inventory, StoredModule
 from prunescope.taxonomy.roles import locate, matrix_role
-from prunescope.taxonomy.shape import LayerShape, ModelShape
+from prunescope.taxonomy.shape import LayerShape, ModelPart, ModelShape
 from prunescope.taxonomy.trees.tree_mixers import mixer_root, read_tree_mixer
+from prunescope.taxonomy.trees.tree_stacks import (
+    CROSS,
+    is_stack,
+    lists_of,
+    matrix_sides,
+    not_read,
+    own_table,
+    read_cross,
+    split_encoder,
+)
 
-_LIST = re.compile(r"(.*?)(?:^|\.)(\w+)\.(\d+)(?:\.(.*))?$")
-_TOWER = re.compile(r"vision|visual|image|audio|speech")
 _LEAST_UNREAD = 0.005  # of a layer: parts below this share are counted, not modelled
 _HEAD_SIZES = ("head_dim", "attention_head_size", "qk_head_dim")
 _HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
 _ATTENTION = ("q", "k", "v", "qkv", "q_a", "q_b", "kv_a", "kv_b", "o")
 _MLP = ("gate", "up", "gate_up", "down")
-_CROSS = re.compile(r"(^|\.)(encoder_attn|cross_?attn|cross_?attention|EncDecAttention)")
+# Keys of a config by which its encoder attends to a part of the tokens; its shape has no such part.
+_LOCAL = ("local_radius", "attention_window", "block_size")
 _INDEXER = re.compile(r"(^|\.)indexer\.(wq_b|wk|weights_proj)$")
-_PRODUCT = re.compile(r"Linear|Conv1D|Dense")
 
 
 @dataclass
@@ -55,6 +63,8 @@ class TreeLayer:
     in_attention: set[str] = field(default_factory=set)  # names of `more` that belong to attention
     fields: dict[str, Any] = field(default_factory=dict)  # of LayerShape
     mixer: dict[str, Any] = field(default_factory=dict)  # of MixerShape, by their keys
+    crosses: bool = False  # it is of a decoder beside an encoder
+    cross: dict[str, list[StoredModule]] = field(default_factory=dict)  # to an encoder, by role
     index_keys: int = 0  # that its indexer leaves to a query
     indexer: dict[str, tuple[int, int]] = field(default_factory=dict)  # matrices by their names
     unread: list[StoredModule] = field(default_factory=list)
@@ -72,25 +82,41 @@ def shape_of_tree(inventory: Inventory, config: Mapping[str, Any]) -> ModelShape
     Raises:
         PrunescopeError: Some of its modules are not understood; the message names them.
     """
-    cfg = _decoder(config)
+    encoder, decoder = split_encoder(inventory)
+    if encoder is None:
+        return _shape_of_part(inventory, _decoder(config))
+    if local := [key for key in _LOCAL if config.get(key)]:
+        raise not_read(inventory, f"its encoder attends within blocks, by {', '.join(local)}")
+    part = ModelPart(
+        name="encoder",
+        shape=_shape_of_part(encoder, _part_of_config(config, "encoder")),
+        tokens=inventory.source_tokens,
+    )
+    shape = _shape_of_part(decoder, _part_of_config(config, "decoder"))
+    if not shape.cross.heads:
+        raise not_read(inventory, "no layer of its decoder attends to its encoder")
+    return replace(shape, parts=(part,))
+
+
+def _shape_of_part(inventory: Inventory, cfg: Mapping[str, Any]) -> ModelShape:
+    """Return the shape of one stack of layers and what stands around it, by its part of a tree."""
     layers, outside = _stacks(inventory)
     if not layers:
-        raise _not_read(inventory, "it has no list of layers that tokens pass")
-    passed = [m for layer in layers for m in layer.modules.values() if m.passes != 0]
-    if inventory.is_seq2seq and any(_CROSS.search(module.path) for module in passed):
-        raise PrunescopeError(
-            f"the decoder of {inventory.model_class} ({inventory.library}) attends to its encoder, "
-            "which no shape holds",
-            hint="for one of the two alone, name its class in `architectures` of the config",
-        )
+        raise not_read(inventory, "it has no list of layers that tokens pass")
     hidden = _hidden(layers, cfg)
     for layer in layers:
         _read_layer(layer, hidden, cfg, inventory)
     _check_unread(layers, inventory)
     shape = _whole_shape(inventory, cfg, layers, hidden, outside)
     if shape.parameters() != inventory.parameters:
-        raise _not_read(inventory, "the numbers of its parts do not add up")
+        raise not_read(inventory, "the numbers of its parts do not add up")
     return shape
+
+
+def _part_of_config(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return the config of an encoder or a decoder; the whole one where both share it."""
+    own = config.get(name)
+    return own if isinstance(own, Mapping) else config
 
 
 def _decoder(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -102,27 +128,16 @@ def _decoder(config: Mapping[str, Any]) -> Mapping[str, Any]:
         return next(parts, config)
 
 
-def _not_read(inventory: Inventory, why: str) -> PrunescopeError:
-    return PrunescopeError(
-        f"the modules of {inventory.model_class} ({inventory.library}) are not understood: {why}",
-        hint="trace it: a trace needs no theory of the model; or give a model of another class",
-    )
-
-
 # --- the layers of a tree
 
 
 def _stacks(inventory: Inventory) -> tuple[list[TreeLayer], list[StoredModule]]:
     """Split the modules into the layers that tokens pass, first to last, and all others."""
-    lists: dict[tuple[str, str], dict[int, dict[str, StoredModule]]] = {}
-    for module in inventory.modules:
-        match = _LIST.match(module.path)
-        if match:
-            key = (match.group(1), match.group(2))
-            inner = lists.setdefault(key, {}).setdefault(int(match.group(3)), {})
-            inner[match.group(4) or ""] = module
-    chosen = [key for key, stack in lists.items() if _is_stack(stack, inventory, key)]
-    if not inventory.followed and any("decoder" in key[0].split(".") for key in chosen):
+    lists = lists_of(inventory)
+    chosen = [key for key, stack in lists.items() if is_stack(stack, inventory, key)]
+    if not (inventory.followed or inventory.is_seq2seq) and any(
+        "decoder" in key[0].split(".") for key in chosen
+    ):
         chosen = [key for key in chosen if "encoder" not in key[0].split(".")]
     stacks: list[list[TreeLayer]] = []
     for parent in dict.fromkeys(key[0] for key in chosen):
@@ -141,29 +156,9 @@ def _stacks(inventory: Inventory) -> tuple[list[TreeLayer], list[StoredModule]]:
     return [layer for stack in stacks for layer in stack], outside
 
 
-def _is_stack(
-    stack: Mapping[int, Mapping[str, StoredModule]], inventory: Inventory, key: tuple[str, str]
-) -> bool:
-    """Return whether a list of modules is a stack of layers that tokens of a text pass."""
-    matrices = [m for inner in stack.values() for path, m in inner.items() if path and _matrix(m)]
-    if not matrices:
-        return False
-    if inventory.followed:
-        return any((m.passes or 0) >= 1 for m in matrices)
-    return not _TOWER.search(".".join(key))
-
-
-def _matrix(module: StoredModule) -> tuple[int, int] | None:
-    """Return [N, K] of the matrix that a module multiplies by; None if it has none."""
-    weight = module.weight("weight")
-    if weight is None or len(weight.shape) != 2 or not _PRODUCT.search(module.kind):
-        return None
-    return weight.shape[0], weight.shape[1]
-
-
 def _size(module: StoredModule) -> tuple[int, int]:
     """Return [N, K] of a module that has a matrix."""
-    size = _matrix(module)
+    size = matrix_sides(module)
     assert size is not None
     return size
 
@@ -173,7 +168,7 @@ def _hidden(layers: Sequence[TreeLayer], cfg: Mapping[str, Any]) -> int:
     sides: Counter[int] = Counter()
     for layer in layers:
         for module in layer.modules.values():
-            sides.update(set(_matrix(module) or ()))
+            sides.update(set(matrix_sides(module) or ()))
             for weight in module.weights:
                 if len(weight.shape) == 3:
                     sides.update(set(weight.shape[1:]))
@@ -188,9 +183,10 @@ def _read_layer(
     layer: TreeLayer, hidden: int, cfg: Mapping[str, Any], inventory: Inventory
 ) -> None:
     """Sort the modules of a layer into roles, and read the dimensions of its parts."""
-    passes = [m.passes or 0 for m in layer.modules.values() if _matrix(m)]
+    passes = [m.passes or 0 for m in layer.modules.values() if matrix_sides(m)]
     if inventory.followed and passes:
         layer.times = max(1, round(Counter(passes).most_common(1)[0][0]))
+    layer.crosses = inventory.is_seq2seq and not inventory.is_encoder
     layer.root = mixer_root(layer.modules)
     for path, module in layer.modules.items():
         if layer.root and (path == layer.root or path.startswith(f"{layer.root}.")):
@@ -204,20 +200,25 @@ def _read_layer(
         }
         layer.mixer = read_tree_mixer(inside, hidden, cfg)
         if not layer.mixer:
-            raise _not_read(inventory, f"no kind of mixer is known that has {_list(inside)}")
+            raise not_read(inventory, f"no kind of mixer is known that has {_list(inside)}")
     _read_attention(layer, hidden, cfg, inventory)
+    if layer.cross:
+        head_dim = layer.fields.get("head_dim", 0)
+        layer.fields["cross"] = read_cross(layer.cross, hidden, head_dim)
     _read_mlp(layer, hidden, cfg, inventory)
 
 
 def _sort(layer: TreeLayer, path: str, module: StoredModule) -> None:
     """Put a module of a layer into its role, or among the further matrices or the unread parts."""
     place = locate(f"layers.0.{_usual_path(path, layer.modules)}")
-    size = _matrix(module)
+    size = matrix_sides(module)
     if place.role in ("experts", "shared_expert") or (place.role == "router" and module.weights):
         if place.role != "router" or any(len(w.shape) == 2 for w in module.weights):
             layer.matrices.setdefault(place.role, []).append(module)
         return
-    if _CROSS.search(path) and not module.passes:
+    if CROSS.search(path) and (layer.crosses or not module.passes):
+        if layer.crosses and module.passes != 0 and size is not None:
+            layer.cross.setdefault(place.role, []).append(module)
         return  # attention to another stack, which a text alone does not reach
     if size is None:
         if any(len(w.shape) > 1 and w.numbers > 4096 for w in module.weights):
@@ -263,7 +264,7 @@ def _read_attention(
         layer.fields |= {"attention_kind": "none"}
         return
     if any(len(modules) > 1 for modules in roles.values()) or "o" not in roles:
-        raise _not_read(inventory, f"a layer has {_list_roles(roles)} in its attention")
+        raise not_read(inventory, f"a layer has {_list_roles(roles)} in its attention")
     sizes = {role: _size(modules[0]) for role, modules in roles.items()}
     kept = roles["o"][0].sizes | roles.get("q", roles["o"])[0].sizes
     heads = next((kept[name] for name in _HEAD_COUNTS if kept.get(name)), size_in(cfg, HEADS))
@@ -274,10 +275,10 @@ def _read_attention(
         size = size or (sizes["o"][1] // heads if heads else None)
         own = _usual_attention(sizes, size)
     if own is None:
-        raise _not_read(inventory, f"heads do not follow from {_list_roles(roles)}")
+        raise not_read(inventory, f"heads do not follow from {_list_roles(roles)}")
     layer.fields |= own
     if sizes["o"][0] != hidden:
-        raise _not_read(inventory, "attention does not put out the width of the stream")
+        raise not_read(inventory, "attention does not put out the width of the stream")
 
 
 def _latent(sizes: Mapping[str, tuple[int, int]], heads: int | None) -> dict[str, Any] | None:
@@ -343,7 +344,7 @@ def _read_mlp(layer: TreeLayer, hidden: int, cfg: Mapping[str, Any], inventory: 
     plain = _gated(layer.matrices, hidden)
     experts = _experts(layer.matrices.get("experts", ()), hidden)
     if plain is None or experts is None:
-        raise _not_read(inventory, f"an MLP or experts with {_list_roles(layer.matrices)}")
+        raise not_read(inventory, f"an MLP or experts with {_list_roles(layer.matrices)}")
     if not experts:
         layer.fields |= {"intermediate": plain[0]} if plain[0] else {"mlp_kind": "none"}
         if plain[0]:
@@ -352,7 +353,7 @@ def _read_mlp(layer: TreeLayer, hidden: int, cfg: Mapping[str, Any], inventory: 
     count, width, gated = experts
     shared = _gated(_modules_of_matrices(layer.matrices.get("shared_expert", ())), hidden)
     if shared is None or (plain[0] and plain[1] != gated) or (shared[0] and shared[1] != gated):
-        raise _not_read(inventory, "experts and the MLP beside them are not alike")
+        raise not_read(inventory, "experts and the MLP beside them are not alike")
     each = layer.matrices["experts"][0].sizes
     attribute = next((each[n] for n in ("top_k", "num_experts_per_tok") if each.get(n)), None)
     layer.fields |= {
@@ -377,7 +378,7 @@ def _modules_of_matrices(modules: Iterable[StoredModule]) -> dict[str, list[Stor
     """Sort the modules of a shared expert by the role of their matrices."""
     roles: dict[str, list[StoredModule]] = {}
     for module in modules:
-        if _matrix(module) is not None:
+        if matrix_sides(module) is not None:
             roles.setdefault(matrix_role(module.path), []).append(module)
     return roles
 
@@ -451,7 +452,7 @@ def _check_unread(layers: Sequence[TreeLayer], inventory: Inventory) -> None:
     for layer in layers:
         if sum(m.numbers for m in layer.unread) > _LEAST_UNREAD * layer.numbers:
             parts = _list({m.path.rpartition(".")[2]: m for m in layer.unread})
-            raise _not_read(inventory, f"of {parts} nobody knows what they multiply")
+            raise not_read(inventory, f"of {parts} nobody knows what they multiply")
 
 
 # --- the whole model
@@ -493,8 +494,10 @@ def _whole_shape(
     base["encoder"] = inventory.is_encoder
     values: dict[str, Any] = {key: base[key] for key in _KEPT if key in base}
     values |= {"model_type": base["model_type"], "hidden": hidden, "layers": len(repeated)}
+    if inventory.is_seq2seq:  # its stacks may end without a norm (Marian)
+        values["final_norm"] = any("norm" in module.kind.lower() for module in outside)
     values |= _NEUTRAL | _norms(repeated, hidden) | _vocabulary(outside, inventory, hidden)
-    values |= _alike(repeated, inventory, hidden)
+    values |= _alike(repeated, inventory, hidden) | _crossing(repeated, inventory)
     values |= _layout(repeated, cfg, base)
     records = _records(repeated, values)
     values |= {key: records[0][key] for key in _SIZES}
@@ -504,7 +507,7 @@ def _whole_shape(
         values |= expert_groups(cfg, values["experts"])
     if len(repeated) != stored:
         if len({tuple(sorted(record.items())) for record in records}) > 1:
-            raise _not_read(inventory, "layers that a token passes several times differ")
+            raise not_read(inventory, "layers that a token passes several times differ")
         values["shared_blocks"] = stored
     values |= _indexer(repeated, cfg, inventory)
     mixers = [layer.mixer for layer in repeated if layer.mixer]
@@ -514,7 +517,7 @@ def _whole_shape(
         if any(
             {**mixer, "mixer_extras": 0} != {**mixers[0], "mixer_extras": 0} for mixer in mixers
         ):
-            raise _not_read(inventory, "its mixers differ in size from layer to layer")
+            raise not_read(inventory, "its mixers differ in size from layer to layer")
     shape = ModelShape.from_fields(**values)
     shape = shape.with_layers([LayerShape(**record) for record in records])
     return _with_extras(shape, inventory, repeated, outside)
@@ -539,14 +542,32 @@ def _alike(layers: Sequence[TreeLayer], inventory: Inventory, hidden: int) -> di
         if name == "reads":
             kinds = {0 if width == hidden else width for width in kinds}
         if len(kinds) > 1:
-            raise _not_read(inventory, f"its layers differ in {name}")
+            raise not_read(inventory, f"its layers differ in {name}")
         if kinds:
             common["attention_reads" if name == "reads" else name] = kinds.pop()
     if common.get("kv_rank") and any(
         layer.fields.get("shares_kv") or layer.fields.get("v_is_k") for layer in layers
     ):
-        raise _not_read(inventory, "some of its layers have latent attention, others not")
+        raise not_read(inventory, "some of its layers have latent attention, others not")
     return common
+
+
+def _crossing(layers: Sequence[TreeLayer], inventory: Inventory) -> dict[str, Any]:
+    """Return the fields of the attention of all layers to an encoder; none without it.
+
+    Raises:
+        PrunescopeError: Not all of them attend to it, or not alike, or its heads are not clear.
+    """
+    kinds = {layer.fields.get("cross") for layer in layers}
+    if not any(layer.cross for layer in layers):
+        return {}
+    [sizes, *more] = kinds
+    if more or sizes is None:
+        raise not_read(inventory, f"attention to its encoder by {_list_roles(layers[0].cross)}")
+    for layer in layers:
+        layer.fields.pop("cross", None)
+    names = ("cross_heads", "cross_kv_heads", "cross_head_dim", "cross_width")
+    return dict(zip(names, sizes, strict=True))
 
 
 def _indexer(
@@ -562,10 +583,10 @@ def _indexer(
         return {}
     keys, sizes = size_in(cfg, ("index_topk",)) or layers[0].index_keys, layers[0].indexer
     if len(kinds) > 1 or not keys or len(sizes) < 3:
-        raise _not_read(inventory, "not all of its layers have the indexer of DeepSeek-V3.2")
+        raise not_read(inventory, "not all of its layers have the indexer of DeepSeek-V3.2")
     (heads, _), (dim, _) = sizes["weights_proj"], sizes["wk"]
     if sizes["wq_b"][0] != heads * dim:
-        raise _not_read(inventory, "heads of its indexer do not follow from its matrices")
+        raise not_read(inventory, "heads of its indexer do not follow from its matrices")
     rank = sizes["wq_b"][1]
     return {"index_heads": heads, "index_dim": dim, "index_keys": keys, "index_rank": rank}
 
@@ -644,12 +665,16 @@ def _vocabulary(
     outside: Sequence[StoredModule], inventory: Inventory, hidden: int
 ) -> dict[str, Any]:
     """Return the head and the table of the tokens: rows, features, whether they are the same."""
+    if inventory.is_seq2seq and inventory.is_encoder:  # it ends in its layers
+        rows, features = own_table(outside)
+        width = 0 if features == hidden else features
+        return {"vocab": rows, "tied": True, "embedding_width": width}
     tables = [m for m in outside if len(m.weights[0].shape) == 2 and m.passes != 0]
-    if inventory.image_tokens and not any(map(_matrix, tables)):  # a tower ends in its layers
+    if inventory.image_tokens and not any(map(matrix_sides, tables)):  # a tower ends in its layers
         return {"vocab": 1, "tied": True}
     heads = [m for m in tables if locate(m.path).role == "lm_head" or m.path == tables[-1].path]
     if not heads:
-        raise _not_read(inventory, "it has no head")
+        raise not_read(inventory, "it has no head")
     head = max(heads, key=lambda m: m.weights[0].shape[0])
     rows, width = head.weights[0].shape
     apart = (m for m in tables if m is not head and not m.weights[0].tied)
@@ -679,9 +704,7 @@ def _with_extras(
         counted = part.parameters() - part.outside_parameters()
         left = layer.numbers - counted
         if left < 0:
-            raise _not_read(
-                inventory, f"layer {number} stores {-left} numbers fewer than its parts"
-            )
+            raise not_read(inventory, f"layer {number} stores {-left} numbers fewer than its parts")
         record = shape.layer(number)
         small = min(left, _small_in_attention(layer))
         if shape.shared_blocks:
@@ -690,21 +713,31 @@ def _with_extras(
             small = 0
         records.append(replace(record, attention_extras=small, mlp_extras=left - small))
     shape = shape.with_layers(records)
-    more = []
+    shape = shape.change(outside_more=tuple(_outside_matrices(shape, inventory, outside)))
+    left = sum(module.numbers for module in outside) - shape.outside_parameters()
+    if left < 0:
+        raise not_read(inventory, f"{-left} numbers outside of its layers are missing")
+    return shape.change(outside_extras=left)
+
+
+def _outside_matrices(
+    shape: ModelShape, inventory: Inventory, outside: Sequence[StoredModule]
+) -> Iterator[tuple[str, int, int]]:
+    """Yield (name, N, K) of each matrix outside of the layers that every token passes.
+
+    One that a token passes twice comes twice: what is stored once is then less extra.
+    """
     for module in outside:
-        size = _matrix(module)
+        size, times = matrix_sides(module), 1
         patches = module.weights[0].shape  # a convolution that sees each patch once
         if inventory.image_tokens and len(patches) == 4 and patches[2] == patches[3] > 1:
             size = (patches[0], module.weights[0].numbers // patches[0])
+        elif inventory.source_tokens and len(patches) == 3:  # a convolution over frames
+            size, times = (patches[0], patches[1] * patches[2]), round(module.passes or 0)
         elif size and (size[0] == shape.embedding.vocab or module.passes != 1):
             size = None
         if size and not module.weights[0].tied:
-            more.append((re.sub(r"[^\w.]", "", module.path)[-80:], *size))
-    shape = shape.change(outside_more=tuple(more))
-    left = sum(module.numbers for module in outside) - shape.outside_parameters()
-    if left < 0:
-        raise _not_read(inventory, f"{-left} numbers outside of its layers are missing")
-    return shape.change(outside_extras=left)
+            yield from [(re.sub(r"[^\w.]", "", module.path)[-80:], *size)] * times
 
 
 def _small_in_attention(layer: TreeLayer) -> int:

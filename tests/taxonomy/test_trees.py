@@ -126,14 +126,14 @@ def test_a_matrix_that_nobody_understands_is_refused_by_name() -> None:
         shape_of_tree(tree([*layer(0), odd], layer(1)), LLAMA)
 
 
-def test_an_attention_to_an_encoder_is_refused() -> None:
+def test_an_attention_to_an_encoder_that_is_not_there_is_refused() -> None:
     crossing = [linear("model.layers.0.encoder_attn.q_proj", 64, 64)]
     inventory = tree([*layer(0), *crossing], layer(1))
     whole = Inventory(
         model_class="MadeUp", library="made up 1", followed=True, is_seq2seq=True,
         modules=inventory.modules,
     )  # fmt: skip
-    with pytest.raises(PrunescopeError, match="attends to its encoder"):
+    with pytest.raises(PrunescopeError, match="0 stacks of layers stand beside"):
         shape_of_tree(whole, LLAMA)
 
 

@@ -65,6 +65,7 @@ def read_tree(model: nn.Module) -> Inventory:
     """List the modules of a model; of one on the meta device, follow a forward through them."""
     rows = _rows(model)
     tokens, image_tokens = _tokens(model, rows or {})
+    encoder, source_tokens = _source(model, rows or {})
     seen: set[int] = set()
     modules = []
     for path, module in model.named_modules():
@@ -80,7 +81,10 @@ def read_tree(model: nn.Module) -> Inventory:
                     path=path,
                     kind=type(module).__name__,
                     weights=tuple(weights),
-                    passes=None if rows is None else rows.get(path, 0.0) / tokens,
+                    passes=None
+                    if rows is None
+                    else rows.get(path, 0.0)
+                    / (source_tokens if encoder and path.startswith(encoder) else tokens),
                     sizes=_sizes(model, path),
                 )
             )
@@ -89,6 +93,7 @@ def read_tree(model: nn.Module) -> Inventory:
         library=_library(),
         followed=rows is not None,
         image_tokens=image_tokens,
+        source_tokens=source_tokens,
         is_seq2seq=bool(getattr(model.config, "is_encoder_decoder", False)),
         is_encoder=_is_encoder(model.config),
         modules=tuple(modules),
@@ -222,12 +227,32 @@ def _tokens(model: Any, rows: Mapping[str, float]) -> tuple[float, int]:
     return tokens, round(tokens)
 
 
+def _source(model: Any, rows: Mapping[str, float]) -> tuple[str, int]:
+    """Return the path of an encoder that sees inputs of one length, and how many tokens they are.
+
+    They are as many as most of its matrices see; "" and 0 for an encoder of texts.
+    """
+    if not (rows and model.config.is_encoder_decoder) or _main_input(model) == "input_ids":
+        return "", 0
+    encoder = model.get_encoder()
+    path = next(path for path, module in model.named_modules() if module is encoder)
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    seen = Counter(rows.get(name, 0.0) for name in linears if name.startswith(f"{path}."))
+    return f"{path}.", round(seen.most_common(1)[0][0])
+
+
+def _main_input(model: Any) -> str:
+    return str(getattr(model, "main_input_name", "input_ids"))
+
+
 def _count_rows(rows: dict[str, float], path: str) -> Any:
     """Return a hook that adds the rows of a call to those of a path."""
 
-    def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         given = next((x for x in (*inputs, output) if isinstance(x, torch.Tensor)), None)
-        if given is not None and given.dim():
+        if isinstance(module, nn.Conv1d):  # its rows are places of [B, channels, places]
+            rows[path] = rows.get(path, 0.0) + output.numel() / module.out_channels
+        elif given is not None and given.dim():
             rows[path] = rows.get(path, 0.0) + given.numel() / max(1, given.shape[-1])
 
     return hook
@@ -241,6 +266,10 @@ def _inputs(model: Any) -> dict[str, Any]:
         channels = getattr(model.config, "num_channels", 3)
         return {"pixel_values": torch.zeros(1, channels, height, width, dtype=torch.bfloat16)}
     ids = torch.zeros(1, TOKENS, dtype=torch.long)
+    if _main_input(model) == "input_features" and model.config.is_encoder_decoder:
+        bins, frames = model.config.num_mel_bins, 2 * model.config.max_source_positions
+        features = torch.zeros(1, bins, frames, dtype=torch.bfloat16)
+        return {"input_features": features, "decoder_input_ids": ids}
     given: dict[str, Any] = {"input_ids": ids}
     if model.config.is_encoder_decoder:
         return {**given, "decoder_input_ids": ids}

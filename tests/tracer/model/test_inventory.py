@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.trees.tree_shape import shape_of_tree
 
 pytest.importorskip("transformers")
@@ -18,7 +17,10 @@ BART: dict[str, Any] = {
     "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 48,
     "decoder_ffn_dim": 48, "vocab_size": 64, "max_position_embeddings": 32,
 }  # fmt: skip
-WHISPER: dict[str, Any] = {**BART, "model_type": "whisper", "pad_token_id": 0}
+WHISPER: dict[str, Any] = {
+    **BART, "model_type": "whisper", "pad_token_id": 0, "num_mel_bins": 8,
+    "max_source_positions": 24,
+}  # fmt: skip
 TOWER: dict[str, Any] = {
     "model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 48,
     "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 7,
@@ -33,8 +35,9 @@ BERT: dict[str, Any] = {
 def test_without_a_class_it_is_encoder_and_decoder(config: dict[str, Any]) -> None:
     both = build_inventory(config)
     assert both is not None and both.is_seq2seq
-    with pytest.raises(PrunescopeError, match="attends to its encoder"):
-        shape_of_tree(both, config)
+    shape = shape_of_tree(both, config)
+    assert [part.name for part in shape.parts] == ["encoder"]
+    assert shape.parameters() == both.parameters
 
 
 def test_a_class_of_the_decoder_alone_is_taken_at_its_word() -> None:
