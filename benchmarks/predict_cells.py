@@ -31,7 +31,7 @@ from prunescope.analysis.predict.ranges import (
     host_modes,
     uncertainty_of,
 )
-from prunescope.analysis.predict.request_points import as_one_pass
+from prunescope.analysis.predict.request_points import sized_for_model
 from prunescope.analysis.predict.setting import Setting, read_model_on_device, resolve, workloads
 from prunescope.analysis.predict.side import PredictedSide, predicted_side
 from prunescope.taxonomy.option import options_of
@@ -130,7 +130,7 @@ def third_cells() -> Iterator[Cell]:
 
 def _commanded(row: dict[str, str]) -> Cell:
     request = request_of(row["options"])
-    request = as_one_pass(request, read_model_on_device(request, []).shape)
+    request = sized_for_model(request, read_model_on_device(request, []).shape)
     sparsity = None if request.sparsity is None else float(str(request.sparsity))
     setting, _ = resolve(request, request.method and str(request.method), sparsity, [])
     works = {work.phase: work for work in workloads(request, setting)}

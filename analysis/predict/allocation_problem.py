@@ -165,6 +165,12 @@ def build_problem(
     """
     cost_request, new_tokens = build_cost_request(request)
     costs = costs_of(cost_request, new_tokens, measured=measured, notes=list(notes))
+    if costs.shape.parts:
+        raise PrunescopeError(
+            "an allocation gives sizes to the layers of one stack, and this model has an encoder "
+            "and a decoder",
+            hint="predict --method prunes both alike",
+        )
     sizes = [
         candidates(costs.shape, number, low_rank=request.low_rank)
         for number in range(costs.shape.layers)

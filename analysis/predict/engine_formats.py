@@ -51,6 +51,8 @@ def answers_for(setting: Setting) -> list[EngineAnswer]:
     """Return whether each engine runs the checkpoint of a point, at its tensor parallelism."""
     families = [] if setting.family is None else [setting.family]
     shape = pruned_shape_of(setting)
+    if shape.parts:
+        return []  # the table was read for decoders alone
     tp = setting.tp if setting.legal is None else max(setting.tp, setting.legal.tp)
     return engine_answers(layouts_of(families, shape, setting.knobs), shape, tp)
 
@@ -65,6 +67,8 @@ def engine_runs(engine: str | None, setting: Setting) -> EngineRuns:
     if engine is None:
         return EngineRuns(None, "no engine is named: --runtime")
     answers = {answer.engine: answer for answer in answers_for(setting)}
+    if not answers:
+        return EngineRuns(None, "engines were read for decoders alone")
     answer, family = answers[table_name(engine)], setting.family
     runs: bool | None = answer.runs
     if runs and family is not None and family.without_sparse_units:  # predicted with its kernels

@@ -28,11 +28,11 @@ from prunescope.analysis.predict.predict_request import (
 from prunescope.analysis.predict.predicted_phase import predict_phase
 from prunescope.analysis.predict.request_points import (
     as_acceptance,
-    as_one_pass,
     check_knobs,
     check_options,
     label_methods,
     methods,
+    sized_for_model,
     sparsities,
 )
 from prunescope.analysis.predict.setting import (
@@ -93,7 +93,7 @@ def predict(request: PredictRequest) -> Prediction:
         raise PrunescopeError("curves need a --method", hint="one or several of `families`")
     check_knobs(request.knobs, names, with_match=True)
     target = read_model_on_device(request, warnings)
-    request = as_one_pass(request, target.shape)
+    request = sized_for_model(request, target.shape)
     # A draft of another model has no sparsity from which on it pays instead of that model.
     speedups = Speedups() if request.break_even and request.draft_model is None else None
     # The gaining batches of a whole grid would take most of its time.

@@ -29,9 +29,9 @@ from prunescope.analysis.predict.predict_request import (
     options_of_request,
 )
 from prunescope.analysis.predict.request_points import (
-    as_one_pass,
     check_knobs,
     check_options,
+    sized_for_model,
     sparsities,
 )
 from prunescope.analysis.predict.setting import Setting, as_runnable, resolve, split_library
@@ -104,7 +104,7 @@ def rank(request: PredictRequest) -> Ranking:
     check_knobs(request.knobs, [family.id for family in known])
     library, knobs = split_library(request.knobs)
     base, _ = resolve(replace(request, knobs={"kernel": library}), None, None, warnings)
-    load = serving_workload(as_one_pass(request, base.shape))
+    load = serving_workload(sized_for_model(request, base.shape))
     work = prompt_of(base, batch=load.batch, prompt_len=load.prompt_len, logits=request.logits)
     dense = predict_answer(
         base, work, new_tokens=load.new_tokens, chunk=request.chunk, pruned=False

@@ -328,12 +328,15 @@ def replaced_sizes(request: PredictRequest, work: Workload, label: str) -> list[
     ]
 
 
-def as_one_pass(request: PredictRequest, shape: ModelShape) -> PredictRequest:
-    """Return the request as one forward, where the model decodes nothing.
+def sized_for_model(request: PredictRequest, shape: ModelShape) -> PredictRequest:
+    """Return the request with the sizes that its model alone decides.
 
-    Its prompt is the tokens of an image where the model takes images. Raises PrunescopeError for
-    what only a decoder has (a decode step, new tokens), and for one forward of a decoder.
+    It is one forward where the model decodes nothing. Its prompt is the tokens of an image where
+    the model takes images. Raises PrunescopeError for what only a decoder has (a decode step, new
+    tokens), and for one forward of a decoder.
     """
+    if shape.parts:
+        return _with_encoder(request, shape)
     if not shape.is_one_pass:
         if request.phase == FORWARD:
             raise PrunescopeError(
@@ -362,3 +365,44 @@ def as_one_pass(request: PredictRequest, shape: ModelShape) -> PredictRequest:
             hint="remove --prompt-len: image_size and patch_size of its config give it",
         )
     return dataclasses.replace(request, phase=phase, prompt_len=shape.image_tokens)
+
+
+def _with_encoder(request: PredictRequest, shape: ModelShape) -> PredictRequest:
+    """Return the request to a model whose prompt goes to an encoder.
+
+    The keys of a decode step are those of the prompt and the decoder's own, one at least. Raises
+    PrunescopeError for what only a prompt of a decoder can have, and for another prompt where the
+    encoder always sees as many tokens.
+    """
+    given = [
+        option
+        for option, value in (
+            ("--phase forward", request.phase == FORWARD),
+            ("--chunk", request.chunk),
+            ("--draft-tokens", request.draft_tokens),
+            ("--pp", request.pp > 1),
+            ("--ep", request.ep > 1),
+            ("--routing", request.routing),
+        )
+        if value
+    ]
+    if given:
+        raise PrunescopeError(
+            f"{given[0]} is not modelled for an encoder and a decoder that attends to it",
+            hint=f"remove {given[0]}: the encoder takes a prompt whole, the decoder a token a step",
+        )
+    tokens = shape.parts[-1].tokens
+    if tokens and request.prompt_len not in (_DEFAULT.prompt_len, tokens):
+        raise PrunescopeError(
+            f"the encoder sees {tokens} tokens whatever its input is",
+            hint="remove --prompt-len: max_source_positions of its config gives it",
+        )
+    prompt = tokens or request.prompt_len
+    if request.context is not None and request.context <= prompt:
+        raise PrunescopeError(
+            f"--context {request.context} leaves the decoder no key: {prompt} are the encoder's",
+            hint=f"--context counts both: give {prompt + 1} or more",
+        )
+    decodes = request.phase != "prefill"
+    context = request.context or (prompt + 1 if decodes else None)
+    return dataclasses.replace(request, prompt_len=prompt, context=context)

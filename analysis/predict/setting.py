@@ -377,6 +377,11 @@ def list_assumptions(setting: Setting) -> list[str]:
             "of each low-rank pair one factor is replicated: every device holds and multiplies it "
             f"whole, and the other is split over {setting.tp}"
         )
+    if setting.shape.parts:
+        sentences.append(
+            "a prompt goes to the encoder, and the decoder begins with one token; keys and values "
+            "of its attention to the prompt are computed once and cached, and --context counts them"
+        )
     if setting.shape.experts.count:
         sentences += _expert_assumptions(setting)
     sentences += _attention_assumptions(setting)
