@@ -49,11 +49,57 @@ def shape_of_weights(shape: ModelShape, stored: StoredTensors) -> tuple[ModelSha
             f"the weights next to the config are unreadable ({stored.problem}): sizes are the "
             "config's"
         ]
+    if shape.parts:
+        return _parts_of_weights(shape, stored)
     tensors = _decoder(stored.shapes)
-    layers = _layers(tensors, shape)
+    return _layers_of_weights(shape, _outside(shape, tensors), _layers(tensors, shape), stored)
+
+
+def _parts_of_weights(shape: ModelShape, stored: StoredTensors) -> tuple[ModelShape, list[str]]:
+    """Return a decoder and its encoder with the sizes of their stored layers, and the differences.
+
+    Their tables, and the attention of one to the other, keep the sizes of the config.
+    """
+    from prunescope.taxonomy.trees.tree_stacks import CROSS  # few models need it
+
+    matches = {name: match for name in stored.shapes if (match := _LAYER.match(name))}
+    decoder = {match[1] for name, match in matches.items() if CROSS.search(name)}
+    own, beside, odd = {}, {}, 0
+    for name, match in matches.items():
+        size = stored.shapes[name]
+        if match[1] not in decoder:
+            beside[name] = size
+        elif not CROSS.search(name):
+            own[name] = size
+        elif name.endswith(".weight") and len(size) == 2:
+            odd += size not in shape.cross.linears(shape.hidden).values()
+    [part] = shape.parts
+    encoder, notes = _layers_of_weights(part.shape, part.shape, _layers(beside, shape), stored)
+    notes = [f"{part.name}: {note}" for note in notes]
+    weights, more = _layers_of_weights(shape, shape, _layers(own, shape), stored)
+    notes += more
+    if odd:
+        notes.append(
+            f"{odd} matrices of the attention to the {part.name} have other sizes than "
+            "the config gives, and those of the config count"
+        )
+    return replace(weights, parts=(replace(part, shape=encoder),)), notes
+
+
+def _layers_of_weights(
+    shape: ModelShape, weights: ModelShape, layers: Mapping[int, _Layer], stored: StoredTensors
+) -> tuple[ModelShape, list[str]]:
+    """Return the shape with the sizes of its stored layers, and notes on the differences.
+
+    Args:
+        shape: The shape by the config.
+        weights: It with what the weights outside of its layers say.
+        layers: The stored matrices, by layer.
+        stored: The stored tensors of the whole model.
+    """
     if not layers or not shape.order:
         return shape, []
-    weights, odd = _outside(shape, tensors), list[str]()
+    odd = list[str]()
     count = max(layers) + 1
     if stored.complete and count < shape.layers and len(layers) == count:
         weights = weights.select_layers(range(count))

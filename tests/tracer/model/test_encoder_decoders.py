@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from prunescope.taxonomy.configs.stored_tensors import StoredTensors
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.stored_layers import shape_of_weights
 from prunescope.taxonomy.theory import dense_plans, flop, forward
 from prunescope.taxonomy.trees.tree_shape import shape_of_tree
 
@@ -128,3 +130,20 @@ def test_an_encoder_that_attends_within_blocks_is_refused() -> None:
     config = config_of("longt5", sizes)
     with pytest.raises(PrunescopeError, match="within blocks, by local_radius"):
         read(config)
+
+
+@pytest.mark.parametrize("kind", ["umt5", "bart"])
+def test_stored_weights_are_read_for_each_part(kind: str) -> None:
+    config = config_of(kind, SMALL[kind])
+    shape = read(config)
+    sizes = {name: tuple(w.shape) for name, w in built(config, "meta").state_dict().items()}
+    assert shape_of_weights(shape, StoredTensors(sizes, complete=True)) == (shape, [])
+    before = shape.parts[0].shape.mlp.intermediate
+    fewer = {
+        name: tuple(n // 2 if n == before else n for n in size) if "encoder." in name else size
+        for name, size in sizes.items()
+    }
+    weights, notes = shape_of_weights(shape, StoredTensors(fewer, complete=True))
+    assert weights.parts[0].shape.mlp.intermediate == before // 2
+    assert weights.mlp.intermediate == shape.mlp.intermediate
+    assert [note.partition(":")[0] for note in notes] == ["encoder"]
