@@ -87,6 +87,11 @@ def shape_of_tree(inventory: Inventory, config: Mapping[str, Any]) -> ModelShape
         return _shape_of_part(inventory, _decoder(config))
     if local := [key for key in _LOCAL if config.get(key)]:
         raise not_read(inventory, f"its encoder attends within blocks, by {', '.join(local)}")
+    front = {m.path: m for m in encoder.modules if re.match(r"Conv\dd", m.kind)}
+    if front and not inventory.source_tokens:
+        raise not_read(
+            inventory, f"how many tokens its encoder makes of an input by {_list(front)}"
+        )
     part = ModelPart(
         name="encoder",
         shape=_shape_of_part(encoder, _part_of_config(config, "encoder")),

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.trees.tree_shape import shape_of_tree
 
 pytest.importorskip("transformers")
+from prunescope.tracer.model import inventory
 from prunescope.tracer.model.inventory import build_inventory
 
 pytestmark = pytest.mark.torch
@@ -38,6 +40,16 @@ def test_without_a_class_it_is_encoder_and_decoder(config: dict[str, Any]) -> No
     shape = shape_of_tree(both, config)
     assert [part.name for part in shape.parts] == ["encoder"]
     assert shape.parameters() == both.parameters
+
+
+def test_an_encoder_behind_convolutions_that_no_forward_passed_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(inventory, "_rows", lambda _model: None)
+    tree = build_inventory(WHISPER)
+    assert tree is not None and not tree.followed
+    with pytest.raises(PrunescopeError, match="how many tokens its encoder makes"):
+        shape_of_tree(tree, WHISPER)
 
 
 def test_a_class_of_the_decoder_alone_is_taken_at_its_word() -> None:
