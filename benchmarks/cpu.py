@@ -185,7 +185,7 @@ def _model_of(folder: Path, name: str, sweep: dict[str, Any]) -> Model:
         dense={
             phase: DenseTime(
                 predicted_ms=guesses["device"][phase]["dense_ms"],
-                measured_ms=dense["phases"][phase]["unprofiled_ns"]["median"] / 1e6,
+                measured_ms=dense.phases[phase].unprofiled_ns.median / 1e6,
             )
             for phase in _PHASES
         },

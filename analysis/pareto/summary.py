@@ -52,12 +52,6 @@ def _comparison_lines(pareto: Pareto) -> Iterator[str]:
         f"{len(points)} points{merged} of {len(families)} families of {subject.model}"
         f" ({subject.dtype}) on {subject.device}{when(bool(not_done), f'; {not_done}')}."
     )
-    if pareto.source == "page":
-        yield (
-            "The runs of this sweep were not kept: all numbers, but losses that were scored again, "
-            "are those that an earlier edition of this page printed, rounded as they stood there;"
-            " frontier, shares and claims are recomputed from them."
-        )
     text = subject.text or {}
     windows = sorted({p.loss.context for p in points if p.loss and p.loss.context})
     yield (

@@ -448,12 +448,5 @@ class Pareto(msgspec.Struct, kw_only=True):
     pending: int = 0
     notes: list[str] = []
     samples: SampleCount | None = None
-    source: Annotated[
-        str | None,
-        meaning(
-            '"page": the runs were not kept, and the numbers are those that a page printed, '
-            "rounded. null: the runs"
-        ),
-    ] = None
     hypotheses: list[Hypothesis] = []
     summary: list[str] = []
