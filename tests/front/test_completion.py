@@ -55,7 +55,7 @@ def test_all_lists_have_something_to_say() -> None:
     lists = (command.models, command.families, command.methods, command.devices,
              command.machines, command.dtypes, command.formats)  # fmt: skip
     assert all(one("") for one in lists)
-    assert command.devices("") == [device.name for device in DEVICES]
+    assert command.devices("") == [*(device.name for device in DEVICES), "cpu"]
 
 
 def test_the_help_names_every_format() -> None:

@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-PAGES = ("advice", "engine", "families", "ranks", "shapes", "strangers")
+PAGES = ("advice", "cpu", "engine", "families", "ranks", "shapes", "strangers")
 # Prints a page, and fails where making it needs torch.
 MAKE = """
 import importlib, sys
