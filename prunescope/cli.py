@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,7 +21,7 @@ from prunescope import signals, startup
 from prunescope.analysis.inputs.options import CompareRequest
 from prunescope.analysis.predict.allocation_request import AllocateRequest
 from prunescope.analysis.predict.predict_request import PredictRequest
-from prunescope.command import from_options, with_timings
+from prunescope.command import register
 from prunescope.failure import exit_code
 from prunescope.model_trees import use_module_trees
 from prunescope.output_options import AnalyzeOutputs, CheckOptions, FigureOptions, ParetoOutputs
@@ -40,6 +40,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help keeps its lines as written, and starts faster
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+_command = partial(register, app)
 _SheetFormats = Annotated[
     str,
     Option(
@@ -76,9 +77,7 @@ def _root(
         sys.stdout.write(context.get_help() + "\n")
 
 
-@app.command("trace")
-@with_timings
-@from_options
+@_command("trace", timings=True)
 def _trace(request: TraceCall, *, json_target: Json = None) -> None:
     """Run a pruned model and its dense baseline in turns, and write times, traces and statistics.
 
@@ -112,8 +111,7 @@ def _trace(request: TraceCall, *, json_target: Json = None) -> None:
     show_result(run_summary(folder, runs), json_target, people=traced(folder, runs, answers))
 
 
-@app.command("capture")
-@from_options
+@_command("capture")
 def _capture(request: CaptureEngineRequest, *, json_target: Json = None) -> None:
     """Capture a serving engine that runs: warm up, time requests, profile, collect the traces.
 
@@ -157,9 +155,7 @@ def _answers(folder: Path) -> tuple[dict[str, str], str | None]:
     return {name: phase.summary for name, phase in phases.items()}, None
 
 
-@app.command("analyze", cls=startup.FastCommand)
-@with_timings
-@from_options
+@_command("analyze", timings=True)
 def _analyze(request: CompareRequest, *, outputs: AnalyzeOutputs, json_target: Json = None) -> None:
     """Explain where the promised speedup went, in a report on screen and in files.
 
@@ -179,8 +175,7 @@ def _analyze(request: CompareRequest, *, outputs: AnalyzeOutputs, json_target: J
         raise typer.Exit(3)
 
 
-@app.command("fix")
-@from_options
+@_command("fix")
 def _fix(request: FixRequest, *, json_target: Json = None) -> None:
     """Try the repairs that findings advise, and keep those that are proven: faster, equal outputs.
 
@@ -205,8 +200,7 @@ def _fix(request: FixRequest, *, json_target: Json = None) -> None:
     deliver_result(result, json_target)
 
 
-@app.command("predict")
-@from_options
+@_command("predict")
 def _predict(
     request: PredictRequest,
     look: FigureOptions,
@@ -262,8 +256,7 @@ def _predict(
     deliver_result(result, json_target, prediction(result, explain=explain))
 
 
-@app.command("claim")
-@from_options
+@_command("claim")
 def _claim(
     request: PredictRequest,
     *,
@@ -298,9 +291,7 @@ def _claim(
         raise typer.Exit(result.exit_code)
 
 
-@app.command("allocate")
-@with_timings
-@from_options
+@_command("allocate", timings=True)
 def _allocate(
     request: AllocateRequest,
     look: FigureOptions,
@@ -362,9 +353,7 @@ def _print_example() -> None:
     sys.stdout.write(example())
 
 
-@app.command("sweep")
-@with_timings
-@from_options
+@_command("sweep", timings=True)
 def _sweep(
     request: SweepRequest,
     *,
@@ -417,8 +406,7 @@ def _sweep(
         raise typer.Exit(3)
 
 
-@app.command("pareto")
-@from_options
+@_command("pareto")
 def _pareto(
     outputs: ParetoOutputs,
     chosen: SavePoints,
@@ -472,8 +460,7 @@ def _pareto(
         console_for(json_target).print(f"saved {path}")
 
 
-@app.command("reproduce")
-@from_options
+@_command("reproduce")
 def _reproduce(
     look: FigureOptions,
     sweep: Annotated[
@@ -524,8 +511,7 @@ def _reproduce(
     deliver_result(result, json_target)
 
 
-@app.command("check")
-@from_options
+@_command("check")
 def _check(
     subject: Annotated[
         Path,
@@ -601,8 +587,7 @@ def _check(
         raise typer.Exit(3)
 
 
-@app.command("history")
-@from_options
+@_command("history")
 def _history(
     file: Annotated[
         Path,
@@ -649,9 +634,7 @@ def _history(
     deliver_result(result, json_target)
 
 
-@app.command("bundle")
-@with_timings
-@from_options
+@_command("bundle", timings=True)
 def _bundle(
     runs: Annotated[
         list[Path], Option(help="Runs, or folders of runs.", metavar="RUN", argument=True)
@@ -710,8 +693,7 @@ def _bundle(
         console.print(text, markup=False, soft_wrap=True)
 
 
-@app.command("cite")
-@from_options
+@_command("cite")
 def _cite(
     runs: Annotated[
         list[Path] | None,
@@ -752,9 +734,7 @@ def _cite(
         sys.stdout.write(result.bibtex)  # unfolded, for a .bib file
 
 
-@app.command("verify")
-@with_timings
-@from_options
+@_command("verify", timings=True)
 def _verify(
     path: Annotated[
         Path, Option(help="Zip file that `bundle` wrote.", metavar="FILE.zip", argument=True)
@@ -794,8 +774,7 @@ def _verify(
         raise typer.Exit(3)
 
 
-@app.command("families")
-@from_options
+@_command("families")
 def _families(
     *,
     architecture: Annotated[
@@ -854,8 +833,7 @@ def _families(
     show_result(listing, json_target, people=None if json_target == "-" else view)
 
 
-@app.command("devices")
-@from_options
+@_command("devices")
 def _devices(*, json_target: Json = None) -> None:
     """List the devices whose dense peaks and memory bandwidth are known, with their sources.
 
@@ -872,8 +850,7 @@ def _devices(*, json_target: Json = None) -> None:
     )
 
 
-@app.command("calibrate")
-@from_options
+@_command("calibrate")
 def _calibrate(
     *,
     device: Annotated[
@@ -911,8 +888,7 @@ def _calibrate(
     show_result(plain(measured), json_target, people=devices([measured], measured.measured))
 
 
-@app.command("recorder")
-@from_options
+@_command("recorder")
 def _recorder() -> None:
     """Write record.py, one file that records runs in an environment that pins an old torch.
 
@@ -940,9 +916,7 @@ def _recorder() -> None:
     sys.stdout.write(assemble(prunescope.__version__))
 
 
-@app.command("gemm")
-@with_timings
-@from_options
+@_command("gemm", timings=True)
 def _gemm(
     request: GemmRequest,
     look: FigureOptions,
@@ -987,8 +961,7 @@ def _gemm(
     deliver_result(result, json_target)
 
 
-@app.command("doctor")
-@from_options
+@_command("doctor")
 def _doctor(
     *,
     timing: Annotated[
@@ -1020,9 +993,7 @@ def _doctor(
         raise typer.Exit(3)
 
 
-@app.command("demo")
-@with_timings
-@from_options
+@_command("demo", timings=True)
 def _demo(
     *,
     out: Annotated[

@@ -18,6 +18,7 @@ from typing import Annotated, Any, ParamSpec, get_args, get_type_hints
 
 import typer
 
+from prunescope import startup
 from prunescope.taxonomy.arguments import number, whole_number
 from prunescope.taxonomy.option import (
     NamedOption,
@@ -37,6 +38,30 @@ _Timings = Annotated[
         metavar="FILE|-",
     ),
 ]
+
+
+def register(
+    app: typer.Typer, name: str, *, timings: bool = False
+) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Return a decorator that makes a function a command of `app`, with `--timings` if asked.
+
+    The options of a command are made when it is called or its help is shown: those of all
+    commands take 0.06 s of CPU time, more than `prunescope --help` takes without them.
+    """
+
+    def decorate(function: Callable[P, None]) -> Callable[P, None]:
+        def make() -> Callable[..., None]:
+            command = from_options(function)
+            return with_timings(command) if timings else command
+
+        app.command(name, help=function.__doc__, cls=startup.on_demand(make))(_no_options)
+        return function
+
+    return decorate
+
+
+def _no_options() -> None:
+    """Stand for a command in typer's list until its options are made."""
 
 
 def from_options(function: Callable[P, None]) -> Callable[..., None]:

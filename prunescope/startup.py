@@ -19,10 +19,11 @@ import atexit
 import gc
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, get_args
 
+import typer
 from typer.core import TyperCommand, TyperGroup
 
 Process = Callable[[Any, Any], Any]
@@ -59,6 +60,38 @@ class FastCommand(_Fast, TyperCommand):
     Its paths may be missing, a file or a folder: options that are to exist (`exists=True` and the
     like) are not for it.
     """
+
+
+def on_demand(make: Callable[[], Callable[..., None]]) -> type[TyperCommand]:
+    """Return the class of a command whose options are made when they are first read.
+
+    `make` returns the command's function; typer has a stand-in without options until then.
+    """
+
+    class OnDemand(FastCommand):
+        @cached_property
+        def made(self) -> Any:
+            app = typer.Typer(add_completion=False)
+            app.command(self.name)(make())
+            return typer.main.get_command(app)
+
+        @property
+        def params(self) -> Any:
+            return self.made.params
+
+        @params.setter
+        def params(self, of_stand_in: Any) -> None:
+            assert not of_stand_in
+
+        @property
+        def callback(self) -> Any:
+            return self.made.callback
+
+        @callback.setter
+        def callback(self, of_stand_in: Any) -> None:
+            pass
+
+    return OnDemand
 
 
 class FastGroup(_Fast, TyperGroup):
