@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from prunescope.analysis.inputs.describe import unique_suffixes
 from prunescope.taxonomy.runs.run import MANIFEST
@@ -15,8 +16,7 @@ from prunescope.taxonomy.words import when
 _DEPTH = 5  # how many levels below a named folder are searched for runs
 
 
-@dataclass(frozen=True)
-class NamedRun:
+class NamedRun(Struct, frozen=True):
     """A run or trace: its path, and its name in the comparison (never an absolute path)."""
 
     path: Path

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
 
 import msgspec
 import polars as pl
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from prunescope.analysis.comparison.convolutions import moved_convolutions
 from prunescope.analysis.comparison.differences import pair_comparison
@@ -79,8 +80,7 @@ from prunescope.taxonomy.runs.run import Run
 _ABOVE = 1.005  # times the FLOP ratio: a coverage bound below it prints as that ratio
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Compared:
+class _Compared(Struct, frozen=True, kw_only=True):
     """The fields of a phase in the report that need a baseline."""
 
     comparison: PairComparison | None = None

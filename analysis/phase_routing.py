@@ -7,15 +7,15 @@ the run counted no experts, which is so for a trace alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import log2
+
+from msgspec import Struct
 
 from prunescope.analysis.schema.routing import LayerRouting, PhaseRouting
 from prunescope.taxonomy.runs.run import Run
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Spread:
+class _Spread(Struct, frozen=True, kw_only=True):
     """The spread of tokens over the experts of one layer.
 
     `counts` are tokens per expert; `distinct` is how many experts got a token per step.

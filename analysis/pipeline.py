@@ -23,10 +23,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
 import polars as pl
+from msgspec import Struct, field
+from msgspec.structs import replace
 from msgspec.structs import replace as replace_fields
 
 from prunescope.analysis.comparison.shared_peaks import with_shared_peaks
@@ -57,8 +58,7 @@ __all__ = ["Analysis", "Options", "analyze"]
 OnDone = Callable[[int, int], None]
 
 
-@dataclass
-class Analysis:
+class Analysis(Struct):
     """A report and the kernels frames that it was made from.
 
     Attributes:
@@ -101,8 +101,7 @@ class Analysis:
         return events
 
 
-@dataclass
-class _Collected:
+class _Collected(Struct):
     """What the phases of both sides gave, as they are analysed one after the other.
 
     Attributes:

@@ -7,11 +7,11 @@ family the bound, the expected speedup with its range, and memory. Times are ns 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
+from msgspec.structs import replace
 
 from prunescope.analysis.device.calibrated import named_device, times_by_size
 from prunescope.analysis.device.hardware import (

@@ -11,13 +11,13 @@ import dataclasses
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from weakref import finalize
 
 import msgspec
 import polars as pl
+from msgspec import Struct, field
 
 from prunescope.analysis.comparison.equal_information import ComparableSides, make_comparable
 from prunescope.analysis.inputs.options import Options
@@ -209,8 +209,7 @@ class Task(msgspec.Struct):
     options: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Sides:
+class Sides(Struct, frozen=True):
     """The candidate and its baseline, opened, of one analysis.
 
     Attributes:

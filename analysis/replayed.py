@@ -9,10 +9,11 @@ ran alone, with the same R. Times are ns per step, in the time base of the ledge
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from prunescope.analysis.device.tiles import tile_of
 from prunescope.analysis.paying_alignment import alignment_times, paying_alignment
@@ -87,8 +88,7 @@ def with_replays(report: Report, replays: Replays, run: Run | None) -> Report:
     return msgspec.structs.replace(report, phases=phases)
 
 
-@dataclass(frozen=True)
-class _ReplayedRow:
+class _ReplayedRow(Struct, frozen=True):
     """A row of the GEMM table with its replays: the pruned GEMM and the dense one that it replaces.
 
     `dense_calls` counts the calls of the dense one per step.
@@ -114,8 +114,7 @@ class _ReplayedRow:
         ]
 
 
-@dataclass(frozen=True)
-class _ReplayedRole:
+class _ReplayedRole(Struct, frozen=True):
     """The GEMMs of a role, in the ledger and alone.
 
     `part` is their part of the ledger's kernel row; `warm` and `cold` are what they make of it

@@ -14,9 +14,10 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterable
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
+
+from msgspec.structs import replace
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]

@@ -12,9 +12,11 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
+
+from msgspec.structs import replace
 
 from prunescope.analysis.predict.answers import (
     answer_uncertainty,

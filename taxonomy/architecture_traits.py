@@ -6,16 +6,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from prunescope.taxonomy.configs.architecture_table import BY_ID, Architecture
 from prunescope.taxonomy.configs.mixer_configs import linears_alone
 from prunescope.taxonomy.shape import ModelShape
 
 
-@dataclass(frozen=True, kw_only=True)
-class Traits:
+class Traits(Struct, frozen=True, kw_only=True):
     """The mechanisms of a model, which decide what applies.
 
     `shape` is None if no layer has attention. `mixer_linears`: (N, K) of a mixer's matrices by role

@@ -7,11 +7,14 @@ None is not known.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from prunescope.taxonomy.applies import NO, no_heads
 from prunescope.taxonomy.architecture_traits import Traits, traits_of
@@ -112,7 +115,7 @@ def products(traits: Traits) -> list[LayerGemm]:
     head = LayerGemm(
         role="attention", group="qk", m="S", n="L", k=sizes["head_dim"], count=sizes["heads"]
     )
-    products = [head, replace(head, group="pv", n=sizes["value_dim"], k="L")]
+    products = [head, dataclasses.replace(head, group="pv", n=sizes["value_dim"], k="L")]
     place = next((i for i, row in enumerate(rows) if row.group == "o"), len(rows))
     return [*rows[:place], *products, *rows[place:]]
 

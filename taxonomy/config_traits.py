@@ -6,8 +6,9 @@ In: a config. Out: Traits. What the config leaves open is in `architecture_table
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from prunescope.taxonomy.architecture_traits import Traits, mixer_linears, traits_of
 from prunescope.taxonomy.configs.architecture_table import BY_ID

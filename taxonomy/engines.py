@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.family import Family
@@ -48,8 +50,7 @@ _BY_CODE = "with trust_remote_code=True, by the modeling file in its folder"
 _NO_CODE = "it runs classes of its own, and none of them does so"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSource:
+class EngineSource(Struct, frozen=True, kw_only=True):
     """A text that was read: its address, and the release or commit it is of."""
 
     address: str
@@ -93,8 +94,7 @@ _SOURCES = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineAnswer:
+class EngineAnswer(Struct, frozen=True, kw_only=True):
     """Whether an engine runs a checkpoint, and what became of the work that pruning removed.
 
     `runs`: False: it does not; True: wherever it runs the dense model. `faster`: whether it does
@@ -206,8 +206,7 @@ TABLE: dict[str, dict[str, EngineAnswer]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Legal:
+class Legal(Struct, frozen=True, kw_only=True):
     """The sizes that an engine takes at a degree of tensor parallelism.
 
     Query heads and channels are divided by the degree. KV heads are divided too; where `replicates`

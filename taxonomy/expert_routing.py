@@ -15,8 +15,9 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
+
+from msgspec import Struct, field
 
 from prunescope.taxonomy.errors import PrunescopeError
 
@@ -36,8 +37,7 @@ _LAYOUTS = 16  # layers, each with an order of its own, over which experts of a 
 
 # It is compared by identity, because workloads are keys of caches, and this may hold 100 layers of
 # 512 experts.
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Routing:
+class Routing(Struct, frozen=True, eq=False, kw_only=True):
     """How often each expert is chosen.
 
     `phases`: counts of tokens, {"decode": a list per layer with experts}; without any it is Zipf's
@@ -112,8 +112,7 @@ def zipf_weights(experts: int, exponent: float) -> tuple[float, ...]:
     return tuple(rank**-exponent for rank in range(1, experts + 1))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExpertLoad:
+class ExpertLoad(Struct, frozen=True, kw_only=True):
     """The load of one layer: `distinct` experts get a token, and each of them `rows` in the mean.
 
     `spread` is the standard deviation of these rows.

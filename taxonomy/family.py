@@ -7,8 +7,10 @@ code asks for these traits (`family.skips_tokens`, `family.scored_in`) and never
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from prunescope.taxonomy.applies import Applies, everywhere, realised
 from prunescope.taxonomy.architecture_traits import Traits
@@ -41,8 +43,7 @@ def pattern(letters: str) -> dict[str, str]:
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Knob:
+class Knob(Struct, frozen=True):
     """An option of a family (`--set`): its default, its meaning, and its choices if they are few.
 
     `assumed`: what the default assumes, where published methods differ in it. `if_given`: a point
@@ -85,8 +86,7 @@ def unimplied(_shape: ModelShape, _knobs: Mapping[str, Value], _tokens: int) -> 
     return None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FamilyPoint:
+class FamilyPoint(Struct, frozen=True, kw_only=True):
     """The request to a family: nominal sparsity s in [0, 1) and knobs by name.
 
     `removed`: the indices of removed layers, by what is removed of them ("layer", "attention",
@@ -116,8 +116,7 @@ def read_selection(name: str) -> str:
     return OLD_SELECTIONS.get(name, name)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Family:
+class Family(Struct, frozen=True, kw_only=True, eq=False):
     """One pruning family, equal to itself alone.
 
     `plans` turns a dense shape and a workload into what runs at a point.

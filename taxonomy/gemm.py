@@ -7,15 +7,14 @@ FLOPs count a multiply and an add; bytes are compulsory traffic, every operand o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 # The axis of a GEMM row in a report; see `axis_moved`. G: the groups of a grouped GEMM, experts.
 # gone: the pruned run makes none of the dense run's calls of this shape, or fewer of them.
 AXES = ("none", "M", "N", "K", "NK", "G", "heads", "rank", "2:4", "gone", "added", "unknown")
 
 
-@dataclass(frozen=True, slots=True)
-class Gemm:
+class Gemm(Struct, frozen=True):
     """A (batched) matrix product [batch, m, k] x [batch, k, n]."""
 
     m: int

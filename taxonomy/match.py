@@ -8,9 +8,11 @@ bytes are those of one forward, lm_head included; parameters are numbers in memo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
 from functools import cache, lru_cache
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import asdict, replace
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.family import Family, Value, identity
@@ -34,8 +36,7 @@ class RemovesNothing(PrunescopeError):
     """The error for a family that removes nothing of what is to be matched, at any sparsity."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Match:
+class Match(Struct, frozen=True, kw_only=True):
     """The sparsity that removes a share of FLOPs, parameters or bytes, and what goes at it.
 
     `own`: the family's own sparsity; `removed`: the shares of FLOPs, parameters and bytes that go

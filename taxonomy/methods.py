@@ -14,11 +14,12 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from types import MappingProxyType
 from typing import Any
+
+from msgspec import Struct
 
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.families import known
@@ -27,8 +28,7 @@ NO_NAMES: Mapping[str, str] = MappingProxyType({})
 _SHORTEST_WORD = 2  # letters of a word that means nothing by itself
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PublishedMethod:
+class PublishedMethod(Struct, frozen=True, eq=False):
     """A method: the id of its family, None if no GEMM moves; why; and the knobs that it means.
 
     `executes`: what its inference runs; `runs`: what ours runs instead, None if it is the same
@@ -80,7 +80,7 @@ class PublishedMethod:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the method as `families --json` and `predict --json` hold it."""
-        fields = {name: getattr(self, name) for name in self.__slots__}
+        fields = {name: getattr(self, name) for name in self.__struct_fields__}
         source = None if self.source is None else dict(self.source)
         knobs = {"knobs": dict(self.knobs), "predict_only": self.predict_only}
         return {**fields, **knobs, "source": source}
@@ -215,7 +215,7 @@ def _table() -> dict[str, PublishedMethod]:
     rows: dict[str, dict[str, Any]] = json.loads(text)
     methods = {}
     for name, row in rows.items():
-        fields: dict[str, Any] = {key: row.get(key) for key in PublishedMethod.__slots__}
+        fields: dict[str, Any] = {key: row.get(key) for key in PublishedMethod.__struct_fields__}
         fields |= {"name": name, "knobs": row.get("knobs", {})}
         method = PublishedMethod(**fields)
         for spelling in (name, *row.get("also", ())):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from prunescope.taxonomy.words import factor
 
@@ -14,8 +15,7 @@ _TWO_DIGITS = 3.54  # of half an interval: from 3.55 on one digit of it is enoug
 _MOST_MORE = 3  # digits of an end beyond those: what is still equal then is equal
 
 
-@dataclass(frozen=True, slots=True)
-class Scale:
+class Scale(Struct, frozen=True):
     """One unit for a whole column of times: `per` ns in a unit, `decimals` shown."""
 
     unit: str
@@ -73,8 +73,7 @@ def ratios(ci95: list[float] | None) -> str:
     return interval(ci95, ratio)
 
 
-@dataclass(frozen=True, slots=True)
-class RoundedEstimate:
+class RoundedEstimate(Struct, frozen=True):
     """A value and its 95 % interval, with the digits that the interval leaves meaning to.
 
     The ends are rounded as the Particle Data Group rounds an error, here half of the interval: to

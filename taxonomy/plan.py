@@ -7,8 +7,10 @@ add; bytes are compulsory traffic; shares lie in 0..1; time is seconds.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Protocol
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.expert_routing import Routing
@@ -40,8 +42,7 @@ class Sizes(Protocol):
         """The positions whose logits are computed, one of LOGITS."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Workload:
+class Workload(Struct, frozen=True, kw_only=True):
     """One forward: a prefill of [batch, prompt_len], or one decode step.
 
     `context` is L, the keys that a decode query sees, itself included; None: `prompt_len`.
@@ -133,8 +134,7 @@ class Workload:
         return self.rows if self.logits == "all" else self.batch
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(Struct, frozen=True):
     """A GEMM that stands for one weight [n, k], or a part of it.
 
     `flop`: its share of the dense FLOPs of that shape; `stored`: that of the bytes as stored;
@@ -156,8 +156,7 @@ def whole(_role: str, n: int, k: int) -> tuple[Piece, ...]:
 RANKED_AT_ONCE = 64  # queries whose scores rank keys in one piece: bounds their memory
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Plan(Struct, frozen=True, kw_only=True):
     """A stack of equal layers as a family changes it.
 
     `rows` and `read` give, by role, the share of the tokens that a GEMM sees (above 1 where earlier
@@ -210,8 +209,7 @@ class Plan:
 
 # It is not frozen: most of the time of a forward goes into making these, and frozen ones take twice
 # as long.
-@dataclass(slots=True, kw_only=True)
-class Op:
+class Op(Struct, kw_only=True):
     """One op of a forward, in one layer.
 
     `gemms` are whole numbers; `flop` and `bytes` are expectations. An attention has two GEMMs, of

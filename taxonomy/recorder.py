@@ -6,14 +6,14 @@ In: the metadata of a trace. Out: a `Recorder`, whose texts are parts of sentenc
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 PROFILER, NSYS = "profiler", "Nsight Systems"  # a key and its value in the metadata
 
 
-@dataclass(frozen=True)
-class Recorder:
+class Recorder(Struct, frozen=True):
     """How to record shapes, modules, both, warm steps only, the host, and kernels."""
 
     shapes: str

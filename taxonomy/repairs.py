@@ -9,18 +9,18 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Literal
+
+from msgspec import Struct
 
 _PLAIN = "prunescope.tracer.repairs.plain"
 _WORD = re.compile(r"\w+")
 _FOR_CHECKERS = re.compile(r"  # (?:type: ignore|noqa)[^\n]*")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Repair:
+class Repair(Struct, frozen=True, kw_only=True):
     """One repair.
 
     Attributes:

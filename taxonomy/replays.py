@@ -9,11 +9,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 from prunescope.taxonomy.contradictions import differs, outside
 from prunescope.taxonomy.dtypes import ITEMSIZE
@@ -30,8 +29,7 @@ LEAST_PLACEMENTS = 3
 _HINT = "give the gemms.json that `prunescope gemm` wrote"
 
 
-@dataclass(frozen=True, kw_only=True)
-class GemmCase:
+class GemmCase(Struct, frozen=True, kw_only=True):
     """A GEMM of a pruned model, and the dense one that it replaces if that is known.
 
     `role`: the roles that have it, as "gate, up".

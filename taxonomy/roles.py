@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
+
+from msgspec import Struct
 
 from prunescope.taxonomy.configs.architecture_table import BY_ID
 
@@ -120,8 +121,7 @@ _LEAVES_OF_MLP = {
 _NORMS = ("norm", "layer_norm", "LayerNorm", "layernorm", "out_norm", "ln_out")
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Struct, frozen=True):
     """The place of a module in a decoder.
 
     `layer`: index in the layer list, or None. `role`: one of ROLES. `scope`: the part of the layer

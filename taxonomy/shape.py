@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from operator import attrgetter
 from typing import Annotated, Any, Literal, get_type_hints
 
-from msgspec import Meta
+from msgspec import Meta, Struct
+from msgspec.structs import asdict, replace
 
 from prunescope.taxonomy.configs.config import language_part, read_config, read_layers
 from prunescope.taxonomy.configs.mixer_configs import read_mixer
@@ -39,8 +39,7 @@ from prunescope.taxonomy.sublayers import (
 Ranks = Annotated[tuple[tuple[Name, Size], ...], Meta(max_length=64)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerShape:
+class LayerShape(Struct, frozen=True, kw_only=True):
     """The dimensions in which a layer may differ from others, by their keys in run.json.
 
     A layer without attention has 0 heads, and one without an MLP has 0 channels.
@@ -83,12 +82,10 @@ class LayerShape:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields that are not 0, usual or empty."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {key: value for key, value in values.items() if value not in (0, "usual", ())}
+        return {key: value for key, value in asdict(self).items() if value not in (0, "usual", ())}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelShape:
+class ModelShape(Struct, frozen=True, kw_only=True):
     """The dimensions of a decoder: a record of each kind of sublayer, and how many layers have it.
 
     `shared_blocks`: the layers with attention and MLP are so many, used in turns, and stored once
@@ -464,8 +461,7 @@ class ModelShape:
         return batch * (tokens * cached * elements * itemsize + states)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelPart:
+class ModelPart(Struct, frozen=True, kw_only=True):
     """A stack of layers that runs before the decoder, in a prefill alone: an encoder.
 
     `tokens` of a sequence pass it, whatever the prompt is; 0: those of the prompt.
@@ -595,8 +591,7 @@ def _fields_of(layer: LayerShape) -> dict[str, Any]:
         absent |= {*_ATTENTION_SIZES}
     if layer.mlp_kind != "usual":
         absent |= {*_MLP_SIZES}
-    names = (field.name for field in fields(layer))
-    return {name: getattr(layer, name) for name in names if name not in absent}
+    return {name: value for name, value in asdict(layer).items() if name not in absent}
 
 
 def _read_layer(written: Mapping[str, Any]) -> LayerShape:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from prunescope.taxonomy.configs.stored_tensors import StoredTensors
 from prunescope.taxonomy.roles import QKV_ROLES, locate, matrix_role
@@ -32,8 +34,7 @@ _LABELS = {
 }  # fmt: skip
 
 
-@dataclass
-class _Layer:
+class _Layer(Struct):
     """The matrices of a layer by role, and the numbers of experts that are stored one by one."""
 
     matrices: dict[str, list[Matrix]] = field(default_factory=lambda: defaultdict(list))

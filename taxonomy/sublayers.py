@@ -7,10 +7,9 @@ rest of the model; where a product also needs the width of the residual stream, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 from prunescope.taxonomy.formats import Count, Layer, Name, Size
 from prunescope.taxonomy.keep import kept_experts
@@ -28,8 +27,7 @@ def matrix_numbers(more: Matrices) -> int:
     return sum(n * k for _, n, k in more)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionShape:
+class AttentionShape(Struct, frozen=True, kw_only=True):
     """The dimensions of an attention sublayer.
 
     `head_dim` is a field of its own, because it need not be hidden / heads.
@@ -122,8 +120,7 @@ class AttentionShape:
         return norms + self.heads * self.sinks + self.extras
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MlpShape:
+class MlpShape(Struct, frozen=True, kw_only=True):
     """The dimensions of a plain MLP. Experts share its gate and its biases."""
 
     intermediate: Count  # channels; 0 where every layer has experts only
@@ -152,8 +149,7 @@ class MlpShape:
         return self.bias * (intermediate * (1 + self.gated) + hidden)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExpertsShape:
+class ExpertsShape(Struct, frozen=True, kw_only=True):
     """The experts of a layer that has some, and how its router chooses between them.
 
     With group-limited routing, experts with neighbouring numbers form a group. A token first
@@ -190,8 +186,7 @@ class ExpertsShape:
         return self.count * expert + shared + router + self.shared_gate * hidden
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IndexerShape:
+class IndexerShape(Struct, frozen=True, kw_only=True):
     """A cheap attention beside the attention, whose scores choose the keys that a query attends to.
 
     With `block` 1 it scores every key by heads of its own (DeepSeek-V3.2); with more it scores one
@@ -241,8 +236,7 @@ class IndexerShape:
         return self.attends * 2 * self.dim / self.block
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CrossShape:
+class CrossShape(Struct, frozen=True, kw_only=True):
     """The attention of a decoder's layers to the tokens of an encoder.
 
     Queries and the output are of the decoder's tokens. Keys and values are of the encoder's: they
@@ -272,8 +266,7 @@ class CrossShape:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NormShape:
+class NormShape(Struct, frozen=True, kw_only=True):
     """The norms of the layers."""
 
     per_layer: Layer = 2  # norm vectors of length `hidden` in a layer
@@ -286,8 +279,7 @@ class NormShape:
         return self.per_layer / 2 if self.per_layer > 1 else 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EmbeddingShape:
+class EmbeddingShape(Struct, frozen=True, kw_only=True):
     """What stands outside of the layers: the tables of tokens and positions, and the head."""
 
     vocab: Count  # 0: a part of a model that has no table of its own

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from itertools import groupby
 from operator import attrgetter
+
+from msgspec.structs import replace
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.expert_routing import ExpertLoad, expert_load

@@ -15,9 +15,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+from msgspec import Struct, field
 
 Part = Literal[
     "imports",  # until the command begins, and each import after that
@@ -35,8 +36,7 @@ Part = Literal[
 PARTS: tuple[Part, ...] = get_args(Part)
 
 
-@dataclass
-class Stopwatch:
+class Stopwatch(Struct):
     """The ns of each part since a moment of `time.monotonic_ns`, and those inside of forwards."""
 
     since_ns: int

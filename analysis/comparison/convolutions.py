@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
+from msgspec import Struct
 
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.sequence import Product, align_products, product_of_convolution
@@ -22,8 +22,7 @@ Dims = tuple[int, ...]
 _Call = tuple[Dims, Dims] | None  # input and weight; None where they are unknown
 
 
-@dataclass(frozen=True)
-class Convolution:
+class Convolution(Struct, frozen=True):
     """The dimensions of one convolution on both sides.
 
     Attributes:

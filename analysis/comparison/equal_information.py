@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
 
 import polars as pl
+from msgspec import Struct
+from msgspec.structs import replace
 
 from prunescope.analysis.comparison.more_calls import with_work_on_weights
 from prunescope.analysis.comparison.placed_pair import place_pair
@@ -31,8 +32,7 @@ from prunescope.analysis.wording.sentence import sentence
 _PLAIN = ("gemm", "gemv", "sparse_gemm")
 
 
-@dataclass(frozen=True)
-class ComparableSides:
+class ComparableSides(Struct, frozen=True):
     """A phase of both sides, and what was ignored on one side because the other lacks it."""
 
     dense: SidePhase
@@ -65,8 +65,7 @@ class ComparableSides:
 Rewrite = Callable[[ComparableSides], ComparableSides]
 
 
-@dataclass(frozen=True)
-class RewriteRule:
+class RewriteRule(Struct, frozen=True):
     """A rewrite of both sides, with its precondition.
 
     Attributes:

@@ -9,7 +9,8 @@ words say so.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from prunescope.analysis.inputs.side import SidePhase
 from prunescope.analysis.ledger.gemms import Pair
@@ -21,8 +22,7 @@ from prunescope.taxonomy.runs.run import PhaseRun
 _LEAST = 0.05
 
 
-@dataclass(frozen=True)
-class FewerKeys:
+class FewerKeys(Struct, frozen=True):
     """The keys that a query reads in the layers that read fewer.
 
     Attributes:

@@ -8,9 +8,10 @@ do.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
 
 import polars as pl
+from msgspec import Struct
+from msgspec.structs import replace
 
 from prunescope.analysis.kernels.columns import is_one_of
 from prunescope.analysis.kernels.frame import POINT, Kernels
@@ -23,8 +24,7 @@ _COPY, _MULTIPLIES = "aten::copy_", ("aten::mul", "aten::mul_")
 Shapes = tuple[tuple[int, ...], ...]
 
 
-@dataclass(frozen=True)
-class MoreCalls:
+class MoreCalls(Struct, frozen=True):
     """An op, on operands of the same shapes, that a pruned step calls more often.
 
     Attributes:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
 
 import polars as pl
+from msgspec import Struct
 
 from prunescope.analysis.inputs.side import SidePhase
 from prunescope.analysis.schema.pair_comparison import PARALLELISM, Difference
@@ -37,8 +37,7 @@ _COLLECTIVES = (
 _NAMED = tuple((name, serves, re.compile(pattern)) for name, serves, pattern in _COLLECTIVES)
 
 
-@dataclass(frozen=True)
-class Ranks:
+class Ranks(Struct, frozen=True):
     """The ranks that share out a step.
 
     Attributes:

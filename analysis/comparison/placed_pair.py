@@ -6,9 +6,8 @@ what a side took and of where sources disagree.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
+from msgspec.structs import replace
 
 from prunescope.analysis.kernels.assignment import (
     SOURCES,

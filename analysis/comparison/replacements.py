@@ -9,10 +9,11 @@ sides run before it in a step says it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
+from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from prunescope.analysis.kernels.frame import ATTENTION, PRODUCTS, Kernels
@@ -104,8 +105,7 @@ def _matched_by_scope(
 # -- by place in the step -------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Name:
+class _Name(Struct, frozen=True):
     """The kernels of one name in a step.
 
     Attributes:
@@ -123,8 +123,7 @@ class _Name:
     layers: list[int | None]
 
 
-@dataclass(frozen=True)
-class _Replacement:
+class _Replacement(Struct, frozen=True):
     name: str
     what: tuple[str, str, str]
     layers: list[int | None]

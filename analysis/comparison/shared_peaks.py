@@ -7,7 +7,7 @@ bounds of equal work, and the ledger would attribute that change to the work.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from prunescope.analysis.inputs.side import Diagnostics, Side
 from prunescope.analysis.kernels.peaks import APART, BANDWIDTH, Peaks

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from prunescope.analysis.comparison.convolutions import Convolution
 from prunescope.analysis.kernels.frame import Kernels
@@ -19,8 +20,7 @@ from prunescope.analysis.schema.notice import Notice, note
 from prunescope.analysis.schema.pair_comparison import INPUTS, Difference
 
 
-@dataclass(frozen=True)
-class Inputs:
+class Inputs(Struct, frozen=True):
     """The inputs of a step of one side.
 
     Attributes:

@@ -10,10 +10,12 @@ import difflib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib import resources
 from typing import Any, Protocol
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from prunescope.taxonomy.dtypes import THREE_TF32, dtype, three_tf32_rate
 from prunescope.taxonomy.errors import PrunescopeError
@@ -50,8 +52,7 @@ class MeasuredTimes(Protocol):
         """Return the time beyond its call of an element-wise op that moves `size` bytes in all."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Device:
+class Device(Struct, frozen=True, kw_only=True):
     """A device with its peaks and limits; None is unknown.
 
     `verified`: its sources agree, and a second witness (clock x FLOP per clock, bus x pin rate)

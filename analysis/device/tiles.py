@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from prunescope.analysis.device.hardware import Device
 from prunescope.taxonomy.gemm import Gemm
@@ -26,8 +27,7 @@ _STEPS = 512  # tiles that are tried to either side; only a forged shape needs m
 _EPS = 1e-9
 
 
-@dataclass(frozen=True, slots=True)
-class Tile:
+class Tile(Struct, frozen=True):
     """The block of the result that one thread block computes, by the kernel's name.
 
     `rows` and `columns` are those of the library's result, which for column-major BLAS is the
@@ -42,8 +42,7 @@ class Tile:
     persistent: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Launch:
+class Launch(Struct, frozen=True):
     """The launch of a kernel, with its grid in blocks (`grid_in_blocks` converts work-items)."""
 
     grid: tuple[int, ...]
@@ -52,8 +51,7 @@ class Launch:
     shared_bytes: int | None = None  # per block
 
 
-@dataclass(frozen=True, slots=True)
-class WaveEstimate:
+class WaveEstimate(Struct, frozen=True):
     """The way in which a GEMM fills the device.
 
     `fit` tells how the tiles explain the grid: "exact", "padded" (rounded up for swizzling or
@@ -259,8 +257,7 @@ def _padded_planes(x: int, y: int, tile: Tile) -> set[int]:
     return sizes
 
 
-@dataclass(frozen=True)
-class Tiling:
+class Tiling(Struct, frozen=True):
     """The tiles of a GEMM's kernel.
 
     Each is `side` wide along N, `column` of them share a column, and `slots` run at a time (None:

@@ -14,9 +14,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 
 import polars as pl
+from msgspec import Struct
 
 from prunescope.analysis.comparison.more_calls import MoreCalls, on_weights
 from prunescope.analysis.findings.context import (
@@ -471,8 +471,7 @@ def _left_on(c: Context, ns: float, *, text: str, evidence: list[str], change: s
 # -- new work by its purpose ---------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Purpose:
+class _Purpose(Struct, frozen=True):
     """The purpose of new work, and how to have less of it."""
 
     text: str
@@ -563,8 +562,7 @@ def residual_map(c: Context) -> Found | None:
     )
 
 
-@dataclass(frozen=True)
-class _Entry:
+class _Entry(Struct, frozen=True):
     """New work of one role and op (the kernel's name where no op is known), in ns a step."""
 
     role: str

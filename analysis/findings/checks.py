@@ -6,9 +6,9 @@ In: a Context. Out: Findings of the report, by `Finding.order`, then as register
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 import msgspec
+from msgspec.structs import replace
 
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.registry import SEVERITIES, Found, Registered, registered

@@ -13,10 +13,10 @@ those that the others wait for, the ranks end earlier: by so much it holds them 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from prunescope.analysis.timeline.intervals import Spans
@@ -29,8 +29,7 @@ _MOSTLY = 0.9  # of the collectives
 _REPLAYED = 16  # ranks that are left out one by one: those that come last most
 
 
-@dataclass(frozen=True)
-class CollectiveReplay:
+class CollectiveReplay(Struct, frozen=True):
     """Which ranks the others wait for, by a replay of their collectives.
 
     `collectives`: how many there are; `last`: how often each rank is the last of all to reach one;
@@ -147,8 +146,7 @@ def _least(values: Times, key: Times) -> Times:
     return np.asarray(least[key])
 
 
-@dataclass(frozen=True)
-class _Ranks:
+class _Ranks(Struct, frozen=True):
     """The times of ranks between and in their collectives, ns.
 
     `own`: time of each rank before its first collective, between each two, and behind the last one,

@@ -6,11 +6,11 @@ Times are ns a step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import polars as pl
+from msgspec import Struct
 
 from prunescope.analysis.inputs.side import Side, SidePhase
 from prunescope.analysis.kernels.frame import Kernels
@@ -28,8 +28,7 @@ from prunescope.taxonomy.words import ms, shortened
 LITTLE = 0.001  # of the recorded wall; less is too little for a warning
 
 
-@dataclass(frozen=True, kw_only=True)
-class Context:
+class Context(Struct, frozen=True, kw_only=True, dict=True):
     """One phase of the candidate and, where there is one, of its baseline.
 
     `phase`: the report's, without findings; `detections`: the families that the verdict saw;

@@ -9,10 +9,10 @@ import math
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
+from msgspec import Struct
 
 from prunescope.analysis.findings.context import LITTLE, Context
 from prunescope.analysis.findings.registry import Found, finding
@@ -38,8 +38,7 @@ _STACKED = 3  # dimensions of the matrices of all experts in one tensor
 _MOVES = ("routing", "sampling", "gather_scatter", "layout", "scan", "reduction", "memset")
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Side:
+class _Side(Struct, frozen=True, kw_only=True):
     """A layer's experts of one side, means over layers and steps.
 
     How many there are (`experts`), how many get tokens (`read`), tokens per step, and experts per
@@ -236,8 +235,7 @@ def routing_cost(c: Context) -> Found | None:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Copies:
+class _Copies(Struct, frozen=True, kw_only=True):
     """Copies of the matrices of experts, a step.
 
     The op calls that make them, how many there are in a layer and product, their busy ns and the

@@ -9,10 +9,10 @@ recorded.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
+from msgspec import Struct
 
 from prunescope.analysis.findings.context import Context, role_or_kernel
 from prunescope.analysis.findings.registry import Found, finding
@@ -32,8 +32,7 @@ _KNOWN = 0.9  # of the time of a role must have a known roofline time, or the ro
 _NEGLIGIBLE = 0.1
 
 
-@dataclass(frozen=True)
-class _Cost:
+class _Cost(Struct, frozen=True):
     """A role, or a kernel without a role. `efficiency`: ideal ÷ its time, None where unknown."""
 
     name: str

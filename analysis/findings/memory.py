@@ -12,10 +12,10 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
+from msgspec import Struct
 
 from prunescope.analysis.findings.added import MULTIPLIES, recomputes_weights
 from prunescope.analysis.findings.context import Context, largest_sums
@@ -168,8 +168,7 @@ def _is_of_packed(
     return largest in sizes
 
 
-@dataclass
-class _Copy:
+class _Copy(Struct):
     """Copies of the weights of one role and shape: their busy ns, number and bytes in all steps.
 
     `bytes` are those that they move, None where a dtype is unknown.

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Literal, TypeVar, get_args
+
+from msgspec import Struct, field
 
 from prunescope.analysis.schema.report import Allocation
 
@@ -33,8 +34,7 @@ OLD_IDS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class Found:
+class Found(Struct, frozen=True, kw_only=True):
     """The result of a finding's function: a sentence, its evidence, one change and its gain.
 
     `also`: what else to do, and what to know of the change. `allocate`: the allocation that the
@@ -63,8 +63,7 @@ class Found:
     rows: list[str] | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Registered:
+class Registered(Struct, frozen=True, kw_only=True):
     """A finding's function with its id, its highest severity, and the conditions of `finding`."""
 
     id: str

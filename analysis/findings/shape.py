@@ -10,10 +10,10 @@ ns a step, as recorded.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
+from msgspec import Struct
 
 from prunescope.analysis.device.cores import has_scalar_loads, runs_on_cuda_cores
 from prunescope.analysis.device.hardware import Device
@@ -276,8 +276,7 @@ def _unaligned_kernel(c: Context, row: dict[str, Any]) -> str:
     return f"{row['role']} {gemm.m}×{gemm.n}×{gemm.k}{when(bool(odd), f' ({odd})')}: {text}"
 
 
-@dataclass
-class _Group:
+class _Group(Struct):
     """GEMMs of one role and one pair of shapes, with their busy ns a step."""
 
     role: str

@@ -15,11 +15,12 @@ import re
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
 import polars as pl
+from msgspec import Struct
+from msgspec.structs import replace
 
 from prunescope.analysis.findings.checks import as_finding
 from prunescope.analysis.findings.collective_replay import COLUMNS, CollectiveReplay, replay
@@ -42,8 +43,7 @@ _LARGER = 0.05  # of the FLOPs of the other ranks: more of them are no rounding 
 _EQUAL = 0.02  # of the FLOPs of another rank: no more work than that
 
 
-@dataclass(frozen=True)
-class RankTime:
+class RankTime(Struct, frozen=True):
     """A step of a rank, ns.
 
     `wall`; `comm`: the part in which only communication runs, on the device or by host threads;
@@ -84,8 +84,7 @@ class RankTime:
         return self.own - self.idle
 
 
-@dataclass(frozen=True)
-class Late:
+class Late(Struct, frozen=True):
     """A late rank among `ranks`.
 
     `replay`: of their collectives, None where they are not the same; `steps`: how many it is over;

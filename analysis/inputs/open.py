@@ -7,8 +7,10 @@ the first trace without one loaded once; both go on in the Side. Diagnostics of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from prunescope.analysis.device.calibrated import named_device
 from prunescope.analysis.device.hardware import (
@@ -52,8 +54,7 @@ _RECORDED_BY = {RECORDER: "`record()`", "capture": "`prunescope.capture`"}  # by
 _MOST = 10**7  # the most sequences or tokens that an option may say
 
 
-@dataclass(frozen=True)
-class OpenSides:
+class OpenSides(Struct, frozen=True):
     """The candidate, and its baseline: None without one."""
 
     candidate: Side

@@ -8,9 +8,11 @@ once, for all of its phases and for every view of them. No path gets into anythi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from prunescope.analysis.device.hardware import device_in_trace
 from prunescope.analysis.inputs.captures import captured_pass, usual_batch
@@ -37,8 +39,7 @@ from prunescope.taxonomy.runs.run import PhaseRun, Run, sha256_of
 BARE = "trace"  # the phase of a trace without run.json
 
 
-@dataclass(frozen=True)
-class Diagnostics:
+class Diagnostics(Struct, frozen=True):
     """The warnings and losses that were noticed while an input was read; a sum keeps their order.
 
     Attributes:
@@ -96,8 +97,7 @@ class _LastRead:
         return self._held[1]
 
 
-@dataclass(frozen=True)
-class Side:
+class Side(Struct, frozen=True, dict=True):
     """The candidate or its baseline.
 
     A trace without a manifest has one phase, called "trace", or one for each kind of step that a
@@ -129,8 +129,8 @@ class Side:
     peaks: Peaks | None = None
     model: ModelConfig | AutoModel | None = None
     diagnostics: Diagnostics = Diagnostics()
-    _last: _LastRead = field(default_factory=_LastRead, repr=False, compare=False)
-    _last_eager: _LastRead = field(default_factory=_LastRead, repr=False, compare=False)
+    _last: _LastRead = field(default_factory=_LastRead)
+    _last_eager: _LastRead = field(default_factory=_LastRead)
 
     @property
     def bare(self) -> Trace | None:
@@ -357,8 +357,7 @@ def _diagnostics_of_launches(trace: Trace, kernels: Kernels) -> Diagnostics:
     return diagnostics
 
 
-@dataclass(frozen=True)
-class SidePhase:
+class SidePhase(Struct, frozen=True, dict=True):
     """One phase of one side, under its name there.
 
     Attributes:
@@ -374,7 +373,7 @@ class SidePhase:
     name: str
     kernels: Kernels
     diagnostics: Diagnostics = Diagnostics()
-    builder: KernelsBuilder | None = field(default=None, repr=False, compare=False)
+    builder: KernelsBuilder | None = None
     ignored: frozenset[str] = frozenset()
 
     @property

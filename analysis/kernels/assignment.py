@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import polars as pl
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
 from prunescope.analysis.kernels.columns import Floats, Mask, known_ids
@@ -46,8 +46,7 @@ Names = NDArray[np.object_]
 Disagreements = Counter[tuple[str, str, str, str]]
 
 
-@dataclass(frozen=True)
-class RoleEvidence:
+class RoleEvidence(Struct, frozen=True):
     """What one source says of the rows of a side.
 
     Attributes:
@@ -65,8 +64,7 @@ class RoleEvidence:
     confidence: Floats | float = 1.0
 
 
-@dataclass(frozen=True)
-class Assignment:
+class Assignment(Struct, frozen=True):
     """The layer and role of each row of a side.
 
     Attributes:
@@ -110,8 +108,7 @@ _RANKS = {name: rank for rank, name in enumerate(SOURCES)}
 Steps = dict[int, list[tuple[int, Product]]]
 
 
-@dataclass(frozen=True)
-class SideRows:
+class SideRows(Struct, frozen=True):
     """The rows of one side.
 
     Attributes:
@@ -205,8 +202,7 @@ def _is_placed(role: Names) -> Mask:
 # Two sides.
 
 
-@dataclass(frozen=True)
-class _Party:
+class _Party(Struct, frozen=True, dict=True):
     """One of two sides: its rows, and where its own sources put them."""
 
     rows: SideRows

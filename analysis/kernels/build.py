@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
 
 import numpy as np
 import polars as pl
+from msgspec import Struct, field
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from prunescope.analysis.kernels.assignment import (
@@ -69,8 +70,7 @@ _SIMT = ("fp32", "fp64")  # formats that tensor cores do not multiply as they ar
 _DECODER = re.compile(r"nn\.Module: \w*(?:DecoderLayer|ForCausalLM|LMHead)")
 
 
-@dataclass
-class PassContext:
+class PassContext(Struct):
     """What the passes of a phase read, and what they note for the passes after them.
 
     A pass replaces a value and never changes it in place, so that a copy of the context keeps its

@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import polars as pl
+from msgspec.structs import replace
 
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.ops.call import OpCall, Work

@@ -6,9 +6,8 @@ walls, gaps and all that is computed from them are those of the step's own work.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
+from msgspec.structs import replace
 
 from prunescope.analysis.kernels.idle import LAUNCHED, parts_of_gaps
 from prunescope.analysis.timeline.first_calls import UnusualCalls

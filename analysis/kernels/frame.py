@@ -7,11 +7,11 @@ ops, the graph replays, the host, the modules, the profiler.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import polars as pl
+from msgspec import Struct, field
 
 from prunescope.analysis.kernels.columns import is_one_of
 from prunescope.analysis.kernels.counters import SampledClock
@@ -33,8 +33,7 @@ ENOUGH = 0.5  # share of a busy time that counts as most of it
 _LOST = 0.005  # share of the launches that a trace may lack at its end
 
 
-@dataclass(frozen=True)
-class OpShapes:
+class OpShapes(Struct, frozen=True):
     """The distinct op calls of a phase, their work, and the shapes that a model's config gave.
 
     Attributes:
@@ -56,8 +55,7 @@ class OpShapes:
     refused: Notice | None = None
 
 
-@dataclass(frozen=True)
-class GraphReplays:
+class GraphReplays(Struct, frozen=True):
     """The launches of CUDA graphs in a phase, and the ops that an eager trace gave them.
 
     Attributes:
@@ -76,8 +74,7 @@ class GraphReplays:
     are_folded: bool = False
 
 
-@dataclass(frozen=True)
-class HostWork:
+class HostWork(Struct, frozen=True):
     """The work of the host in the steps of a phase.
 
     Attributes:
@@ -103,14 +100,13 @@ class HostWork:
     first_ops: frozenset[int] = frozenset()
     cold_steps: ColdStepTimes = ColdStepTimes()
     allocations: AllocatorCalls = field(default_factory=lambda: AllocatorCalls({}))
-    blocked: pl.DataFrame = field(default_factory=pl.DataFrame, compare=False)
+    blocked: pl.DataFrame = field(default_factory=pl.DataFrame)
     collectives: list[str] = field(default_factory=list)
     math_attention_calls: float = 0.0
     has_prune_hooks: bool = False
 
 
-@dataclass(frozen=True)
-class ModuleRoles:
+class ModuleRoles(Struct, frozen=True):
     """The modules of the model that a trace recorded, and the source of layers and roles.
 
     Attributes:
@@ -142,8 +138,7 @@ class ModuleRoles:
         return self.source in ("modules", "nn.Module")
 
 
-@dataclass(frozen=True)
-class ProfilerFacts:
+class ProfilerFacts(Struct, frozen=True):
     """The profiler of a trace: how to make it record more, and how far its times can be trusted.
 
     Attributes:
@@ -158,14 +153,13 @@ class ProfilerFacts:
 
     recorder: Recorder = field(default_factory=lambda: recorder_of({}))
     python_calls: int = 0
-    recorded_after: Ints = field(default_factory=lambda: np.zeros(0, np.int64), compare=False)
+    recorded_after: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     clock_skew: ClockSkew | None = None
     sampled_clock: SampledClock | None = None
     lacks_device: bool = False
 
 
-@dataclass(frozen=True)
-class Kernels:
+class Kernels(Struct, frozen=True, dict=True):
     """One phase of one trace: the kernels frame, the steps of its rows, and what is known of both.
 
     Attributes:
@@ -193,7 +187,6 @@ class Kernels:
     profiler: ProfilerFacts = ProfilerFacts()
     notes: list[Notice] = field(default_factory=list)
     warnings: list[Notice] = field(default_factory=list)
-    _values: dict[str, frozenset[str]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def num_steps(self) -> int:
@@ -219,6 +212,11 @@ class Kernels:
     def late_host(self) -> tuple[int, int]:
         """The idle time of a late host, ns of all steps: in dispatch, and in other work."""
         return host_late(self.frame)
+
+    @cached_property
+    def _values(self) -> dict[str, frozenset[str]]:
+        """What `values` read, by column."""
+        return {}
 
     def values(self, column: str) -> frozenset[str]:
         """Return the distinct texts of a column without null; each column is read once."""

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 
 from prunescope.analysis.trace.collector import NONE, Ints, Mask
 
@@ -27,8 +27,7 @@ Grid = tuple[int, ...] | None
 Size = tuple[int, int, int] | None  # M, N, K of a GEMM
 
 
-@dataclass(frozen=True)
-class Launches:
+class Launches(Struct, frozen=True):
     """The launches of an eager pass, or some of them, in order.
 
     Attributes:
@@ -58,8 +57,7 @@ class Launches:
         )
 
 
-@dataclass(frozen=True)
-class GraphPart:
+class GraphPart(Struct, frozen=True):
     """The kernels of one graph launch in one order.
 
     Attributes:
@@ -75,8 +73,7 @@ class GraphPart:
     whole: bool
 
 
-@dataclass
-class MatchedLaunches:
+class MatchedLaunches(Struct):
     """The eager launches behind the rows of one graph launch.
 
     Attributes:
@@ -94,8 +91,7 @@ class MatchedLaunches:
     batch: int | None = None
 
 
-@dataclass(frozen=True)
-class _Best:
+class _Best(Struct, frozen=True):
     """The places in which most kernels of a launch are found.
 
     Attributes:

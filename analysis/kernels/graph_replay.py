@@ -10,11 +10,12 @@ may replay one graph often, or many graphs one after the other.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import polars as pl
+from msgspec import Struct
+from msgspec.structs import replace
 
 from prunescope.analysis.kernels.assignment import LEAST, RoleEvidence
 from prunescope.analysis.kernels.graph_match import (
@@ -42,8 +43,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 _SURE = 0.9
 
 
-@dataclass(frozen=True)
-class EagerPass:
+class EagerPass(Struct, frozen=True):
     """The kernel launches of an eager pass, in launch order.
 
     Attributes:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+from msgspec import Struct
 
 from prunescope.analysis.timeline.correlate import launch_of, taken
 from prunescope.analysis.timeline.intervals import Spans, Windows, innermost
@@ -170,8 +170,7 @@ def _op_around(trace: Trace, thread: Ints, ts: Ints) -> Ints:
     return taken(ops, inner)
 
 
-@dataclass(frozen=True)
-class AllocatorCalls:
+class AllocatorCalls(Struct, frozen=True):
     """The calls in the steps that allocate or free memory.
 
     Attributes:
@@ -202,8 +201,7 @@ _SHOWN = 60  # characters of a call's name
 _FETCH = re.compile(r"DtoH|DeviceToHost|^Memcpy D2[HM]")
 
 
-@dataclass(frozen=True)
-class GraphBlockers:
+class GraphBlockers(Struct, frozen=True):
     """The calls that stop a step from becoming a CUDA graph, medians over steps.
 
     Only calls before the last launch that is no copy to the host count: what follows it may fetch

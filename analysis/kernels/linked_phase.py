@@ -7,11 +7,12 @@ notes. No shape, role or module changes any of it. Times are in ns.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import polars as pl
+from msgspec import Struct
+from msgspec.structs import replace
 
 from prunescope.analysis.kernels.collectives import collective_notes
 from prunescope.analysis.kernels.columns import known_ids
@@ -56,8 +57,7 @@ _PRUNE_HOOK = "torch/nn/utils/prune.py"  # in the name of a Python frame
 _OF_EVENT = ("category", "stream", "grid", "block", "registers", "shared_memory", "node")
 
 
-@dataclass(frozen=True)
-class LinkedPhase:
+class LinkedPhase(Struct, frozen=True, dict=True):
     """The steps of a phase that are kept, and the rows that ran in them.
 
     Attributes:
@@ -194,8 +194,7 @@ class LinkedPhase:
         return warnings
 
 
-@dataclass(frozen=True)
-class LinkedTrace:
+class LinkedTrace(Struct, frozen=True, dict=True):
     """A trace with all of its steps, each found and linked once for all phases and views.
 
     Attributes:

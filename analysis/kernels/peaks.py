@@ -6,7 +6,8 @@ line. Out: `Peaks`, with their source and what makes them doubtful.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.schema.notice import Notice, warning
@@ -22,8 +23,7 @@ BANDWIDTH = "bandwidth"
 APART = 1.2  # times: how far two measurements of one peak may differ
 
 
-@dataclass(frozen=True)
-class Peaks:
+class Peaks(Struct, frozen=True):
     """The peaks of a device.
 
     Attributes:

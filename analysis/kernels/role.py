@@ -7,9 +7,10 @@ roles come from the order of attention and GEMMs in each step, and `source` says
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from prunescope.analysis.kernels.role_mixture import find_mixture
 from prunescope.analysis.kernels.role_shapes import (
@@ -375,8 +376,7 @@ def _copies(call: OpCall | None) -> bool:
     return call is not None and call.name in ("aten::copy_", "aten::clone", "aten::repeat")
 
 
-@dataclass(frozen=True)
-class _Pass:
+class _Pass(Struct, frozen=True):
     """The attentions and weight GEMMs of one forward pass.
 
     Attributes:

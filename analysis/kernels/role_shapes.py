@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
+from msgspec import Struct
 
 from prunescope.analysis.ops.call import NoModel, OpCall, operands, tensor
 from prunescope.analysis.ops.kernel_kinds import op_kind
@@ -37,8 +37,7 @@ _INDICES = ("int32", "int64")
 _TABLES = ("aten::embedding", "aten::embedding_bag", "aten::_embedding_bag")
 
 
-@dataclass(frozen=True)
-class Roles:
+class Roles(Struct, frozen=True):
     """The layers and roles of rows.
 
     Attributes:
@@ -54,8 +53,7 @@ class Roles:
     confidence: float = 1.0
 
 
-@dataclass(frozen=True)
-class LaunchedRows:
+class LaunchedRows(Struct, frozen=True):
     """Rows in the order of their launch; `of` makes them.
 
     Attributes:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from prunescope.analysis.ops.pairs_in_order import pair_in_order
@@ -29,8 +29,7 @@ _OF_ACTIVATIONS = ("attention", "batched_gemm")
 _OFTEN = 2  # times: a move that is made once is not made everywhere
 
 
-@dataclass(frozen=True)
-class Product:
+class Product(Struct, frozen=True):
     """One product of a sequence: what identifies it before it has a name.
 
     Attributes:

@@ -6,17 +6,15 @@ dense matrices: its work is known where the trace shows how many numbers are sto
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import polars as pl
+from msgspec import Struct
 
 from prunescope.analysis.kernels.frame import MATMUL, Kernels
 from prunescope.analysis.ops.sparse import indexed_operand
 
 
-@dataclass(frozen=True)
-class SparseProducts:
+class SparseProducts(Struct, frozen=True):
     """The products with sparse matrices of a phase.
 
     Attributes:

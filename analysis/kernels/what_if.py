@@ -11,11 +11,11 @@ two.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
 import polars as pl
+from msgspec import Struct, field
 
 from prunescope.analysis.device.tiles import ALIGNED, FAR, GOOD, Tiling, wave_aligned_neighbours
 from prunescope.analysis.kernels.columns import is_one_of
@@ -47,8 +47,7 @@ _TOLD = ("busy", "duration", "compute_ns", "memory_ns", "ideal", "fit", "registe
 Key = tuple[str, Gemm]  # role, shape
 
 
-@dataclass(frozen=True)
-class GemmSummary:
+class GemmSummary(Struct, frozen=True):
     """A distinct GEMM as it ran: means per call, ns.
 
     Attributes:
@@ -103,8 +102,7 @@ class GemmSummary:
         return self.gemm.n % ALIGNED == 0 and self.gemm.k % ALIGNED == 0
 
 
-@dataclass(frozen=True)
-class GemmSummaries:
+class GemmSummaries(Struct, frozen=True):
     """The distinct GEMMs of a phase.
 
     Attributes:
@@ -318,8 +316,7 @@ def _shape(row: Row, axis: str, summaries: GemmSummaries, fit: Fit | None) -> Sh
     return shape
 
 
-@dataclass(frozen=True)
-class _Model:
+class _Model(Struct, frozen=True):
     """The model of GEMMs that did not run.
 
     Attributes:

@@ -8,10 +8,10 @@ order by what they hold: kinds of work first, then sizes, then the times of thei
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, Kernels
@@ -23,8 +23,7 @@ _DECISIVE = 0.5
 _LEVELS = 1000  # steps of a likeness: sums of whole numbers compare exactly
 
 
-@dataclass(frozen=True)
-class Alignment:
+class Alignment(Struct, frozen=True):
     """The dense layer of each pruned layer.
 
     Attributes:
@@ -107,8 +106,7 @@ _Matrix = NDArray[np.float64]
 _Unit = tuple[str, str]  # role, class
 
 
-@dataclass(frozen=True)
-class _Content:
+class _Content(Struct, frozen=True):
     """The work in the layers of a side, by unit.
 
     Attributes:

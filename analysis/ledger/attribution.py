@@ -6,10 +6,9 @@ AttributionInputs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import polars as pl
+from msgspec import Struct
 
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.alignment import with_dense_layer
@@ -28,8 +27,7 @@ from prunescope.analysis.ledger.pairing import Floats, Units, UnitSums
 from prunescope.analysis.ledger.samples import Samples
 
 
-@dataclass(frozen=True)
-class AttributionInputs:
+class AttributionInputs(Struct, frozen=True):
     """The inputs of the rows, ladder and overhead of a phase.
 
     Attributes:

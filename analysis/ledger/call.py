@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
+
+from msgspec import Struct
 
 from prunescope.taxonomy.gemm import Gemm
 
@@ -13,8 +14,7 @@ GemmKey = tuple[int | None, str, str, int]  # layer of the dense model, role, gr
 OF_ATTENTION = ("qk", "pv")
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(Struct, frozen=True, dict=True):
     """One logical GEMM of a unit, as means per step.
 
     Attributes:

@@ -7,9 +7,9 @@ the role `estimator` in place of `router`, the name of the scope that such score
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
 
 import polars as pl
+from msgspec.structs import replace
 
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.gemms import Pair

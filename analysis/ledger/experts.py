@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from prunescope.analysis.ledger.call import OF_ATTENTION, Call, GemmKey
 from prunescope.analysis.ops.call import sum_known

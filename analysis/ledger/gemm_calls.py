@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 
 import numpy as np
 import polars as pl
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from prunescope.analysis.kernels.columns import Floats, Mask, instance_numbers, is_one_of
 from prunescope.analysis.kernels.frame import Kernels
@@ -44,8 +45,7 @@ _READ = ("step", "unit_layer", "layer", "role", "op", "kind", "dtype", "name", "
 _ORDER = ("step", "launched", "start")
 
 
-@dataclass
-class _Sum:
+class _Sum(Struct):
     """Sums over the calls and steps of one key."""
 
     calls: int = 0

@@ -7,7 +7,9 @@ In: the `Call`s of both sides. Out: a `Pair` for each, with the axis none, M, N,
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from prunescope.analysis.ledger.call import OF_ATTENTION, Call, GemmKey
 from prunescope.analysis.ledger.experts import (
@@ -27,8 +29,7 @@ ALL_CALLS = 0.99  # of the dense calls
 _NOWHERE: GemmKey = (None, "", "", -1)  # the key of no GEMM
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(Struct, frozen=True):
     """A dense GEMM and the pruned one that replaces it.
 
     Attributes:

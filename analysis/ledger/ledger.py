@@ -8,9 +8,8 @@ printed rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import numpy as np
+from msgspec import Struct, field
 
 from prunescope.analysis.kernels.frame import PRODUCTS
 from prunescope.analysis.ledger.pairing import (
@@ -29,8 +28,7 @@ ROWS = ("dense", "promised", "coverage", "roofline_shift", "shape", "kernel_effi
         "added_work", "launch_idle", "pruned")  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Ratios:
+class Ratios(Struct, frozen=True):
     """The share of each dense unit that should remain; 0 where it was removed.
 
     Attributes:
@@ -49,8 +47,7 @@ class Ratios:
     flop_ratio: float | None
 
 
-@dataclass(frozen=True)
-class SideTimes:
+class SideTimes(Struct, frozen=True):
     """The times of one side, ns per step.
 
     Attributes:
@@ -74,16 +71,14 @@ class SideTimes:
         return np.asarray(self.gap.sum(axis=0) + self.trailing_idle)
 
 
-@dataclass(frozen=True)
-class Times:
+class Times(Struct, frozen=True):
     """The times of both sides."""
 
     dense: SideTimes
     pruned: SideTimes
 
 
-@dataclass
-class Split:
+class Split(Struct):
     """A ledger, with every row as [units + 1, replicates] in ns.
 
     The last line of a row is what belongs to no unit: gaps of the row coverage, trailing idle of

@@ -16,11 +16,12 @@ split the dense capture in halves: docs/ledger.md. What is resampled, or split:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from itertools import combinations
 from math import comb
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from prunescope.analysis.ledger.ledger import (
@@ -54,8 +55,7 @@ Picks = NDArray[np.int64]  # indices that were sampled, [replicates, number]
 Both = tuple[Floats, Floats]  # of the dense side and of the pruned one, or of two halves
 
 
-@dataclass(kw_only=True)
-class Replicates(Split):
+class Replicates(Split, kw_only=True):
     """Replicates of the ledger, and what they are made of.
 
     Attributes:
@@ -69,8 +69,7 @@ class Replicates(Split):
     times: Times
 
 
-@dataclass(frozen=True)
-class FewSteps:
+class FewSteps(Struct, frozen=True):
     """The samples of a side with too few steps for an interval.
 
     Their spread is reported as the noise of each row instead.
@@ -80,8 +79,7 @@ class FewSteps:
     steps: int
 
 
-@dataclass(frozen=True)
-class TimeBase:
+class TimeBase(Struct, frozen=True):
     """The wall that the ledger explains.
 
     Attributes:

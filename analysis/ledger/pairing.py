@@ -9,10 +9,10 @@ work by its op.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from prunescope.analysis.kernels.columns import Floats as Floats
@@ -24,8 +24,7 @@ UnitKey = tuple[int | None, str, str]  # layer (of the dense model), role, class
 _UNIT = {"unit_layer": pl.Int64, "role": pl.String, "class": pl.String}
 
 
-@dataclass(frozen=True)
-class RecordWeight:
+class RecordWeight(Struct, frozen=True):
     """The weight of the recorded events per step (timeline/overhead.py).
 
     Attributes:
@@ -44,8 +43,7 @@ class RecordWeight:
         return float(self.busy.sum() + self.gap.sum()) + self.trailing_idle
 
 
-@dataclass(frozen=True)
-class UnitSums:
+class UnitSums(Struct, frozen=True):
     """The sums of one side by unit and step, [units, steps].
 
     Attributes:
@@ -71,8 +69,7 @@ class UnitSums:
     recorded: RecordWeight | None = None
 
 
-@dataclass(frozen=True)
-class PartSums:
+class PartSums(Struct, frozen=True):
     """The means per step over the kernels of each part, [parts]; NaN if unknown, 0 if absent."""
 
     busy: Floats
@@ -82,8 +79,7 @@ class PartSums:
     predicted: Floats
 
 
-@dataclass(frozen=True)
-class UnitParts:
+class UnitParts(Struct, frozen=True):
     """The parts of the units; `unit[i]` is the unit of part i.
 
     A unit on both sides has several parts where both run the same ones, else one. A unit on one
@@ -95,8 +91,7 @@ class UnitParts:
     pruned: PartSums
 
 
-@dataclass(frozen=True)
-class Units:
+class Units(Struct, frozen=True):
     """The units of a pair.
 
     Attributes:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 import polars as pl
+from msgspec import Struct
 
 from prunescope.analysis.kernels.frame import Kernels
 
@@ -29,8 +29,7 @@ _MULTIPLIES = ("gemm", "gemv", "batched_gemm")
 _SCORES = (*_MULTIPLIES, "softmax", "reduction")  # of pooled queries and keys
 
 
-@dataclass(frozen=True)
-class NewWork:
+class NewWork(Struct, frozen=True):
     """Work of one op, or of a kernel where no op is known.
 
     Attributes:

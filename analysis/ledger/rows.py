@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Struct, UnsetType
+from msgspec.structs import replace
 
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.idle import causes_by
@@ -35,8 +35,7 @@ _NOTHING = 1e-6  # ns: below it a part is a rounding error and not listed
 _SAME_BYTES = 0.01  # bytes differ a little where a router sends tokens to other experts
 
 
-@dataclass(frozen=True)
-class _Splits:
+class _Splits(Struct, frozen=True):
     """The ledger, its replicates, and dense against dense over the halves of the capture."""
 
     ledger: Split

@@ -8,10 +8,10 @@ replicates].
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from prunescope.analysis.ledger.pairing import Floats
@@ -19,8 +19,7 @@ from prunescope.taxonomy.runs.run import PhaseRun
 from prunescope.taxonomy.student_t import NORMAL, t_quantile_975
 
 
-@dataclass(frozen=True)
-class Samples:
+class Samples(Struct, frozen=True):
     """The unprofiled samples of a side, in order.
 
     With fewer than two placements, samples are resampled one by one.

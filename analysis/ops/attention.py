@@ -8,7 +8,8 @@ o (and a mask) once each, at their own sizes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from prunescope.analysis.ops.call import (
     NoModel,
@@ -28,8 +29,7 @@ from prunescope.analysis.ops.call import (
 from prunescope.taxonomy.gemm import Gemm
 
 
-@dataclass(frozen=True, slots=True)
-class Signature:
+class Signature(Struct, frozen=True):
     """The positions of an op's arguments. None: the op has no such argument."""
 
     causal: int
@@ -38,8 +38,7 @@ class Signature:
     rows_first: bool = False  # [B, S, H, d], else [B, H, S, d]
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionSizes:
+class AttentionSizes(Struct, frozen=True):
     """The sizes of one attention call; heads are those of the queries."""
 
     batch: int

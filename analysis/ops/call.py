@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from prunescope.taxonomy.dtypes import dtype as our_dtype
 from prunescope.taxonomy.dtypes import itemsize
@@ -42,8 +43,7 @@ def require(holds: object) -> None:
         raise NoModel
 
 
-@dataclass(frozen=True, slots=True)
-class OpCall:
+class OpCall(Struct, frozen=True):
     """One distinct call of an op, as a torch profiler trace records it."""
 
     name: str
@@ -56,8 +56,7 @@ class OpCall:
     result: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(Struct, frozen=True):
     """The least work of a call: its FLOPs and bytes.
 
     `flop` counts matrix products alone: it is 0 for ops without any (`bytes` bound their time), and
@@ -82,8 +81,7 @@ class Work:
         return self.gemms[0] if len(self.gemms) == 1 else None
 
 
-@dataclass(frozen=True, slots=True)
-class Operand:
+class Operand(Struct, frozen=True):
     """One tensor of a call."""
 
     shape: tuple[int, ...]

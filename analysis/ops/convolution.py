@@ -7,7 +7,8 @@ a linear layer.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from prunescope.analysis.ops.call import (
     NoModel,
@@ -24,8 +25,7 @@ from prunescope.analysis.ops.call import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Positions:
+class Positions(Struct, frozen=True):
     """The positions of an op's arguments; an absent argument has its default."""
 
     stride: int

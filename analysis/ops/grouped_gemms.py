@@ -8,7 +8,8 @@ T tokens. M of a grouped GEMM counts pairs of a token and an expert.
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from prunescope.analysis.ops.call import (
     Model,

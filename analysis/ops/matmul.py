@@ -7,7 +7,8 @@ its addition is not counted in FLOPs.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from prunescope.analysis.ops.call import (
     NoModel,

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from prunescope.analysis.predict.constants import OVERHEAD_BYTES, Constants
 from prunescope.analysis.predict.costs import estimate_costs
@@ -33,8 +35,7 @@ from prunescope.taxonomy.plan import Workload
 _WEIGHTS = (1 / 6, 2 / 3, 1 / 6)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Answer(Struct, frozen=True, kw_only=True):
     """The forwards of a prompt and of `new_tokens` after it.
 
     `steps` are decode steps at the first, the middle and the last context. `chunk` is one of the

@@ -8,13 +8,12 @@ GEMM.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from prunescope.analysis.device.hardware import Device
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionRate:
+class AttentionRate(Struct, frozen=True):
     """The share of the 16-bit peak that attention of a head size of 128 reaches on long prompts."""
 
     value: float

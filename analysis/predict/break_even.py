@@ -9,8 +9,9 @@ costs of execution once.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import replace
 from functools import cache, lru_cache
+
+from msgspec.structs import replace
 
 from prunescope.analysis.predict.costs import total_ns
 from prunescope.analysis.predict.setting import Setting

@@ -5,8 +5,10 @@ A PredictRequest of one method at one sparsity, and a claimed speedup, give a Cl
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from prunescope.analysis.predict.answers import Answer, predict_answer, prompt_of
 from prunescope.analysis.predict.constants import TABLE, Constants
@@ -46,7 +48,7 @@ def judge_claim(claimed: float, request: PredictRequest) -> Claim:
     if not (math.isfinite(claimed) and claimed > 0):
         raise PrunescopeError(f"a speedup of {claimed:g}", hint="a positive number such as 1.9")
     _check_single(request)
-    prediction = predict(replace(request, break_even=False))
+    prediction = predict(dataclasses.replace(request, break_even=False))
     assert prediction.phases is not None
     setting, _ = resolve(request, methods(request.method)[0], sparsities(request.sparsity)[0], [])
     answer = prediction.answer

@@ -9,8 +9,10 @@ of serving engines. `benchmarks/predict.md` prints the constants and the rates.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
 from functools import lru_cache
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from prunescope.analysis.device.hardware import Device, MeasuredTimes, same_chip
 
@@ -23,8 +25,7 @@ LAUNCHES = ("graph", "eager")
 _LLM_BENCH = "arXiv 2603.05232, appendix (vLLM 0.13)"
 
 
-@dataclass(frozen=True, slots=True)
-class Term:
+class Term(Struct, frozen=True):
     """A cost of execution and its cause."""
 
     name: str
@@ -49,8 +50,7 @@ TERMS = (
 NAMES = tuple(term.name for term in TERMS)
 
 
-@dataclass(frozen=True, slots=True)
-class Constant:
+class Constant(Struct, frozen=True):
     """A constant of one mechanism.
 
     It has a value, its range on other devices, the source that it is fitted to, and the devices
@@ -186,8 +186,7 @@ TABLE: dict[str, Constant] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class SparseRate:
+class SparseRate(Struct, frozen=True):
     """The time of a compute-bound 2:4 GEMM over half of the dense time.
 
     The first row of a library, a chip and a format holds. Empty devices or formats stand for all
@@ -254,8 +253,7 @@ SPARSE = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class ModelError:
+class ModelError(Struct, frozen=True):
     """The model's own error, as standard deviations of the logarithm of a speedup.
 
     `common`: two measurements of the same speedup. `waits`: the part of a step in which an engine's
@@ -309,8 +307,7 @@ WHOLE_WAVES = (PRO_6000,)
 TYPICAL_HZ = 1.83e9
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Constants:
+class Constants(Struct, frozen=True, kw_only=True):
     """The values in use, by name; units are those of TABLE."""
 
     gemm_share: float = TABLE["gemm_share"].value
@@ -411,8 +408,7 @@ def _constants_at_ends(
     return tuple(changed)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Runtime:
+class Runtime(Struct, frozen=True, kw_only=True):
     """The host work of a serving engine, apart from the kernels of a forward.
 
     Its shares multiply the constants of the term "engine", which are those of vLLM. An engine that

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from prunescope.analysis.predict.calibrated_ops import calibrated_ns
 from prunescope.analysis.predict.constants import (
@@ -35,8 +36,7 @@ _ENGINE_CONSTANTS = tuple(name for name, row in TABLE.items() if row.term == "en
 ADDED = "added"  # the role of ops that only pruning needs
 
 
-@dataclass(slots=True)
-class CostEstimate:
+class CostEstimate(Struct):
     """The costs of a forward before constants and terms.
 
     Counts are kernels, bytes and host ops per forward. The three dicts keep totals for the
@@ -311,8 +311,7 @@ _SCORE_KERNELS = 5  # scores, scale, mask, softmax and their sum, for each piece
 _PICK_KERNELS = 3  # top-k, gathered keys and values
 
 
-@dataclass(frozen=True, slots=True)
-class AddedBytes:
+class AddedBytes(Struct, frozen=True):
     """The bytes per forward that added kernels move.
 
     They are streamed, gathered by index, or passes over a cache.

@@ -8,9 +8,9 @@ sequence, which is priced as any other forward is and not taken for one plain st
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import msgspec
+from msgspec.structs import replace
 
 from prunescope.analysis.predict.constants import Constants
 from prunescope.analysis.predict.costs import estimate_costs, total_ns

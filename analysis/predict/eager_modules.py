@@ -17,7 +17,7 @@ ops of a layer and the bytes beyond those of one fused kernel. Attention is coun
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from prunescope.analysis.predict.setting import Setting
 from prunescope.analysis.predict.side import PredictedSide
@@ -60,8 +60,7 @@ def attention_bytes(side: PredictedSide, op: Op) -> float:
     return more + expanded * 2 * setting.shape.attention.group * op.kv_read
 
 
-@dataclass(frozen=True, slots=True)
-class EagerOp:
+class EagerOp(Struct, frozen=True):
     """An op as eager modules run it.
 
     It has ops that launch a kernel, views, module calls, and its traffic over that of the fused

@@ -9,7 +9,8 @@ where the prediction counts on fewer.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from prunescope.analysis.predict.setting import Setting
 from prunescope.taxonomy.engines import CHECKED, NAMES, EngineAnswer, engine_answers, layouts_of
@@ -25,8 +26,7 @@ def table_name(engine: str | None) -> str:
     return "" if engine is None else _NAMES.get(engine, engine)
 
 
-@dataclass(frozen=True, slots=True)
-class EngineRuns:
+class EngineRuns(Struct, frozen=True):
     """Whether an engine runs a format: None where it is not known, with the reason and a source.
 
     `version` says what was read.

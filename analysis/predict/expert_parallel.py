@@ -9,7 +9,8 @@ and back.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from prunescope.analysis.predict.forward import Forward
 from prunescope.taxonomy.expert_routing import fullest_rank

@@ -9,8 +9,9 @@ that are stored in fewer bits than they are multiplied in (W4A16) are read as st
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from functools import partial
+
+from msgspec.structs import replace
 
 from prunescope.analysis.predict.forward import Forward
 from prunescope.taxonomy.plan import Op

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from prunescope.taxonomy.plan import Op, Plan, Workload
 from prunescope.taxonomy.theory import kv_cache_bytes
@@ -19,8 +21,7 @@ FIRST, LAST = ("embedding",), ("final_norm", "lm_head")  # roles at the ends of 
 _ROUNDING = 1e-9  # layer counts are shares of whole numbers, and floats
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Forward:
+class Forward(Struct, frozen=True, kw_only=True):
     """The ops of a forward, on any device.
 
     `bounded` are the ops of the roofline bound. `resident` are the ops whose weights lie in memory,
@@ -38,7 +39,7 @@ class Forward:
     kv_share: float = 1.0
     allreduces: tuple[tuple[float, float], ...] = ()
     stages: int = 1  # of a pipeline; numbers of layers differ by at most one
-    memo: dict[Hashable, Any] = field(default_factory=dict, compare=False)
+    memo: dict[Hashable, Any] = field(default_factory=dict)
 
     def once(self, key: Hashable, compute: Callable[[], _T]) -> _T:
         """Return `compute()`, called once per key.

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
+
+from msgspec import Struct
 
 from prunescope.analysis.device.hardware import same_chip
 from prunescope.analysis.predict.attention_rates import attention_share
@@ -60,8 +61,7 @@ _MAX_PARTS = 32
 _KERNELS_PER_OP = {"attn_norm": 2, "mlp_norm": 2, "attention": 2}
 
 
-@dataclass(frozen=True, slots=True)
-class TileChoice:
+class TileChoice(Struct, frozen=True):
     """A tile and how often it runs.
 
     `waves` are full or partial ones; `parts` are those of K; `sums_parts`: whether one more kernel

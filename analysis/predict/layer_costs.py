@@ -8,10 +8,13 @@ one layer than its own share of a trace.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
+
+from msgspec.structs import replace
 
 from prunescope.analysis.predict.costs import estimate_costs, total_ns
 from prunescope.analysis.predict.predict_request import PredictRequest
@@ -212,7 +215,7 @@ def _weigh_phases(phases: dict[str, PhaseCosts], new_tokens: int) -> dict[str, P
             hint="a workload weighs prefill and decode: trace both, or give --phase",
         )
     return {
-        name: replace(phase, weight=1.0 if name == "prefill" else float(new_tokens))
+        name: dataclasses.replace(phase, weight=1.0 if name == "prefill" else float(new_tokens))
         for name, phase in phases.items()
     }
 
@@ -225,8 +228,8 @@ def workload_request(request: PredictRequest, name: str) -> tuple[PredictRequest
     """
     load = find_workload(name)
     if request.from_run is not None:
-        return replace(request, phase="both"), load.new_tokens
-    sized = replace(
+        return dataclasses.replace(request, phase="both"), load.new_tokens
+    sized = dataclasses.replace(
         request,
         phase="both",
         batch=load.batch,

@@ -6,9 +6,9 @@ Predictions one, whose points say where they are of.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
-from dataclasses import replace
 
 import msgspec
 
@@ -30,7 +30,7 @@ def split_places(request: PredictRequest) -> list[PredictRequest]:
     given = as_batches(request.batch)
     batches = [given] if isinstance(given, int) else dict.fromkeys(given)
     return [
-        replace(request, device=device, batch=batch)
+        dataclasses.replace(request, device=device, batch=batch)
         for device, batch in itertools.product(devices, batches)
     ]
 

@@ -7,8 +7,9 @@ grid in one form, whose phases have the fields of the report's that need no run,
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from typing import Any
+
+from msgspec.structs import asdict
 
 from prunescope.analysis.predict.answers import predict_answers
 from prunescope.analysis.predict.break_even import Speedups

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 
 import msgspec
+from msgspec.structs import replace
 
 from prunescope.analysis.predict.break_even import Speedups, find_first_and_last
 from prunescope.analysis.predict.constants import (

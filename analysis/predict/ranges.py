@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from prunescope.analysis.predict.constants import (
     ERROR,
@@ -34,8 +36,7 @@ SKEWED = zipf(ZIPF_EXPONENT)
 _MLP = frozenset({"gate", "up", "down", "activation", "mlp_norm", "experts", "shared_expert"})
 
 
-@dataclass(frozen=True, slots=True)
-class Differences:
+class Differences(Struct, frozen=True):
     """The parts of a pruned forward that a measured dense model leaves unknown.
 
     `reshaped` is (share of the time, waves of tiles) of each kernel at a shape that the dense model
@@ -62,8 +63,7 @@ class Differences:
         return sum(share / math.pow(waves, power) for share, waves in self.reshaped)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Uncertainty:
+class Uncertainty(Struct, frozen=True, kw_only=True):
     """The standard deviations of the logarithm of a speedup, downwards and upwards.
 
     They are due to constants and routing; the model's own error follows from `differences`.

@@ -7,11 +7,14 @@ which of them tie with the first.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+from msgspec.structs import replace
 
 from prunescope.analysis.predict.answers import (
     Answer,
@@ -96,14 +99,14 @@ def rank(request: PredictRequest) -> Ranking:
         PrunescopeError: The model, the device or the workload is unknown, or an option
             contradicts another.
     """
-    check_options(replace(request, rank=True))
+    check_options(dataclasses.replace(request, rank=True))
     warnings: list[str] = []
     share = _requested_share(request)
     losses, loss = _read_losses(request)
     known = [family for family in families() if family.dynamics and family.id != "dense"]
     check_knobs(request.knobs, [family.id for family in known])
     library, knobs = split_library(request.knobs)
-    base, _ = resolve(replace(request, knobs={"kernel": library}), None, None, warnings)
+    base, _ = resolve(dataclasses.replace(request, knobs={"kernel": library}), None, None, warnings)
     load = serving_workload(sized_for_model(request, base.shape))
     work = prompt_of(base, batch=load.batch, prompt_len=load.prompt_len, logits=request.logits)
     dense = predict_answer(

@@ -7,10 +7,12 @@ and byte/s, and the workloads of its phases.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from prunescope.analysis.device.calibrated import named_device
 from prunescope.analysis.device.hardware import (
@@ -55,8 +57,7 @@ MARLIN_WEIGHTS = "int4"  # the format of weights without --weights
 _ROUNDED = 0.01  # how much of the sparsity rounding to whole experts may change without a note
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
+class Setting(Struct, frozen=True, kw_only=True):
     """Everything about a point but its workload: model, device, family, sparsity, costs."""
 
     shape: ModelShape
@@ -149,8 +150,7 @@ def _phases(request: PredictRequest) -> tuple[str, ...]:
     return PHASES if request.phase == "both" else (request.phase,)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelOnDevice:
+class ModelOnDevice(Struct, frozen=True, kw_only=True):
     """The model and the device of a request, shared by all of its points."""
 
     shape: ModelShape

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import groupby
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from prunescope.analysis.predict.constants import MARLIN, Constants
 from prunescope.analysis.predict.expert_parallel import is_expert, share_experts
@@ -28,8 +30,7 @@ from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plans, equal_parts, forward, kv_cache_bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PredictedSide:
+class PredictedSide(Struct, frozen=True, kw_only=True):
     """A forward in a setting: everything that its costs depend on."""
 
     setting: Setting

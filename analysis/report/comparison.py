@@ -6,12 +6,12 @@ Times are of one step, and ledger rows are shares of the dense wall. A dash is u
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from prunescope.analysis.report import escape
 from prunescope.analysis.report.html import rendered_page

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import polars as pl
-from msgspec import UNSET
+from msgspec import UNSET, Struct, field
 
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.looks import kind_look
@@ -32,8 +31,7 @@ _DEEPEST = {"scope": 4, "op": 2, "launch": 1}  # rows of the host for nested eve
 _THREADS = 2  # threads of the host that are drawn, those with the most events
 
 
-@dataclass(frozen=True)
-class SideTimeline:
+class SideTimeline(Struct, frozen=True):
     """One side of a phase, as its timeline needs it.
 
     Attributes:

@@ -7,10 +7,11 @@ does.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import polars as pl
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from prunescope.analysis.schema.report import Report, to_json
 from prunescope.taxonomy.errors import PrunescopeError
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
 Frames = Mapping[str, pl.DataFrame]
 
 
-@dataclass(frozen=True)
-class PhaseFrames:
+class PhaseFrames(Struct, frozen=True):
     """The frames of each phase that a report was made from.
 
     Attributes:
@@ -54,8 +54,7 @@ class PhaseFrames:
         return [SideTimeline("dense", self.dense[phase], self.dense_host.get(phase)), pruned]
 
 
-@dataclass(frozen=True, kw_only=True)
-class RequestedFormats:
+class RequestedFormats(Struct, frozen=True, kw_only=True):
     """A report and what goes into one of its formats.
 
     Attributes:
@@ -80,8 +79,7 @@ class RequestedFormats:
         return self.frames
 
 
-@dataclass(frozen=True)
-class Format:
+class Format(Struct, frozen=True):
     """How a format is rendered.
 
     Attributes:

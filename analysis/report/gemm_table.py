@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from prunescope.analysis.report.view import Cell, Column, Columns, Table, number, table_of
 from prunescope.analysis.schema.report import EXCLUSIVE_SHARE, GemmRow, KernelRow, Phase

@@ -7,9 +7,8 @@ units, unescaped.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-from msgspec import UNSET
+from msgspec import UNSET, Struct
 
 from prunescope.analysis.report import hatches
 from prunescope.analysis.report.view import Cell, Column, Columns, Table, number, table_of
@@ -58,8 +57,7 @@ _FEW_STEPS = 5  # of a side: with fewer, no interval is known
 _ROOM = 0.04  # of the plotted range, above and below the bars
 
 
-@dataclass(frozen=True, slots=True)
-class WaterfallBar:
+class WaterfallBar(Struct, frozen=True):
     """A bar of the waterfall.
 
     Attributes:
@@ -148,8 +146,7 @@ def shown_bounds(ladder: Ladder) -> dict[str, tuple[str, str]]:
     return bounds
 
 
-@dataclass(frozen=True, slots=True)
-class LadderRow:
+class LadderRow(Struct, frozen=True):
     """A bound of the ladder, or a measured ratio, as every format shows it.
 
     Attributes:

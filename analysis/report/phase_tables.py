@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from prunescope.analysis.report import measured, titles
 from prunescope.analysis.report.gemm_table import gemm_table, kernel_table
@@ -54,8 +56,7 @@ _NONE = 0.0005  # a share that is shown as 0.0 %
 _TOP_HOST = 12
 
 
-@dataclass(frozen=True, kw_only=True)
-class Extent:
+class Extent(Struct, frozen=True, kw_only=True):
     """How much a format has room for.
 
     Attributes:

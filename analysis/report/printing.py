@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from prunescope.analysis.report.latex_head import check_prefix
 from prunescope.taxonomy.arguments import number
@@ -22,8 +23,7 @@ _INCH = 25.4  # mm
 Font = Literal["sans", "serif"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Printing:
+class Printing(Struct, frozen=True, kw_only=True):
     """How figures are printed.
 
     Attributes:

@@ -9,8 +9,8 @@ and in ASCII if that is the console's encoding.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
+from msgspec import Struct
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.padding import Padding
@@ -34,8 +34,7 @@ _OF_NUMBERS = "0123456789.,"
 _SHORT = {"compute": "comp", "memory": "mem", "latency": "lat", "unknown": "?"}
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(Struct, frozen=True):
     """A line of text, in a style of rich."""
 
     text: str

@@ -12,8 +12,8 @@ ASCII.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
+from msgspec.structs import replace
 from msgspec.structs import replace as replace_fields
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.rule import Rule

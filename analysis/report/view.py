@@ -7,8 +7,9 @@ lay out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
+
+from msgspec import Struct, field
 
 T = TypeVar("T")
 # What a reader may not know of the titles of columns, which the page shows on hover.
@@ -28,8 +29,7 @@ _DEFINITIONS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
+class Cell(Struct, frozen=True):
     """One cell.
 
     Attributes:
@@ -45,8 +45,7 @@ class Cell:
     tone: str = ""  # "loss" | "gain" | "quiet" | "best" | ""
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(Struct, frozen=True):
     """A column.
 
     Attributes:
@@ -86,8 +85,7 @@ def numeric(*titles: str) -> list[Column]:
     return [Column(title, numeric=True) for title in titles]
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(Struct, frozen=True):
     """A titled table.
 
     Attributes:

@@ -8,10 +8,10 @@ from there.
 from __future__ import annotations
 
 import typing
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 _UNITS = {"ns": "ns", "bytes": "bytes", "flop": "FLOP"}  # by the last word of a field's name
 
@@ -26,8 +26,7 @@ def meaning(text: str, unit: str = "") -> msgspec.Meta:
     return msgspec.Meta(description=text, extra_json_schema={"unit": unit} if unit else None)
 
 
-@dataclass(frozen=True, slots=True)
-class FieldInfo:
+class FieldInfo(Struct, frozen=True):
     """A field as JSON and tables name it."""
 
     name: str

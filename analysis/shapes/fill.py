@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 import polars as pl
+from msgspec.structs import replace
 
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.ops.attention import AttentionSizes

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from msgspec.structs import replace
 
 from prunescope.taxonomy.architecture_traits import Traits, traits_of
 from prunescope.taxonomy.config_traits import read_traits

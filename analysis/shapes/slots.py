@@ -9,8 +9,9 @@ config. Weights of 4 bits under activations of 16 are read as 4 bits.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from itertools import product
+
+from msgspec import Struct
 
 from prunescope.analysis.ops.attention import AttentionSizes, attention_work
 from prunescope.analysis.ops.call import Operand, Work
@@ -28,8 +29,7 @@ _NARROW = 128
 _PADDED_VOCAB = 64  # serving engines round up a vocabulary that they divide over ranks
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(Struct, frozen=True):
     """A GEMM that a layer runs.
 
     N and K are those of one rank; for a grouped GEMM over experts, those of one expert. `form` is
@@ -52,8 +52,7 @@ class Slot:
         return self.n * self.k
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+class Layer(Struct, frozen=True):
     """One way to run a layer: the slots before attention, and those after it."""
 
     before: tuple[Slot, ...]

@@ -9,9 +9,10 @@ module because most traces need neither `fill` nor its imports.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
 
 import polars as pl
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from prunescope.analysis.ops.call import OpCall, Work
 from prunescope.analysis.schema.notice import Notice
@@ -40,8 +41,7 @@ _TRT = re.compile(
 _TRT_TOKENS = re.compile(rf"{_NUMBER} ctx tokens")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tokens:
+class Tokens(Struct, frozen=True, kw_only=True):
     """The tokens that a step runs; None where unknown.
 
     `rows` is M of the linears, `heads` the possible M of the head. `batch`, `queries` and `keys`
@@ -64,8 +64,7 @@ class Tokens:
 UNKNOWN = Tokens(source="none")
 
 
-@dataclass(frozen=True, kw_only=True)
-class GivenWorkload:
+class GivenWorkload(Struct, frozen=True, kw_only=True):
     """The workload of the steps of a trace, as the user gives it."""
 
     batch: int | None = None
@@ -220,8 +219,7 @@ def _one_token(batch: int) -> Tokens:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(Struct, frozen=True, kw_only=True):
     """A model's dimensions, its name, its number format, and the workload of the steps.
 
     `notes` state where its weights differ from its config.
@@ -234,16 +232,14 @@ class ModelConfig:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class AutoModel:
+class AutoModel(Struct, frozen=True, kw_only=True):
     """A request without a model, for a message that names the presets that fit."""
 
     workload: GivenWorkload = field(default_factory=GivenWorkload)
     name: str = "auto"
 
 
-@dataclass
-class Filled:
+class Filled(Struct):
     """The frame with the shapes that a config gave.
 
     `calls` and `works` continue those of the trace. `known` is N and K of calls whose M is unknown.

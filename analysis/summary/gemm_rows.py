@@ -6,9 +6,9 @@ In: the GEMM rows of a phase. Out: merged rows, whose sums are those of the repo
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 import msgspec
+from msgspec import Struct, field
 
 from prunescope.analysis.schema.report import GemmRow, KernelRow, clock
 
@@ -18,8 +18,7 @@ _SUMS = ("count", "dense_count", "busy_ns", "auxiliary_ns", "ideal_ns", "duratio
 _GROUPS = ("qkv", "qk", "pv", "o", "gate_up", "down", "lm_head", "router", "other", "added")
 
 
-@dataclass(frozen=True)
-class MergedRow:
+class MergedRow(Struct, frozen=True):
     """A row of the GEMM table as it is shown.
 
     Attributes:

@@ -5,9 +5,8 @@ In: a Trace and its linked rows. Out: ClockSkew, or None where no disagreement s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from msgspec import Struct
 
 from prunescope.analysis.schema.notice import Notice, note
 from prunescope.analysis.timeline.correlate import launch_of, taken
@@ -18,8 +17,7 @@ _RESOLUTION = 1_000  # ns: older profilers write whole microseconds
 _FEW, _SHARE = 3, 0.05  # kernels, and share of those with a launch: more are no stray events
 
 
-@dataclass(frozen=True)
-class ClockSkew:
+class ClockSkew(Struct, frozen=True):
     """The kernels that start before their own launch, so that the clocks must differ.
 
     `early` of the `launched` kernels do, by `most_ns` at most: the clocks differ by at least that.

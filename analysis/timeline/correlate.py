@@ -9,9 +9,8 @@ it was carried over from before the trace, or is late.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from msgspec import Struct
 
 from prunescope.analysis.schema.notice import Notice, note
 from prunescope.analysis.timeline.intervals import Windows, innermost
@@ -84,8 +83,7 @@ def op_of_launch(trace: Trace, launch: Ints, kernel_external: Ints) -> Ints:
     return op
 
 
-@dataclass(frozen=True)
-class LaunchNeighbours:
+class LaunchNeighbours(Struct, frozen=True):
     """The launches with the next smaller and the next larger correlation id, for each device event.
 
     `before` and `after` are their host times in ns, valid where `both` is set. `first` marks events
@@ -151,8 +149,7 @@ def lookup(ordered: Ints, rows: Ints, wanted: Ints) -> Ints:
 _NEVER = np.iinfo(np.int64).max
 
 
-@dataclass(frozen=True)
-class StepsOfEvents:
+class StepsOfEvents(Struct, frozen=True):
     """The step of every device event, and why an event is in none.
 
     `step` is -1 outside of all steps. `carry_over` marks events that were launched before the trace

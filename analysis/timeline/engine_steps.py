@@ -14,10 +14,10 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
+from msgspec import Struct
 
 from prunescope.analysis.ops.kernel_kinds import MATMUL_KINDS, kernel_kind
 from prunescope.analysis.ops.work import work_of
@@ -185,8 +185,7 @@ def attention_phase(kernel: str) -> str | None:
     return "decode" if _DECODE.search(kernel) else None
 
 
-@dataclass
-class _Step:
+class _Step(Struct):
     """What shows the phase of a step.
 
     `gemm` is its GEMM time in ns, `blocks` the number of blocks of kernels whose grids count rows,

@@ -25,10 +25,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import numpy as np
 import polars as pl
+from msgspec import Struct, field
 
 from prunescope.analysis.ops.kernel_kinds import is_work_op
 from prunescope.analysis.timeline.correlate import launch_of
@@ -84,8 +84,7 @@ SILENCE = "compiling (nothing is recorded) before the first"
 Span = tuple[int, int, int, str]  # begin, end (ns), thread, what it is
 
 
-@dataclass(frozen=True)
-class HostSpans:
+class HostSpans(Struct, frozen=True):
     """Named spans of host time by thread, in ns."""
 
     begin: Ints
@@ -144,8 +143,7 @@ class HostSpans:
         return np.asarray(spans.spent(windows.end) - spans.spent(windows.start))
 
 
-@dataclass(frozen=True)
-class UnusualCalls:
+class UnusualCalls(Struct, frozen=True):
     """The calls that take far longer than they usually do."""
 
     first: HostSpans

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 import numpy as np
+from msgspec.structs import replace
 
 from prunescope.analysis.ops.kernel_kinds import MATMUL_KINDS
 from prunescope.analysis.ops.work import work_of

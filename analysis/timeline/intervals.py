@@ -6,10 +6,9 @@ In: starts and ends or durations (int64 ns), threads; or rows of the kernels fra
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import polars as pl
+from msgspec import Struct
 
 from prunescope.analysis.trace.collector import NONE, Ints
 
@@ -24,8 +23,7 @@ COMPILED = "compiled"
 SEQUENCE, GENERATION, WHOLE = "sequence", "generation", "whole"
 
 
-@dataclass(frozen=True)
-class Windows:
+class Windows(Struct, frozen=True):
     """The host windows of the steps, in time order, ns.
 
     `source` is "prunescope", "pattern", "engine", "ProfilerStep", "numbered", or one of the
@@ -84,8 +82,7 @@ def outermost(start: Ints, end: Ints) -> Ints:
     return np.array(kept, np.int64)
 
 
-@dataclass(frozen=True)
-class Spans:
+class Spans(Struct, frozen=True):
     """The union of intervals: disjoint, in order.
 
     `before` is the time within all spans before each one, ns.

@@ -9,10 +9,10 @@ place.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from prunescope.analysis.timeline.intervals import innermost
@@ -34,8 +34,7 @@ _ROLES = {
 _LONGEST = 80  # characters of the longest name that may be a part's
 
 
-@dataclass(frozen=True)
-class Parts:
+class Parts(Struct, frozen=True):
     """The part that each row is in.
 
     `place` is an index into `places`, -1 for none; `call` is the annotation that the row is in;

@@ -7,9 +7,8 @@ of a step.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import numpy as np
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
 from prunescope.analysis.ops.kernel_kinds import is_work_op
@@ -36,8 +35,7 @@ PER_ROW = (
 )  # fmt: skip
 
 
-@dataclass
-class Linked:
+class Linked(Struct):
     """Rows in time order, one array per column (int64 ns, -1 absent), and what was left out.
 
     `op` is the row of the host op, `launched` the host time of the launch (the begin of the op

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from msgspec import Struct
 
 from prunescope.analysis.ops.kernel_kinds import op_kind
 from prunescope.analysis.timeline.intervals import innermost, parents
@@ -46,8 +46,7 @@ _SEVERAL = 2  # MLPs of one class inside another one
 _THROUGH_A_RANK = 2  # linears in place of one
 
 
-@dataclass(frozen=True)
-class Scopes:
+class Scopes(Struct, frozen=True):
     """The place of every row.
 
     `place` is an index into `places`, and `call` the annotation that the row is in (one call of one
@@ -268,8 +267,7 @@ def _find_adapters(nest: _Nest) -> list[int]:
     return adapters
 
 
-@dataclass(frozen=True)
-class _Nest:
+class _Nest(Struct, frozen=True):
     """The calls of modules on one thread in order of their begin, by index.
 
     `labels` are their classes with their numbers in the trace. `inside` lists the calls directly

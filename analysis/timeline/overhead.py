@@ -11,9 +11,9 @@ an op lies outside its span: in the enclosing work op, else in the idle time bet
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 
 from prunescope.analysis.schema.notice import Notice, note
 from prunescope.analysis.timeline.intervals import Spans, Windows, innermost
@@ -29,8 +29,7 @@ _PROFILER = re.compile(r"buffer flush|buffer request|instrumentation|resource", 
 _NAMED, _NAME = 3, 80  # names in a note, and their characters
 
 
-@dataclass(frozen=True)
-class Recorded:
+class Recorded(Struct, frozen=True):
     """The weights of what was recorded: `inside` and `before` [rows], `after` [steps]."""
 
     inside: Ints

@@ -7,9 +7,9 @@ A node of the backward pass has the sequence number of the op whose gradient it 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from prunescope.analysis.timeline.intervals import innermost
@@ -20,8 +20,7 @@ _NODE = "autograd::engine::evaluate_function"
 _OPTIMIZER = "Optimizer."
 
 
-@dataclass(frozen=True)
-class Passes:
+class Passes(Struct, frozen=True):
     """The pass of each row.
 
     `sequence` is the sequence number of the op that a row of the forward pass belongs to, or of the

@@ -8,9 +8,8 @@ of a range, and for longer than Python between two ops takes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from msgspec import Struct
 
 from prunescope.analysis.timeline.intervals import Spans, Windows
 from prunescope.analysis.timeline.runtime_calls import runtime_calls
@@ -20,8 +19,7 @@ from prunescope.analysis.trace.trace_columns import Trace
 BETWEEN_OPS = 1_000_000  # ns of Python between two ops: more is other work
 
 
-@dataclass(frozen=True)
-class Pauses:
+class Pauses(Struct, frozen=True):
     """The waits before each step: when the first one begins, and when the last one ends.
 
     Both times are equal for a step without a wait.

@@ -5,10 +5,9 @@ In: linked rows and windows of all steps. Out: those of the steps that are kept;
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
-
 import numpy as np
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from prunescope.analysis.timeline.engine_steps import PHASES, engine_step
 from prunescope.analysis.timeline.first_calls import HostSpans
@@ -61,8 +60,7 @@ def only_picked(trace: Trace, linked: Linked, windows: Windows) -> tuple[Linked,
     return chosen, kept
 
 
-@dataclass(frozen=True)
-class ColdStepTimes:
+class ColdStepTimes(Struct, frozen=True):
     """The steps that were left out because the host made first calls in them, or compiled.
 
     `walls` are their walls, `first_calls` how long the device waited for that (on a CPU: how long
@@ -118,7 +116,7 @@ def _select_steps(
     names = [windows.names[i] for i in steps]
     first = len(steps) > 0 and steps[0] == 0
     kept = Windows(windows.start[steps], windows.end[steps], windows.source, names)
-    chosen = dataclasses.replace(
+    chosen = replace(
         linked,
         **columns,
         step=number[linked.step[keep]],

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from os.path import commonprefix
 
 import numpy as np
 import polars as pl
+from msgspec.structs import replace
 
 from prunescope.analysis.timeline.engine_steps import (
     convolves,

@@ -6,10 +6,10 @@ on a CPU trace the outermost ops that do work.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from msgspec import Struct
 
 from prunescope.analysis.ops.kernel_kinds import is_work_op
 from prunescope.analysis.timeline.correlate import launch_of, op_of_launch, taken
@@ -23,8 +23,7 @@ _ALIKE, _ALL_ALIKE = 0.95, 0.75
 NEARLY_ALL = 0.9  # of the device's time: what repeats in less is no step
 
 
-@dataclass(frozen=True)
-class WorkSequence:
+class WorkSequence(Struct, frozen=True, dict=True):
     """The work of a trace, one row per launch, in the order of the host.
 
     `name` indexes `names`; `begin` is the host ns at which its outermost op, else its launch,

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.schema.notice import warning

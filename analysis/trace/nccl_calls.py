@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from msgspec import Struct
 
 from prunescope.analysis.trace.collector import NONE, Ints
 from prunescope.analysis.trace.event import decode_json
@@ -46,8 +46,7 @@ class NcclRange(NamedTuple):
     fields: Fields
 
 
-@dataclass(frozen=True)
-class _Span:
+class _Span(Struct, frozen=True):
     """A time (`start` to `end`, ns) in which a thread launched what `calls` send."""
 
     thread: int

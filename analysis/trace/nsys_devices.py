@@ -8,8 +8,9 @@ here too.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from prunescope.analysis.schema.notice import Notice, warning
 from prunescope.analysis.trace.collector import NONE
@@ -43,8 +44,7 @@ TID_BITS = 24
 _MOST_DEVICES = 1024
 
 
-@dataclass(frozen=True)
-class NsysDevice:
+class NsysDevice(Struct, frozen=True):
     """One GPU of a file, and how its processes call it.
 
     `index` is its number among those of the file.

@@ -9,8 +9,9 @@ other text is the name of an annotation.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
+
+from msgspec import Struct
 
 from prunescope.analysis.trace.collector import NONE
 
@@ -27,8 +28,7 @@ _WEIGHT, _FED = re.compile(rf"'weight': {_DIMS}"), re.compile(rf"'Inputs': {_DIM
 _LINEAR = "aten::linear"
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
+class Range(Struct, frozen=True):
     """An op, an annotation, or both.
 
     `op` is the name of an op, empty for none, and `sizes` are the sizes of its inputs as JSON.

@@ -10,9 +10,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from prunescope.analysis.schema.notice import Notice, warning
 from prunescope.analysis.trace.nsys import device_number, devices_of
@@ -30,8 +32,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 _MOST = 1024
 
 
-@dataclass(frozen=True)
-class TraceFile:
+class TraceFile(Struct, frozen=True):
     """One trace: a file, a member of a zip or tar, or a device of an export of Nsight Systems.
 
     `all_ranks` is set if the export is all that was given, so that the number of a device is its
@@ -52,8 +53,7 @@ class TraceFile:
         return PurePosixPath(self.member).name
 
 
-@dataclass
-class FoundTraces:
+class FoundTraces(Struct):
     """The traces of a folder or archive by the name of their phase, "" for a single one.
 
     `ranks_of` is the rank of each of several, as stated in front of its events. `left_out` names
@@ -66,8 +66,7 @@ class FoundTraces:
     broken: bool = False
 
 
-@dataclass(frozen=True)
-class Rank:
+class Rank(Struct, frozen=True):
     """The number of a rank and the number of ranks, as a trace states them; None if it does not."""
 
     number: int | None

@@ -14,10 +14,10 @@ A result that is shown in none of these ways stays unknown.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
+from msgspec.structs import replace
 
 from prunescope.analysis.ops.call import (
     NEED_RESULT,

@@ -7,11 +7,12 @@ repaired while a trace was read are here too.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+from msgspec import Struct, field
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from prunescope.analysis.ops.call import OpCall
@@ -40,8 +41,7 @@ class Collective(NamedTuple):
     dtype: str | None
 
 
-@dataclass
-class Trace:
+class Trace(Struct, dict=True):
     """One trace. Every `dict` maps a column name to an int64 array; -1 is an absent id.
 
     Tables of events:

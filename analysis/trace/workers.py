@@ -17,10 +17,11 @@ import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
+
+from msgspec import Struct
 
 # Unpacked bytes of a trace from which on a worker saves more than its start takes (0.1 s).
 _WORTH = 24 << 20
@@ -124,8 +125,7 @@ def _run_fork(words: list[str], write_end: int, mask: set[int | signal.Signals])
         os._exit(code)
 
 
-@dataclass
-class Workers:
+class Workers(Struct):
     """The processes at work on one file."""
 
     processes: list[_Started | _Forked]

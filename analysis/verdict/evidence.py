@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from prunescope.analysis.comparison.convolutions import Convolution
 from prunescope.analysis.comparison.more_calls import MoreCalls
@@ -24,8 +25,7 @@ from prunescope.taxonomy.roles import locate
 from prunescope.taxonomy.runs.run_blocks import Matrix, ModuleCounts, WeightStats
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reason:
+class Reason(Struct, frozen=True, kw_only=True):
     """A reason why a pair is no pruning, or a broken one.
 
     Attributes:
@@ -39,8 +39,7 @@ class Reason:
     confidence: float = 0.9
 
 
-@dataclass(frozen=True)
-class Evidence:
+class Evidence(Struct, frozen=True):
     """What the detectors read.
 
     Attributes:
@@ -188,8 +187,7 @@ class Evidence:
 Touches = Callable[[Pair], float]
 
 
-@dataclass(frozen=True)
-class Detection:
+class Detection(Struct, frozen=True):
     """A family that was seen, and where.
 
     Attributes:
@@ -210,8 +208,7 @@ class Detection:
     broken: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """The family of a pair, and what was seen of each family in it."""
 
     family: FamilyVerdict

@@ -7,17 +7,16 @@ MLP's GEMMs of the dense one. Out: Gather, and how many pick from weights.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from math import prod
 
 import polars as pl
+from msgspec import Struct
 
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.taxonomy.gemm import Gemm
 
 
-@dataclass(frozen=True)
-class Gather:
+class Gather(Struct, frozen=True):
     """The calls of one gather in all steps.
 
     Attributes:

@@ -5,9 +5,8 @@ In: the kernels of a side. Out: Unread: their share of the busy time and the ops
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import polars as pl
+from msgspec import Struct
 
 from prunescope.analysis.kernels.columns import is_one_of
 from prunescope.analysis.kernels.frame import ATTENTION, PRODUCTS, Kernels
@@ -21,8 +20,7 @@ _OF_LIBRARY = r"^[A-Za-z_]\w*::"
 _OF_TORCH = r"^(?:aten|prim|torch|autograd)::"
 
 
-@dataclass(frozen=True)
-class Unread:
+class Unread(Struct, frozen=True):
     """The work of a side without a model.
 
     Attributes:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from prunescope.analysis.comparison.convolutions import convolutions
 from prunescope.analysis.comparison.differences import find_differences, find_unpaired

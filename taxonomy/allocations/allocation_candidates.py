@@ -8,9 +8,12 @@ an attention or of an MLP keep the same share of their parameters, as two matric
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec.structs import replace
 
 from prunescope.taxonomy.allocations.allocation import (
     ATTENTION_PARTS,
@@ -70,7 +73,7 @@ def candidates(shape: ModelShape, number: int, *, low_rank: bool = False) -> Can
         return widths
     attention = _lowrank(shape, number, "attention_lowrank") if has_heads else ()
     mlp = _lowrank(shape, number, "mlp_lowrank") if channels else ()
-    return replace(widths, attention_lowrank=attention, mlp_lowrank=mlp)
+    return dataclasses.replace(widths, attention_lowrank=attention, mlp_lowrank=mlp)
 
 
 def _lowrank(shape: ModelShape, number: int, part: str) -> tuple[int, ...]:

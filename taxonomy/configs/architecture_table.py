@@ -8,14 +8,14 @@ it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 # Keys of a rewritten config: what stands in the place of each layer's attention and MLP.
 ATTENTION_KINDS, MLP_KINDS = "attention_kinds", "mlp_kinds"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Biases:
+class Biases(Struct, frozen=True, kw_only=True):
     """The matrices that have a bias, where the config does not say so."""
 
     every: bool = False  # every linear of attention and MLP
@@ -29,8 +29,7 @@ class Biases:
     router: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NormRules:
+class NormRules(Struct, frozen=True, kw_only=True):
     """The norms of a model type: how many there are, and what they store."""
 
     layer_norm: bool = False  # with a bias, and the mean subtracted
@@ -43,8 +42,7 @@ class NormRules:
     embedding: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unwritten:
+class Unwritten(Struct, frozen=True, kw_only=True):
     """The properties that a Hugging Face config leaves to the code of the model.
 
     A key of the config, where there is one, comes before what stands here.
@@ -81,8 +79,7 @@ class Unwritten:
         return self.has_layer_norm or self.norms.bare or self.norms.centred
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Architecture:
+class Architecture(Struct, frozen=True, kw_only=True):
     """Properties of one or more Hugging Face model types, `ids`, beyond the common rules.
 
     `roles`: the role by the end of a module path, and `mark`: the name of a module by which those

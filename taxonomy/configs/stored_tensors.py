@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field
 
 from prunescope.taxonomy.configs.gguf_header import gguf_tensors
 from prunescope.taxonomy.errors import PrunescopeError
@@ -28,8 +29,7 @@ _MOST_DIMS = 8
 _PLAIN = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I8"})
 
 
-@dataclass(frozen=True)
-class StoredTensors:
+class StoredTensors(Struct, frozen=True):
     """The shapes of a checkpoint's tensors by name.
 
     `complete`: no file of the checkpoint is missing; `problem`: why a file could not be read, "" if

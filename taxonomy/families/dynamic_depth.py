@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
+
+from msgspec.structs import replace
 
 from prunescope.taxonomy.applies import YES, Applies, no_parts, to_layers
 from prunescope.taxonomy.architecture_traits import Traits

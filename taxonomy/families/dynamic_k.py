@@ -6,7 +6,7 @@ small.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from prunescope.taxonomy.applies import EXPERT_MATRICES, to_projections
 from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern

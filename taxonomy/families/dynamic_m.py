@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from prunescope.taxonomy.applies import NO, PARTLY, YES, Applies, no_parts
 from prunescope.taxonomy.architecture_traits import Traits

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from prunescope.taxonomy.applies import no_keys, to_keys
 from prunescope.taxonomy.errors import PrunescopeError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from prunescope.taxonomy.applies import EXPERT_MATRICES, to_projections
 from prunescope.taxonomy.errors import PrunescopeError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from prunescope.taxonomy.applies import PARTLY, Applies, no_heads, to_heads
 from prunescope.taxonomy.architecture_traits import Traits

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from operator import attrgetter
+
+from msgspec.structs import replace
 
 from prunescope.taxonomy.applies import YES, Applies
 from prunescope.taxonomy.architecture_traits import Traits

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from prunescope.taxonomy.mixers.convolution import SHORT_CONVOLUTION
 from prunescope.taxonomy.mixers.delta import GATED_DELTA, KIMI_DELTA
@@ -28,10 +29,8 @@ KINDS: Mapping[str, MixerKind] = {
 }
 
 
-class MixerShape(MixerSizes):
+class MixerShape(MixerSizes, frozen=True):
     """A mixer in parallel with or in place of attention in some layers, and what it costs."""
-
-    __slots__ = ()
 
     @property
     def work(self) -> MixerKind:

@@ -10,10 +10,9 @@ exponentials, square roots and maxima are not counted.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from msgspec import Meta
+from msgspec import Meta, Struct, field
 
 MixerName = Literal[
     "", "linear", "kda", "ssm", "mamba-1", "lightning", "mlstm", "rg-lru", "rwkv", "conv"
@@ -23,8 +22,7 @@ Linears = dict[str, tuple[int, int]]  # (N, K) of weight matrices, by role or ro
 Blocks = dict[str, tuple[int, int, int]]  # of block-diagonal ones: how many blocks of (N, K)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MixerSizes:
+class MixerSizes(Struct, frozen=True, kw_only=True):
     """The dimensions of a mixer: `kind` is a key of KINDS, or "" where none is known.
 
     Counts are numbers stored. What a dimension means in a kind is in the file of the kind.
@@ -55,8 +53,7 @@ def no_blocks(_mixer: MixerSizes) -> Blocks:
     return {}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MixerKind:
+class MixerKind(Struct, frozen=True, kw_only=True):
     """A kind of mixer, as functions of its dimensions.
 
     `linears` take the width of the residual stream too. `blocks`: block-diagonal matrices, a

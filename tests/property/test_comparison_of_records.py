@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from random import Random
 from typing import Any
 
 import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from prunescope.analysis.comparison.differences import find_differences, pair_comparison
 from prunescope.analysis.comparison.equal_information import (

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from prunescope.analysis.device.hardware import DEVICES, Device
 from prunescope.analysis.predict.constants import NAMES

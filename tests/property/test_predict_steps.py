@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.predict.costs import expected_speedup, total_ns

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.expert_routing import Routing, expert_load, zipf_weights

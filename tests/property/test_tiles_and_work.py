@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from prunescope.analysis.device.hardware import DEVICES, Device, find_device
 from prunescope.analysis.device.tiles import (

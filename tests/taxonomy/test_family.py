@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families, family, register
@@ -53,7 +52,7 @@ def test_what_a_calibrated_choice_rests_on() -> None:
     }  # fmt: skip
     assert set(calibrations.values()) == {None, "text", "input"}
     with pytest.raises(RuntimeError, match="calibration"):
-        register(dataclasses.replace(family("dense"), calibration="guess"), {})
+        register(replace(family("dense"), calibration="guess"), {})
 
 
 def test_a_second_family_of_an_id_is_refused() -> None:
@@ -62,7 +61,7 @@ def test_a_second_family_of_an_id_is_refused() -> None:
     with pytest.raises(RuntimeError, match="dense"):
         register(family("dense"), by_id)
     with pytest.raises(RuntimeError, match="axes"):
-        register(dataclasses.replace(family("dense"), axes={}), {})
+        register(replace(family("dense"), axes={}), {})
 
 
 def test_an_unknown_family_names_its_neighbours() -> None:
@@ -135,6 +134,6 @@ def test_ops_are_sound(name: str, phase: str, batch: int) -> None:
 
 
 def test_mixers_that_are_not_known_are_refused() -> None:
-    shape = dataclasses.replace(TINY, other_layers=4)
+    shape = replace(TINY, other_layers=4)
     with pytest.raises(PrunescopeError, match="no attention"):
         dense_plan(shape, Workload(phase="prefill"))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from prunescope.analysis.shapes.named_model import read_model
 from prunescope.taxonomy.architectures import read_architecture

@@ -6,12 +6,14 @@ linears and of attention. Masked query-key pairs are executed too, so that they 
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
+from msgspec.structs import replace
 
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.taxonomy.families import family
@@ -68,7 +70,7 @@ def compared(config: dict[str, Any], case: Case, kernels: Kernels, run: Run) -> 
     counts: Counts = run.census.dynamic.get(case.phase, {}) if run.census else {}
     shape = ModelShape.from_config(config)
     if run.layer_map is not None:
-        shape, case = _left(shape, config, run.layer_map), replace(case, name="dense")
+        shape, case = _left(shape, config, run.layer_map), dataclasses.replace(case, name="dense")
     steps = [_theory(shape, case, work) for work in _works(case)]
     parts = _parts(shape, case)
     linears = [_linears(shape, ops, case, counts, step) for step, ops in enumerate(steps)]

@@ -6,15 +6,16 @@ A TraceRequest and the Loaded model come in, and the model is changed. Applied g
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 
 from prunescope.taxonomy.allocations.allocation_plan import read_plan
 from prunescope.taxonomy.engines import legal_sizes
@@ -173,7 +174,7 @@ def _apply_families(
     layer_map: list[int] | None = None
     applied = Applied(model=loaded.model, record={})
     for part in parts:
-        so_far = replace(loaded, model=applied.model)
+        so_far = dataclasses.replace(loaded, model=applied.model)
         try:
             applied, record = _apply_family(part, request, so_far)
         except PrunescopeError as error:
@@ -228,7 +229,9 @@ def _apply_family(
     works = {phase: _workload(request, phase, loaded.model) for phase in request.phases}
     with torch.no_grad():
         calibration = _read_calibration(part.select, request, loaded)
-        applied = pruner(part.family).prune(loaded.model, replace(point, calibration=calibration))
+        applied = pruner(part.family).prune(
+            loaded.model, dataclasses.replace(point, calibration=calibration)
+        )
     removed = applied.record.get("removed", {})
     theory = _theoretical_shares(chosen, point, shape, works, removed)
     record: Record = {

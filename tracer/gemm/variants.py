@@ -7,7 +7,9 @@ GemmCase comes in; GemmVariants go out, each a shape with the reasons why it is 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.replays import GemmCase

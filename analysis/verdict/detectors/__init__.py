@@ -19,8 +19,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
+
+from msgspec import Struct
 
 from prunescope.analysis.verdict.evidence import Detection, Evidence
 from prunescope.taxonomy.families import family
@@ -34,8 +35,7 @@ _MARK = "_family_id"
 Detect = Callable[[Evidence], Detection | None]
 
 
-@dataclass(frozen=True)
-class Detector:
+class Detector(Struct, frozen=True):
     """The detector of one family."""
 
     family: Family

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from itertools import pairwise
+
+from msgspec import Struct, field
 
 from prunescope.analysis.comparison.fewer_keys import fewer_keys
 from prunescope.analysis.ledger.call import Call
@@ -366,8 +367,7 @@ _FUSED = ("qkv", "q", "k", "v")
 SAME = 1e-9
 
 
-@dataclass
-class LayerShares:
+class LayerShares(Struct):
     """The shares of a layer's work that ran.
 
     Attributes:

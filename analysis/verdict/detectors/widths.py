@@ -9,7 +9,8 @@ weight before it. So of experts the shapes of the weights, [N, K], are compared,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from prunescope.analysis.ledger.call import Call
 from prunescope.analysis.ledger.gemms import Pair
@@ -73,8 +74,7 @@ def static_nk_cross(e: Evidence) -> Detection | None:
     return Detection([line], lambda p: _share_of_stream(p, stream), confidence)
 
 
-@dataclass(frozen=True)
-class _Fallen:
+class _Fallen(Struct, frozen=True):
     """Heads or channels that fell, in words.
 
     Attributes:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
+from msgspec.structs import replace
 
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.device.tiles import (
@@ -145,8 +144,8 @@ def test_residency_is_the_least_of_the_limits(
 def test_residency_is_unknown_without_launch_or_limits() -> None:
     launch = Launch((1,), (128, 1, 1), 32, 0)
     assert resident_blocks(launch, None) is None
-    assert resident_blocks(dataclasses.replace(launch, registers=None), SM132) is None
-    assert resident_blocks(launch, dataclasses.replace(SM132, registers_per_sm=None)) is None
+    assert resident_blocks(replace(launch, registers=None), SM132) is None
+    assert resident_blocks(launch, replace(SM132, registers_per_sm=None)) is None
 
 
 def test_work_items_are_not_blocks() -> None:

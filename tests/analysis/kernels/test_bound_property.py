@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from prunescope.analysis.device.hardware import DEVICES
 from prunescope.analysis.device.tiles import Launch, Tile, shape_loss, wave_model
@@ -52,8 +52,8 @@ def bounds(given_rows: list[dict[str, Any]], of: Peaks | None) -> list[dict[str,
 def test_scaling_both_peaks_scales_ideals_and_moves_no_bound(
     given_rows: list[dict[str, Any]], of: Peaks, by: float
 ) -> None:
-    of = dataclasses.replace(of, floor_ns=None)  # a floor is a time of its own
-    faster = dataclasses.replace(
+    of = replace(of, floor_ns=None)  # a floor is a time of its own
+    faster = replace(
         of, flop_per_s={d: p * by for d, p in of.flop_per_s.items()},
         byte_per_s=(of.byte_per_s or 0.0) * by,
     )  # fmt: skip
@@ -96,8 +96,8 @@ def test_a_worse_shape_raises_predictions_and_no_ideal(
 def test_a_floor_makes_latency_of_small_rows_and_changes_no_ideal(
     given_rows: list[dict[str, Any]], of: Peaks, floor: float
 ) -> None:
-    bare = dataclasses.replace(of, floor_ns=None, sm=None)
-    floored = dataclasses.replace(bare, floor_ns=floor)
+    bare = replace(of, floor_ns=None, sm=None)
+    floored = replace(bare, floor_ns=floor)
     for one, other in zip(bounds(given_rows, bare), bounds(given_rows, floored), strict=True):
         assert one["ideal"] == other["ideal"]
         small = one["ideal"] is not None and one["ideal"] < floor
@@ -131,7 +131,7 @@ def test_more_columns_never_take_fewer_waves_and_more_sms_never_more(
     def whole(of: Gemm, sms: int) -> float:
         across = -(-of.m // tile.rows) * -(-of.n // tile.columns) * of.batch
         launch = Launch((across, 1, 1), (256, 1, 1), 128, 65536)
-        found = wave_model(of, tile, launch, dataclasses.replace(h100, sm=sms))
+        found = wave_model(of, tile, launch, replace(h100, sm=sms))
         assert found is not None
         assert found.waves is not None
         assert found.wave_efficiency is not None
@@ -140,7 +140,7 @@ def test_more_columns_never_take_fewer_waves_and_more_sms_never_more(
         assert loss >= 1
         return round(found.waves / found.wave_efficiency)
 
-    wider = dataclasses.replace(gemm, n=gemm.n + more)
+    wider = replace(gemm, n=gemm.n + more)
     # The orientation may turn where both explain the grid: squares of tiles keep it.
     if tile.rows == tile.columns:
         assert whole(wider, sm) >= whole(gemm, sm)

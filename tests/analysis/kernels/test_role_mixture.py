@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from prunescope.analysis.kernels.role_mixture import find_mixture
 from prunescope.analysis.kernels.role_shapes import LaunchedRows

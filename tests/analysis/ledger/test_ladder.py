@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from prunescope.analysis.ledger import noise
 from prunescope.analysis.ledger.attribution import AttributionInputs, attribution_inputs

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from prunescope.analysis.kernels.frame import OpShapes
 from prunescope.analysis.ledger.dynamic_overhead import touched_sparsity, weigh_added_work

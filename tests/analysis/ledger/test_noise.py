@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import sqrt
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from prunescope.analysis.ledger.alignment import Alignment
 from prunescope.analysis.ledger.ledger import ROWS, ratios

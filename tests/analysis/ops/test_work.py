@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from prunescope.analysis.ops.attention import seen_pairs
 from prunescope.analysis.ops.call import OpCall, Work, op_model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
 import json
 import re
@@ -14,6 +13,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from msgspec.structs import replace
 
 from prunescope.analysis.findings.collective_replay import CollectiveReplay, replay
 from prunescope.analysis.findings.registry import FINDINGS
@@ -268,7 +268,7 @@ def test_a_late_rank_is_told_by_what_the_others_wait_for_in_each_step() -> None:
     ]  # fmt: skip
     finding = straggler(Late(ranks[1], ranks))
     assert finding is not None and finding.text.startswith("b is the slowest of 2 ranks")
-    by_turns = dataclasses.replace(ranks[0], comm_by_step=(19.0, 0.0, 25.0, 0.0, 26.0))
+    by_turns = replace(ranks[0], comm_by_step=(19.0, 0.0, 25.0, 0.0, 26.0))
     assert straggler(Late(ranks[1], [by_turns, ranks[1]])) is None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from prunescope.taxonomy.family import Family, FamilyPoint, pattern
 from prunescope.taxonomy.keep import kept_count
