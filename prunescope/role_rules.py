@@ -6,20 +6,20 @@ units of rules.py.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from math import hypot
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunescope.taxonomy.errors import PrunescopeError, nearest
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.roles import ROLES
 
 if TYPE_CHECKING:
     from prunescope.analysis.schema.report import Phase, Report
 
 HISTORY = "history"
-_OF_ROLES = re.compile(r"roles\.([a-z_]+)\.(efficiency|time|share)")
+_OF_ROLES = lazy_pattern(r"roles\.([a-z_]+)\.(efficiency|time|share)")
 ROLE_METRICS = ("roles.ROLE.efficiency", "roles.ROLE.time", "roles.ROLE.share")
 Value = tuple[float | None, float | None, float | None]
 

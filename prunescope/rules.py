@@ -33,6 +33,7 @@ from prunescope.role_rules import (
 )
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.families import cutting, families
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.student_t import t_quantile_975
 from prunescope.taxonomy.words import when
 
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
     from prunescope.analysis.schema.report import Ladder, Phase, Report
 
 State = Literal["held", "failed", "undecided"]
-_RULE = re.compile(r"\s*([\w.\-]+)\s*(>=|<=|==|!=|>|<)\s*(.+?)\s*")
-_NUMBER = re.compile(
+_RULE = lazy_pattern(r"\s*([\w.\-]+)\s*(>=|<=|==|!=|>|<)\s*(.+?)\s*")
+_NUMBER = lazy_pattern(
     r"([-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)\s*(%|x|×|ns|us|µs|ms|s|B|kB|MB|GB)?", re.ASCII
 )
 _OPS: dict[str, Callable[[Any, Any], bool]] = {

@@ -6,13 +6,13 @@ In: the words as typed. Out: plain dicts and names, or a PrunescopeError that sh
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 
 from prunescope.taxonomy.dtypes import ITEMSIZE, dtype
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 
 def pairs(
@@ -75,8 +75,8 @@ def _no_rate(given: str) -> PrunescopeError:
     )
 
 
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
-_WHOLE = re.compile(r"[+-]?[0-9]{1,400}")  # Python spells out and reads no more than 4,300 digits
+_NUMBER = lazy_pattern(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_WHOLE = lazy_pattern(r"[+-]?[0-9]{1,400}")  # Python spells out and reads no more than 4,300 digits
 
 
 def number(text: str) -> float | None:

@@ -7,7 +7,6 @@ tracer/repairs/plain, and only their text is read here, so that nobody needs tor
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from importlib import resources
@@ -15,9 +14,11 @@ from typing import Literal
 
 from msgspec import Struct
 
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
+
 _PLAIN = "prunescope.tracer.repairs.plain"
-_WORD = re.compile(r"\w+")
-_FOR_CHECKERS = re.compile(r"  # (?:type: ignore|noqa)[^\n]*")
+_WORD = lazy_pattern(r"\w+")
+_FOR_CHECKERS = lazy_pattern(r"  # (?:type: ignore|noqa)[^\n]*")
 
 
 class Repair(Struct, frozen=True, kw_only=True):

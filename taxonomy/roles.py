@@ -7,13 +7,13 @@ analysis; what an architecture names otherwise is in its entry of `architecture_
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from functools import lru_cache
 
 from msgspec import Struct
 
 from prunescope.taxonomy.configs.architecture_table import BY_ID
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 ROLES = (
     "embedding", "attn_norm", "q", "k", "v", "qkv", "q_a", "q_b", "kv_a", "kv_b", "qk_norm", "rope",
@@ -99,21 +99,22 @@ _LEAVES: tuple[tuple[str, str], ...] = (
      r"|pre_feedforward_layernorm|pre_ff_layernorm|post_feedforward_layernorm|pre_mlp_layernorm|post_mlp_layernorm",
      "mlp_norm"),
 )  # fmt: skip
-_LEAF = tuple((re.compile(f"(?:{pattern})$"), role) for pattern, role in _LEAVES)
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|layer|block)\.(\d{1,5})(?:\.(.*))?$")
-_ATTENTION = re.compile(r"attn|attention|(^|\.)(Self|EncDec)Attention|(^|\.)att$")
-_MLP = re.compile(r"mlp|DenseReluDense|feed_forward|ffn|(^|\.)ff$|moe|experts?(\.|$)")
-_MIXER = re.compile(
+_LEAF = tuple((lazy_pattern(f"(?:{pattern})$"), role) for pattern, role in _LEAVES)
+_LAYER = lazy_pattern(r"(?:^|\.)(?:layers|h|blocks|layer|block)\.(\d{1,5})(?:\.(.*))?$")
+_ATTENTION = lazy_pattern(r"attn|attention|(^|\.)(Self|EncDec)Attention|(^|\.)att$")
+_MLP = lazy_pattern(r"mlp|DenseReluDense|feed_forward|ffn|(^|\.)ff$|moe|experts?(\.|$)")
+_MIXER = lazy_pattern(
     r"mamba|mixer|ssm|linear_attn|short_conv|(^|\.)conv(\.|$)|recurrent|delta|temporal_block|mlstm"
 )
 # A module of such a name may be an attention or an MLP, as its matrices say (Nemotron-H,
 # RecurrentGemma).
-_ANY_MIXER = re.compile(
+_ANY_MIXER = lazy_pattern(
     r"^(?:mixer|temporal_block)\.([qkvo]_([uv]_)?proj|(gate|up|down)_([uv]_)?proj)(\.|$)"
 )
-_EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
-_SHARED = re.compile(r"(^|\.)(shared_experts?|shared_mlp)(\.|$)")
-_ADAPTER = re.compile(r"\.(lora|vera)_(embedding_)?[AB](\.|$)")  # peft: next to a linear, not in it
+_EXPERTS = lazy_pattern(r"(^|\.)experts(\.|$)")
+_SHARED = lazy_pattern(r"(^|\.)(shared_experts?|shared_mlp)(\.|$)")
+# An adapter of peft stands next to a linear, not in it.
+_ADAPTER = lazy_pattern(r"\.(lora|vera)_(embedding_)?[AB](\.|$)")
 _LEAVES_OF_MLP = {
     "Wi": "gate_up", "Wo": "down", "c_proj": "down", "dense": "down", "proj": "down", "fc": "up",
     "wi": "up", "wi_0": "gate", "wi_1": "up", "wo": "down",

@@ -19,10 +19,11 @@ from typing import Any
 from urllib.parse import unquote
 
 from prunescope.taxonomy.kept_patterns import KEPT_PATTERNS, KEPT_WORDS
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 SECRET, ADDRESS, HOST, PATH, NAME = "<secret>", "<address>", "<host>", "<path>", "<name>"
 # Tokens are known by the prefixes that their issuers document. `hf_` also begins names in code.
-TOKEN = re.compile(
+TOKEN = lazy_pattern(
     r"hf_(?:[A-Za-z0-9]{20,}|(?=[A-Za-z]*\d)[A-Za-z0-9]{8,})|api_org_[A-Za-z0-9]{16,}"
     r"|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{12,}"
     r"|(?<![A-Za-z0-9_])(?:sk-[A-Za-z0-9_-]{16,}|[srp]k_(?:live|test)_[A-Za-z0-9]{10,}"
@@ -45,14 +46,14 @@ TOKEN = re.compile(
     r"|discord(?:app)?\.com/api/webhooks/\d{5,30}/[\w-]{20,}"
 )
 # All of a key in text, or what is left of one that has no end.
-PRIVATE_KEY = re.compile(
+PRIVATE_KEY = lazy_pattern(
     r"(?:-----BEGIN [A-Z0-9 ]{1,60}-----|BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY|PuTTY-User-Key-File-\d)"
     r"[\s\S]*?(?:-{4,5} ?END [A-Z0-9 ]{1,60} ?-{4,5}|\Z)"
 )
-_CREDENTIALS = re.compile(r"(?i)\b[a-z][a-z0-9+.-]{1,20}://[^\s\"'<>/@]+@[^\s\"'<>)]*")
-_BEARER = re.compile(r"(?i)\b(bearer|basic) +[\w.~+/-]{8,}=*")
+_CREDENTIALS = lazy_pattern(r"(?i)\b[a-z][a-z0-9+.-]{1,20}://[^\s\"'<>/@]+@[^\s\"'<>)]*")
+_BEARER = lazy_pattern(r"(?i)\b(bearer|basic) +[\w.~+/-]{8,}=*")
 # The rest of a header of HTTP that identifies somebody.
-_HEADER = re.compile(
+_HEADER = lazy_pattern(
     r"(?i)\b((?:set-)?cookie2?|(?:proxy-)?authorization|(?:x-[\w-]{0,40}|private-|job-|api-)"
     r"(?:key|token|secret|signature|credential))(\s*:\s*)(?!<)\S[^\n\"']*"
 )
@@ -66,42 +67,42 @@ _KEYED = (
 )
 _NAMED = rf"(?:{_KEYED}|(?<![A-Za-z0-9_])token)"
 _QUOTE = r"\\{0,4}[\"']"
-_ASSIGNED = re.compile(
+_ASSIGNED = lazy_pattern(
     rf"(?i)(?:{_NAMED}(?:{_QUOTE})?\s*=\s*(?:{_QUOTE})?|{_NAMED}{_QUOTE}\s*:\s*(?:{_QUOTE})?"
     rf"|{_KEYED}\s*:\s+(?:{_QUOTE})?|--[\w-]{{0,40}}(?:{_KEYED}|token)\s+(?!-))"
 )
 # A value without quotes ends before an option that a bar joins to it: `KEY=a|--token b`.
-_VALUE = re.compile(
+_VALUE = lazy_pattern(
     r"(?!<)(?:(?<=[\"'])[^\"'\\\n]{4,}"
     r"|(?:(?!\|--?[a-z][\w-]{0,40}[ =])[^\s\"'&,;<>{}\[\]()]){4,})"
 )
 # `curl -u name:password`.
-_LOGIN = re.compile(r"(?<![\w-])(-u|--user|--proxy-user)(\s+|=)[^\s:\"'<>]{1,200}:[^\s\"'<>]+")
+_LOGIN = lazy_pattern(r"(?<![\w-])(-u|--user|--proxy-user)(\s+|=)[^\s:\"'<>]{1,200}:[^\s\"'<>]+")
 # A value whose name is like that of an environment variable that holds a secret.
-_EXPORTED = re.compile(r"\b[A-Z][A-Z0-9_]*(?:TOKEN|SECRET|PASSWORD|PASSWD|KEY|CREDENTIALS)=")
+_EXPORTED = lazy_pattern(r"\b[A-Z][A-Z0-9_]*(?:TOKEN|SECRET|PASSWORD|PASSWD|KEY|CREDENTIALS)=")
 # A value beside a word for secrets, which is one if it looks random.
 _WORDS_OF_KEYS = (
     "key", "token", "secret", "passw", "pwd", "auth", "credential", "signature", "sig", "session",
     "webhook", "bearer", "cookie",
 )  # fmt: skip
-_BESIDE = re.compile(
+_BESIDE = lazy_pattern(
     rf"(?i)(?:{'|'.join(_WORDS_OF_KEYS)})(?:[a-z]{{0,10}}|[_ -]?id)(?:{_QUOTE})?[\])]?"
     rf"(?:\s{{0,3}}(?:=>|:=|==?|:|,)\s{{0,3}}|\s{{1,3}}(?:(?:is|was)\s{{1,3}})?)(?:{_QUOTE})?"
 )
-_DRAWN = re.compile(r"[\w+/=~-]{16,}")
-_RUN = re.compile(r"[A-Za-z0-9+/=~]{12,}")
+_DRAWN = lazy_pattern(r"[\w+/=~-]{16,}")
+_RUN = lazy_pattern(r"[A-Za-z0-9+/=~]{12,}")
 _RANDOM = 3.0  # bits a character; words of names have digits in short runs alone
 # Whose machine it was: USER=ada, "hostname": "x".
 _OWNERS = r"(?:user(?:_?name)?|host_?name|log_?name|login(?:_?name)?|node_?name|computer_?name)"
-_OWNER = re.compile(
+_OWNER = lazy_pattern(
     rf"((?i:(?<![a-z0-9]){_OWNERS}{_QUOTE}\s*:\s*|(?<![a-z0-9]){_OWNERS}=)(?:{_QUOTE})?"
     rf"|(?<![A-Za-z0-9])HOST=(?:{_QUOTE})?)(?=[^\W\d])[^\s\"'&,;<>{{}}\[\]()\\]+"
 )
-_MAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}\b")
+_MAIL = lazy_pattern(r"(?<![\w.+-])[\w.+-]{1,64}@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}\b")
 # user@host:/path, and hosts that only a network of one's own knows: `gpu-17.local` and
 # `x.corp.internal`, but no module `encoder.local`.
-_REMOTE = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w.-]{1,255}:[~/][^\s\"'<>,;|]*")
-_HOST = re.compile(
+_REMOTE = lazy_pattern(r"(?<![\w.+-])[\w.+-]{1,64}@[\w.-]{1,255}:[~/][^\s\"'<>,;|]*")
+_HOST = lazy_pattern(
     r"(?i)(?<![\w.@-])(?=[a-z0-9.-]*(?:[a-z]\d|[a-z0-9]-[a-z0-9]"
     r"|\.(?:corp|cluster|svc|compute|ec2|intra|lan|int)\.[a-z]))"
     r"(?:[a-z0-9][a-z0-9-]*\.)+(?:local|localdomain|lan|internal|corp|intra)(?![\w-])"
@@ -114,7 +115,7 @@ _ROOTS = (
     "|storage|sys|tmp|user|users|Users|usr|var|vol|Volumes|volume|work|workdir|workspace"
 )
 _PART = r"[^\s\\/\"'<>|:;,()\[\]{}=]"
-_PATHS = re.compile(
+_PATHS = lazy_pattern(
     rf"(?<![\w.:/-])[A-Za-z][\w.-]{{1,255}}:(?:/(?:{_ROOTS})(?:/{_PART}*)*(?![\w/])"
     rf"|(?:/{_PART}+){{2,}}/?)"
     rf"|(?:file://)?(?<![\w.:/\\>~-])(?:/(?:{_ROOTS})(?:/{_PART}*)+|~[\w.-]*(?:/{_PART}+)+)"
@@ -125,13 +126,13 @@ _PATHS = re.compile(
     rf"|(?<![\w\\])\\\\{_PART}+(?:\\+{_PART}+)+"
 )
 # A node of a graph that was exported: `/model/layers.0/mlp/down_proj/MatMul`.
-_NODE = re.compile(
+_NODE = lazy_pattern(
     r"/(?:(?:[A-Za-z_]\w*\.\d+|model|transformer|decoder|encoder|backbone|language_model"
     r"|\w*(?:attn|attention|mlp|ffn|proj|norm|expert|embed|lm_head|rotary|router|moe)\w*)/)+"
     r"(?:[A-Z]\w*|\w+_proj)"
 )
 # The library of a file shows after site-packages, or in the library's own folder.
-_LIBRARIES = re.compile(
+_LIBRARIES = lazy_pattern(
     r"[\\/](?:site|dist)-packages[\\/]+|[\\/]+(?=(?:torch|triton|transformers|vllm|sglang"
     r"|tensorrt_llm|megatron|deepspeed|accelerate)[\\/])"
 )
@@ -140,12 +141,12 @@ _ROUNDS = 6  # of taking out, and of decoding: most texts need one, and none mor
 NUMBERS = {int, float, bool, type(None)}
 _HOMES = frozenset({"home", "Users", "users"})
 # Options of a command line whose next word is a secret.
-_SECRET_OPTION = re.compile(rf"(?i)--?(?:[\w-]*{_KEYED}|token)")
-_SECRET_NAME = re.compile(rf"(?i)(?:[\w-]*{_KEYED}|token)")
-_OWNER_NAME = re.compile(rf"(?i){_OWNERS}")
-_NAME_OF_KEY = re.compile(rf"(?i)(?:^|[_ .-])(?:{'|'.join(_WORDS_OF_KEYS)})s?(?:[_ -]?id)?$")
-_WORD = re.compile(r"[^\s\"'<>]+")
-_ESCAPE = re.compile(r"\\{1,4}(?:x|u00)([0-9a-fA-F]{2})")  # once more escaped in a repr
+_SECRET_OPTION = lazy_pattern(rf"(?i)--?(?:[\w-]*{_KEYED}|token)")
+_SECRET_NAME = lazy_pattern(rf"(?i)(?:[\w-]*{_KEYED}|token)")
+_OWNER_NAME = lazy_pattern(rf"(?i){_OWNERS}")
+_NAME_OF_KEY = lazy_pattern(rf"(?i)(?:^|[_ .-])(?:{'|'.join(_WORDS_OF_KEYS)})s?(?:[_ -]?id)?$")
+_WORD = lazy_pattern(r"[^\s\"'<>]+")
+_ESCAPE = lazy_pattern(r"\\{1,4}(?:x|u00)([0-9a-fA-F]{2})")  # once more escaped in a repr
 
 
 def _hide(match: re.Match[str]) -> str:
@@ -153,6 +154,10 @@ def _hide(match: re.Match[str]) -> str:
     value = max(filter(None, match.groups()), key=len, default="")
     value = value if len(value) > 15 else match[0].strip(" \t\n=:\"'")
     return match[0].replace(value, SECRET)
+
+
+def _replace(pattern: re.Pattern[str], by: str, text: str) -> str:
+    return pattern.sub(by, text)
 
 
 def _hide_values(
@@ -209,14 +214,14 @@ _TOKENS = (
 )  # fmt: skip
 # What is taken out, in this order: texts of which a text in lower case needs one, and how.
 _RULES: tuple[tuple[tuple[str, ...], Callable[[str], str]], ...] = (
-    (("begin", "putty"), partial(PRIVATE_KEY.sub, SECRET)),
-    (("://",), partial(_CREDENTIALS.sub, SECRET)),
-    (_TOKENS, partial(TOKEN.sub, SECRET)),
+    (("begin", "putty"), partial(_replace, PRIVATE_KEY, SECRET)),
+    (("://",), partial(_replace, _CREDENTIALS, SECRET)),
+    (_TOKENS, partial(_replace, TOKEN, SECRET)),
     *_kept_rules(),
     (("cookie", "authorization", "key", "token", "secret", "signature", "credential"),
-     partial(_HEADER.sub, rf"\1\2{SECRET}")),
-    (("bearer", "basic"), partial(_BEARER.sub, rf"\1 {SECRET}")),
-    (("-u", "-user"), partial(_LOGIN.sub, rf"\1\2{SECRET}")),
+     partial(_replace, _HEADER, rf"\1\2{SECRET}")),
+    (("bearer", "basic"), partial(_replace, _BEARER, rf"\1 {SECRET}")),
+    (("-u", "-user"), partial(_replace, _LOGIN, rf"\1\2{SECRET}")),
     (("=",), partial(_hide_values, _EXPORTED, _VALUE, bool)),
     (("token", "secret", "key", "pass", "pwd", "credential", "contrase"),
      partial(_hide_values, _ASSIGNED, _VALUE, bool)),

@@ -7,7 +7,6 @@ numbers, latent attention, mixers) stays as the config has it.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from prunescope.taxonomy.configs.stored_tensors import StoredTensors
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.roles import QKV_ROLES, locate, matrix_role
 from prunescope.taxonomy.shape import LayerShape, ModelShape
 from prunescope.taxonomy.words import spread
@@ -23,8 +23,8 @@ from prunescope.taxonomy.words import spread
 Matrix = tuple[int, ...]
 _READS = ("q", "k", "v", "qkv", "gate", "up", "gate_up")  # K is the residual stream
 _WRITES = ("o", "down")  # N is
-_LAYER = re.compile(r"((?:.*?\.)?)(?:layers|h|blocks|layer|block)\.(\d{1,5})\.")
-_EXPERT = re.compile(r"(?:^|\.)experts\.(\d{1,5})\.")
+_LAYER = lazy_pattern(r"((?:.*?\.)?)(?:layers|h|blocks|layer|block)\.(\d{1,5})\.")
+_EXPERT = lazy_pattern(r"(?:^|\.)experts\.(\d{1,5})\.")
 _LABELS = {
     "layers": "layers", "hidden": "hidden size", "vocab": "vocabulary", "heads": "query heads",
     "kv_heads": "KV heads", "head_dim": "head size", "value_dim": "value size",

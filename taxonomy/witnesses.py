@@ -8,7 +8,6 @@ sizes, by the comparison (`docs/models.md`) and its version of transformers.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -20,11 +19,12 @@ from prunescope.taxonomy.configs.architecture_table import unwritten
 from prunescope.taxonomy.configs.config import language_part
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.inventory import config_hash, inventory_of
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.shape import ModelShape
 
 # Keys that change the shapes of some layers, or add matrices. A reader of configs that does not
 # know what they mean for a type reads another model.
-_SHAPE_KEYS = re.compile(r"per_layer_config|block_configs|layers_block_type|(index|altup)_\w+")
+_SHAPE_KEYS = lazy_pattern(r"per_layer_config|block_configs|layers_block_type|(index|altup)_\w+")
 _REMEMBERED = 64  # configs of one process
 _known: dict[str, Witnessed] = {}
 

@@ -17,9 +17,9 @@ _ENOUGH = 400
 MOST_NAME = 40  # characters of the display name of a method: a column of a table holds it
 _WHOLE = 1e-6  # distance from a whole number that is rounding of a mean
 _THREE_DIGITS = 100
-_SENTENCE = re.compile(r"(?<=[.!?])(?=\s)|\n")
-
-_BETWEEN_WORDS = re.compile(r"(?<=\w)(?=[^A-Za-z0-9])|(?<=\W)(?=\w)")
+# `re` compiles them at their first use, and keeps them.
+_SENTENCE = r"(?<=[.!?])(?=\s)|\n"
+_BETWEEN_WORDS = r"(?<=\w)(?=[^A-Za-z0-9])|(?<=\W)(?=\w)"
 
 
 def percent(share: float, decimals: int = 0) -> str:
@@ -33,7 +33,7 @@ def whole_sentences(message: str) -> str:
     The last sentence is the first that ends beyond 400 characters.
     """
     text = message.strip()
-    end = next((m.start() for m in _SENTENCE.finditer(text) if m.start() >= _ENOUGH), len(text))
+    end = next((m.start() for m in re.finditer(_SENTENCE, text) if m.start() >= _ENOUGH), len(text))
     return " ".join(text[:end].split())
 
 
@@ -109,7 +109,7 @@ def shortened(name: str, longest: int = 80) -> str:
     """Cut a kernel's name between two words if it has more than `longest` characters."""
     if len(name) <= longest:
         return name
-    cuts = [m.start() for m in _BETWEEN_WORDS.finditer(name[:longest])]
+    cuts = [m.start() for m in re.finditer(_BETWEEN_WORDS, name[:longest])]
     cut = cuts[-1] if cuts and cuts[-1] > longest // 2 else longest - 1
     return f"{name[:cut].rstrip(' ,:<(_')}…"
 

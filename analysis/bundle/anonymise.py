@@ -26,6 +26,7 @@ from prunescope.taxonomy.arguments import number
 from prunescope.taxonomy.configs.architecture_table import BY_ID
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.formats import changed, plain, read
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.method_names import method_parts
 from prunescope.taxonomy.presets import preset_names
 from prunescope.taxonomy.roles import locate
@@ -46,24 +47,24 @@ _TEXT_FIELDS = frozenset({
     "weights_fingerprint", "target", "scoring", "phase",
 })  # fmt: skip
 _DROPPED = frozenset({"notes", "note", "text", "texts", "path", "file", "error", "uuid", "serial"})
-_PLAIN = re.compile(r"[\w .,:+()@/-]{1,120}")
-_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,60}")
-_VERSION = re.compile(r"\d+(?:\.\w+)*(?:[+-][\w.]{1,20})?")
+_PLAIN = lazy_pattern(r"[\w .,:+()@/-]{1,120}")
+_KEY = lazy_pattern(r"[A-Za-z][A-Za-z0-9_.-]{0,60}")
+_VERSION = lazy_pattern(r"\d+(?:\.\w+)*(?:[+-][\w.]{1,20})?")
 _VERSIONS = ("python", "torch", "transformers", "prunescope", "toolkit", "triton", "driver")
-_SYSTEM = re.compile(r"(?:Linux|Darwin|Windows) [\w-]{2,10}")
+_SYSTEM = lazy_pattern(r"(?:Linux|Darwin|Windows) [\w-]{2,10}")
 # Hub accounts that publish models for everybody.
 _PUBLIC = frozenset({
     "meta-llama", "qwen", "mistralai", "google", "microsoft", "eleutherai", "huggingfacetb",
     "facebook", "openai-community", "openai", "allenai", "ibm-granite", "deepseek-ai", "tiiuae",
     "bigscience", "stabilityai", "tinyllama", "apple", "nvidia",
 })  # fmt: skip
-_KNOWN_MODEL = re.compile(
+_KNOWN_MODEL = lazy_pattern(
     r"(?i)(?:tiny-?)?(?:llama|smollm|qwen|mi[sx]tral|gemma|phi|gpt2|gpt-oss|pythia|olmo|granite"
     r"|falcon|opt|bloom|deepseek|stablelm)[\w.-]{0,40}"
 )
-_SCOPE = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*")
-_OURS = re.compile(r"prunescope\.(?:phase|step#(?:\d+|warmup))|ProfilerStep#\d+")
-_MODULE = re.compile(r"nn\.Module: \w+")
+_SCOPE = lazy_pattern(r"[A-Za-z_]\w*(?:\.\w+)*")
+_OURS = lazy_pattern(r"prunescope\.(?:phase|step#(?:\d+|warmup))|ProfilerStep#\d+")
+_MODULE = lazy_pattern(r"nn\.Module: \w+")
 _COMPONENTS = frozenset({
     "model", "language_model", "transformer", "gpt_neox", "decoder", "encoder", "backbone",
     "base_model", "text_model", "layers", "h", "blocks", "block", "layer", "self_attn", "attn",
@@ -71,7 +72,7 @@ _COMPONENTS = frozenset({
     "mamba", "linear_attn", "short_conv", "ff", "residual", "router", "estimator", "predictor",
     "first", "second", "norm", "weight", "bias", "wrapped", "module",
 })  # fmt: skip
-_OP = re.compile(r"(?P<space>[A-Za-z_]\w*)::(?P<own>[\w.]+)")
+_OP = lazy_pattern(r"(?P<space>[A-Za-z_]\w*)::(?P<own>[\w.]+)")
 # Namespaces of operators that torch and public libraries register.
 _LIBRARIES = frozenset({
     "aten", "prim", "prims", "c10", "c10d", "c10d_functional", "_c10d_functional", "autograd",
@@ -85,8 +86,8 @@ _LIBRARIES = frozenset({
     "torch_cluster", "trtllm", "tensorrt", "transformers", "rocm_aiter", "prunescope", "mps",
     "profiler", "static_runtime", "dist_autograd",
 })  # fmt: skip
-_TYPE = re.compile(r"[\w:<>, ]*")
-_VALUE = re.compile(r"[\w\s\[\](),.+:-]*")
+_TYPE = lazy_pattern(r"[\w:<>, ]*")
+_VALUE = lazy_pattern(r"[\w\s\[\](),.+:-]*")
 _WORDS = frozenset({"trace", "analyze", "demo", "both", "prefill", "decode", "last", "all", "auto",
                     "cpu", "cuda", "eager", "compile", "graph", "sdpa", "random", "importance",
                     "calibrated", "greedy", "alternating", "blocks", "alone"})  # fmt: skip
@@ -342,10 +343,10 @@ def names_of(files: Iterable[Path]) -> set[str]:
     return names
 
 
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
-_CLASS = re.compile(r"nn\.Module: ([A-Za-z_]\w*?)(?:_\d+)?")
-_NUMBERED_OP = re.compile(r"op\d+::(\w+)")
-_TRITON = re.compile(r"(?!triton_(?:poi|per|red|tem|for|mm|bmm)_)(?:triton_|_)?\w+_kernel\w*")
+_STRING = lazy_pattern(rb'"(?:[^"\\]|\\.)*"')
+_CLASS = lazy_pattern(r"nn\.Module: ([A-Za-z_]\w*?)(?:_\d+)?")
+_NUMBERED_OP = lazy_pattern(r"op\d+::(\w+)")
+_TRITON = lazy_pattern(r"(?!triton_(?:poi|per|red|tem|for|mm|bmm)_)(?:triton_|_)?\w+_kernel\w*")
 _TORCH_CLASSES = frozenset({
     "Linear", "Embedding", "LayerNorm", "RMSNorm", "ModuleList", "Sequential", "Dropout", "SiLU",
     "GELU", "ReLU", "Softmax", "Conv1d", "Conv2d", "Identity", "MultiheadAttention", "Module",
@@ -355,7 +356,7 @@ _TORCH_CLASSES = frozenset({
 _MODEL_PREFIXES = tuple(re.sub(r"\W|_", "", name).lower() for name in BY_ID)
 
 # What transformers appends to the name of a model in the name of its class.
-_LOADED = re.compile(r"(?:text)?(?:model|lmheadmodel|for[a-z]+)")
+_LOADED = lazy_pattern(r"(?:text)?(?:model|lmheadmodel|for[a-z]+)")
 
 
 def is_public_architecture(name: str | None) -> bool:

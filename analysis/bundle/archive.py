@@ -8,18 +8,20 @@ other zip.
 from __future__ import annotations
 
 import io
-import re
 import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.timings import part
 
 _DATE = (1980, 1, 1, 0, 0, 0)
 _MODE = 0o100644 << 16
-_NAME = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._-]{0,120}/){0,6}[A-Za-z0-9_][A-Za-z0-9._-]{0,120}")
+_NAME = lazy_pattern(
+    r"(?:[A-Za-z0-9_][A-Za-z0-9._-]{0,120}/){0,6}[A-Za-z0-9_][A-Za-z0-9._-]{0,120}"
+)
 _MOST_FILES, _MOST_BYTES = 20_000, 4 << 30
 _EXPANDS = 20  # the most times that files expand; those of a bundle shrink tenfold at most
 _BAD = (zipfile.BadZipFile, RuntimeError, ValueError, EOFError, struct.error, OSError,

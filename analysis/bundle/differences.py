@@ -7,14 +7,15 @@ compared: what one side lacks is a difference whichever side it is.
 from __future__ import annotations
 
 import math
-import re
 from typing import Any
+
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 # Relative: the last bits of a sum may differ between machines, and a report has them all. Whole
 # numbers are sums of whole numbers, and never differ.
 _CLOSE = 1e-9
 _NEARLY_0 = 1e-6  # ns: what is left of a difference of two sums
-_DIGITS = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
+_DIGITS = lazy_pattern(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
 def difference(old: Any, new: Any, where: str = "report") -> str | None:

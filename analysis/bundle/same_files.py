@@ -18,28 +18,29 @@ from typing import Any
 from prunescope.analysis.bundle.differences import difference, same_text
 from prunescope.analysis.report.figures import most_apart
 from prunescope.taxonomy.formats import unique_keys
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 _LARGEST, _BLOCK = 1 << 30, 16 << 20  # decompressed bytes of one trace, and at once
 _GZIP_HEAD = b"\x1f\x8b\x08\0\0\0\0\0"  # no name, no comment, no time
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PIXELS, _END = b"IDAT", b"IEND"
 _SHADE = 0.04  # of full brightness
-_STREAM = re.compile(rb"\nstream\r?\n(.*?)\r?\nendstream\n", re.DOTALL)
+_STREAM = lazy_pattern(rb"\nstream\r?\n(.*?)\r?\nendstream\n", re.DOTALL)
 # Places in the table of objects, and the objects that hold the sizes of packed streams.
-_PACKING = re.compile(
+_PACKING = lazy_pattern(
     rb"(?m)^\d{10} \d{5} [nf] ?$|(?<=\nstartxref\n)\d+|(?<= obj\n)\d+(?=\nendobj)"
 )
-_PDF_ACTION = re.compile(
+_PDF_ACTION = lazy_pattern(
     rb"/(?:JavaScript|JS|Launch|OpenAction|AA|EmbeddedFile|URI|GoTo[RE]|SubmitForm|ImportData|XFA"
     rb"|Rendition|RichMedia|Movie|Sound)\b"
 )
 # Objects that are packed otherwise than a figure's, so that they cannot be searched.
-_PDF_HIDDEN = re.compile(
+_PDF_HIDDEN = lazy_pattern(
     rb"/(?:ObjStm|Encrypt|Crypt|ASCIIHexDecode|AHx|ASCII85Decode|A85|LZWDecode|LZW|RunLengthDecode"
     rb"|RL)\b|/FlateDecode\s*/FlateDecode"
 )
-_PDF_ESCAPE = re.compile(rb"#([0-9A-Fa-f]{2})")  # /J#61vaScript is /JavaScript
-_LABEL = re.compile(rb"<text\b[^<>]*>([^<]*)</text>")
+_PDF_ESCAPE = lazy_pattern(rb"#([0-9A-Fa-f]{2})")  # /J#61vaScript is /JavaScript
+_LABEL = lazy_pattern(rb"<text\b[^<>]*>([^<]*)</text>")
 
 
 def gzip_blocks(data: bytes) -> Iterator[bytes]:

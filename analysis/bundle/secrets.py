@@ -20,6 +20,7 @@ from prunescope.analysis.device.hardware import DEVICES
 from prunescope.analysis.ops.kernel_kinds import KINDS
 from prunescope.taxonomy.citations import tool_citation
 from prunescope.taxonomy.families import families
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.presets import preset_names, preset_source
 from prunescope.taxonomy.roles import ROLES
 from prunescope.taxonomy.scrub import SECRET, scrub_to_kinds, without_secrets
@@ -27,7 +28,7 @@ from prunescope.taxonomy.scrub import SECRET, scrub_to_kinds, without_secrets
 _TOP = r"(?:com|org|net|edu|gov|mil|io|ai|dev|cloud|cn|de|uk|fr|jp|kr|ch|ca|nl|se|it|es|in|au|at)"
 # Kind of suspicious text, its pattern, and the replacement.
 _PATTERNS: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
-    (kind, re.compile(pattern), instead)
+    (kind, lazy_pattern(pattern), instead)
     for kind, pattern, instead in (
         # Stricter than scrub: short tokens too, whatever precedes them.
         ("token", r"hf_[A-Za-z0-9]{8,}|sk-[A-Za-z0-9_-]{16,}", SECRET),
@@ -53,8 +54,8 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
 # LaTeX commands, and the paths of a drawing's fonts, look like paths.
 _NOT_PATHS = (".tex", ".svg")
 # In Markdown a backslash before a sign escapes the sign: `\_in\_place\_` is no path.
-_MARKDOWN_ESCAPE = re.compile(r"\\([!-/:-@\[-`{-~])")
-_NAMES = re.compile(
+_MARKDOWN_ESCAPE = lazy_pattern(r"\\([!-/:-@\[-`{-~])")
+_NAMES = lazy_pattern(
     r"(?:[/\\]{1,4}(?:home|Users|users|export/home|scratch|data/users)[/\\]{1,4}([\w.-]{2,}))"
     r"|(?<![\w.+-])([\w.+-]{1,64})@([A-Za-z0-9-]+)(?:\.[A-Za-z0-9-]+)+"
     r"|[\"'](?:host_?name|user_?name|user|login|owner|node_?name|author)[\"']\s*:\s*[\"']([^\"']{2,80})"

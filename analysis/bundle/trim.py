@@ -33,6 +33,7 @@ from prunescope.analysis.trace.event import (
 from prunescope.analysis.trace.reader import Source
 from prunescope.analysis.trace.trace_columns import FRAME, LEFT_OUT, STACKS, stacks_left_out
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.scrub import scrub, scrub_values
 
 # The properties of a device that the analysis and its device limits read.
@@ -46,10 +47,10 @@ _KEPT = {
     *OP_CATEGORIES, _ANNOTATION, _PYTHON, OVERHEAD, *DEVICE_CATEGORIES, *LAUNCH_CATEGORIES,
 }  # fmt: skip
 # Files whose names tell nothing about a user; they identify compilers and tuners.
-_PUBLIC = re.compile(r"(?:^|/)((?:torch|triton|transformers)/[\w/.-]+\.py\(\d+\): \w+)$")
-_WHOLE = re.compile(rb"-?\d{1,19}")
-_PLAIN = re.compile(rb'-?\d{1,19}|"\w{1,40}"')  # a number, or a word without spaces
-_DECIMAL = re.compile(r"-?\d{1,18}(?:\.\d{0,20})?", re.ASCII)
+_PUBLIC = lazy_pattern(r"(?:^|/)((?:torch|triton|transformers)/[\w/.-]+\.py\(\d+\): \w+)$")
+_WHOLE = lazy_pattern(rb"-?\d{1,19}")
+_PLAIN = lazy_pattern(rb'-?\d{1,19}|"\w{1,40}"')  # a number, or a word without spaces
+_DECIMAL = lazy_pattern(r"-?\d{1,18}(?:\.\d{0,20})?", re.ASCII)
 _DEVICES = 1024  # a larger number is not a device but a process
 _NUMBERS = ("correlation", "stream", "device", "bytes")
 

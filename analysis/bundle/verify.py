@@ -58,14 +58,15 @@ from prunescope.analysis.schema.report import Report, to_json
 from prunescope.taxonomy.atomic_write import scratch_folder
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import UnknownVersion, decode
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.own_files import refuse_own_file
 from prunescope.taxonomy.runs.run import CARD, MANIFEST, Run, read_run
 
 _HINT = "give the .zip that `prunescope bundle -o` wrote"
 Written = WrittenRun | PrunescopeError | None
 FIGURES = (".svg", ".png", ".pdf")
-_FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}")
-_ACTIVE = re.compile(
+_FOLDER = lazy_pattern(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}")
+_ACTIVE = lazy_pattern(
     rb"<(?:[\w-]+:)?(?:script|foreignObject|iframe|animate|set|handler)\b|javascript:|<!ENTITY"
     rb"|[\s\"'/]on[a-z]+\s*=|(?:href|src)\s*=\s*[\"'](?!#|data:image/png)|@import|url\((?![\"']?#)"
     rb"|<\?xml-stylesheet",

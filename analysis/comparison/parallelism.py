@@ -8,7 +8,6 @@ as many ranks as its metadata says, else on several.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 
 import polars as pl
@@ -16,6 +15,7 @@ from msgspec import Struct
 
 from prunescope.analysis.inputs.side import SidePhase
 from prunescope.analysis.schema.pair_comparison import PARALLELISM, Difference
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.roles import BACKWARD
 
 _MOST = 1 << 20
@@ -34,7 +34,7 @@ _COLLECTIVES = (
     ("send and receive", "pipeline parallelism", r"send|recv"),
     ("all-reduce", "tensor parallelism", r"all_?reduce|multimem|one_?shot|two_?shot|cross_device"),
 )
-_NAMED = tuple((name, serves, re.compile(pattern)) for name, serves, pattern in _COLLECTIVES)
+_NAMED = tuple((name, serves, lazy_pattern(pattern)) for name, serves, pattern in _COLLECTIVES)
 
 
 class Ranks(Struct, frozen=True):

@@ -6,17 +6,16 @@ the dtype of its products: that of the op where the name does not show another.
 
 from __future__ import annotations
 
-import re
-
 import polars as pl
 
 from prunescope.taxonomy.dtypes import THREE_TF32
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 # CUTLASS calls tensor cores "tensorop" and CUDA cores "simt". cuBLAS names the shape of the
 # instruction for tensor cores (s1688, s16816, s64x128x8), and a bare sgemm or hgemm runs on CUDA
 # cores.
-_ON_MATRIX_UNITS = re.compile(r"tensorop|tf32|_s(?:1688|16816|64x\d+x8)gemm")
-_ON_CUDA_CORES = re.compile(
+_ON_MATRIX_UNITS = lazy_pattern(r"tensorop|tf32|_s(?:1688|16816|64x\d+x8)gemm")
+_ON_CUDA_CORES = lazy_pattern(
     r"_simt_|^(?:kepler|maxwell|pascal|volta|turing|ampere|ada|hopper|blackwell)_[hsd]gemm_"
     r"|^(?:void )?magma_[hsd]gemm|gemmSN_"
 )
@@ -24,7 +23,7 @@ _ON_CUDA_CORES = re.compile(
 
 # CUTLASS's fused attention splits fp32 into TF32, with three products for one
 # (OpMultiplyAddFastF32, from compute capability 8.0 on).
-_AS_THREE_PRODUCTS = re.compile(r"fmha_cutlass[FB]_f32_\w*sm(?:8|9|1\d)\d")
+_AS_THREE_PRODUCTS = lazy_pattern(r"fmha_cutlass[FB]_f32_\w*sm(?:8|9|1\d)\d")
 
 
 def runs_on_cuda_cores(name: str) -> bool:
@@ -37,7 +36,7 @@ def runs_on_cuda_cores(name: str) -> bool:
 
 # CUTLASS's kernels for tensor cores name how many elements they load at once, of the 16 bytes that
 # aligned operands allow; those for CUDA cores always load one (simt_..._align1).
-_SCALAR_LOADS = re.compile(r"tensorop\w*_align1(?!\d)")
+_SCALAR_LOADS = lazy_pattern(r"tensorop\w*_align1(?!\d)")
 
 
 def has_scalar_loads(name: str) -> bool:

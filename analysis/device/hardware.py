@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from prunescope.taxonomy.dtypes import THREE_TF32, dtype, three_tf32_rate
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 _FORMAT = 1
 
@@ -449,14 +450,14 @@ def _words(name: str) -> tuple[str, ...]:
 
 
 # Words in the names of CPUs.
-_CPU = re.compile(
+_CPU = lazy_pattern(
     r"\b(cpu|xeon|epyc|ryzen|threadripper|graviton\d?|neoverse|altra|grace|core i\d|core ultra|"
     r"pentium)\b"
 )
 # The series of names of each architecture, of which the first that fits counts. Numbers of
 # professional boards return in several generations, and then the names say which.
 _SERIES = tuple(
-    (re.compile(rf"\b({names})\b"), architecture)
+    (lazy_pattern(rf"\b({names})\b"), architecture)
     for names, architecture in (
         (r"ada", "ada"),
         (r"(rtx )?pro \d{3,4}|blackwell|rtx 50[5-9]\d|gb10|spark", "blackwell-12x"),

@@ -10,12 +10,12 @@ which picks the best of a few tiles.
 from __future__ import annotations
 
 import math
-import re
 
 from msgspec import Struct
 
 from prunescope.analysis.device.hardware import Device
 from prunescope.taxonomy.gemm import Gemm
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 HALF = ("bf16", "fp16")  # the 16-bit formats of tensor cores
 ALIGNED = 8  # elements of 16 bits: tensor cores load such N and K in whole 16-byte accesses
@@ -75,7 +75,7 @@ class WaveEstimate(Struct, frozen=True):
 _XY = r"(\d{1,4})x(\d{1,4})"
 # Each pattern finds rows, columns and depth; in nvjet and CUTLASS 3 also a cluster.
 _TILES = tuple(
-    re.compile(pattern)
+    lazy_pattern(pattern)
     for pattern in (
         # sm90_xmma_gemm_..._tilesize128x128x64_cgasize2x1x1_...
         rf"tilesize{_XY}x(\d{{1,4}})(?:\w*?_cgasize{_XY}x\d)?",
@@ -97,7 +97,7 @@ _TILES = tuple(
     )
 )
 # Hopper's xmma kernels have a scheduler of their own: 120 blocks for 560 tiles, or 98 for 78.
-_PERSISTENT = re.compile(r"^sm90_xmma_gemm_\w+_warpgroupsize\w+_execute_segment_k_off")
+_PERSISTENT = lazy_pattern(r"^sm90_xmma_gemm_\w+_warpgroupsize\w+_execute_segment_k_off")
 # The tile comes early in a name, and a limit keeps hostile names cheap.
 _NAME_LIMIT = 512
 # CUDA keeps 1 KiB of shared memory per block from compute capability 8.0 on. Those devices have

@@ -47,6 +47,7 @@ from prunescope.analysis.verdict.detectors.zeros import MANY_ZEROS
 from prunescope.analysis.verdict.evidence import matrices
 from prunescope.analysis.wording.sentence import sentence
 from prunescope.taxonomy.families import known
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.roles import LINEARS
 from prunescope.taxonomy.runs.run_blocks import Matrix
 from prunescope.taxonomy.words import ms, percent, shortened, spread, when
@@ -57,7 +58,7 @@ MULTIPLIES = "aten::mul"
 # What run.json says applies a mask or a rounding to a weight.
 _PRUNE, _QUANTISE = "torch.nn.utils.prune", "torch.ao.quantization"
 UNMASK = "call torch.nn.utils.prune.remove(module, 'weight') on each"
-_FAKE = re.compile(r"fake_?quant|obs_fq_helper", re.IGNORECASE)
+_FAKE = lazy_pattern(r"fake_?quant|obs_fq_helper", re.IGNORECASE)
 _WITHOUT_RECOMPUTING = (
     "turn gradient checkpointing off, or on in both runs (it trades time for memory, and no "
     "pruning removes it)"

@@ -26,10 +26,11 @@ from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.ledger.experts import EXPERTS
 from prunescope.analysis.ledger.purpose import unpacks_bits
 from prunescope.taxonomy.gemm import Gemm
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.roles import BACKWARD, WEIGHT_ROLES
 from prunescope.taxonomy.words import percent, shortened, when
 
-_DECOMPRESS = re.compile(
+_DECOMPRESS = lazy_pattern(
     r"decompress|sparse\w*_to_dense|(?:^|::)_?to_dense|unpack_?(?:bit|2_?4|24|sparse)",
     re.IGNORECASE,
 )

@@ -17,8 +17,9 @@ from prunescope.analysis.timeline.engine_steps import decode_batch
 from prunescope.analysis.trace.load import load
 from prunescope.analysis.trace.rank_files import rank_in_name, trace_files
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
-_BATCH = re.compile(
+_BATCH = lazy_pattern(
     r"(?<![a-z])(?:capture|bs|batch(?:_?size)?)[_=-]?(\d{1,9})(?!\d)", re.IGNORECASE
 )
 _NAME_LIMIT = 200

@@ -9,7 +9,6 @@ read it run again, from what the ones before them left, and nothing is read or l
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection
 
 import numpy as np
@@ -65,9 +64,10 @@ from prunescope.analysis.timeline.module_scopes import modules_that_ran
 from prunescope.analysis.trace.collector import NONE
 from prunescope.analysis.trace.event import WHOLE_GRAPH
 from prunescope.analysis.trace.trace_columns import Trace
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 _SIMT = ("fp32", "fp64")  # formats that tensor cores do not multiply as they are
-_DECODER = re.compile(r"nn\.Module: \w*(?:DecoderLayer|ForCausalLM|LMHead)")
+_DECODER = lazy_pattern(r"nn\.Module: \w*(?:DecoderLayer|ForCausalLM|LMHead)")
 
 
 class PassContext(Struct):

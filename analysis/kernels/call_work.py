@@ -7,7 +7,6 @@ queries and of grouped GEMMs by the experts that they read.
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
@@ -23,13 +22,14 @@ from prunescope.analysis.ops.kernel_kinds import op_kind
 from prunescope.analysis.schema.notice import Notice, note
 from prunescope.analysis.shapes.slots import formats
 from prunescope.taxonomy.gemm import Gemm
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 _KINDS = ("gemm", "gemv", "batched_gemm", "attention", "norm", "activation", "softmax",
           "elementwise", "reduction")  # fmt: skip
 # cuBLAS's nvjet kernels: letters of the operands, of what they add up in, and of the result.
-_NVJET = re.compile(r"nvjet_(?:sm\d{2,3}_)?(t|h|s|d)(?:s|d|h)[thsd]_")
+_NVJET = lazy_pattern(r"nvjet_(?:sm\d{2,3}_)?(t|h|s|d)(?:s|d|h)[thsd]_")
 _LETTERS = {"t": "bf16", "h": "fp16", "s": "fp32", "d": "fp64"}
-_ARGUMENT = re.compile(
+_ARGUMENT = lazy_pattern(
     r"\b(?:BFloat16|bfloat16_t|__nv_bfloat16|half_t|__half|float|double)\b|c10::Half\b"
 )
 _SPELLED = {"float": "fp32", "double": "fp64"}

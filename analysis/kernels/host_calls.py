@@ -26,11 +26,12 @@ from prunescope.analysis.timeline.runtime_calls import (
 )
 from prunescope.analysis.trace.collector import NONE, Ints, Mask, unique_ids
 from prunescope.analysis.trace.trace_columns import Trace
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
-_PAGEABLE = re.compile(r"Memcpy.*Pageable")
+_PAGEABLE = lazy_pattern(r"Memcpy.*Pageable")
 
 
-_RETURNS = re.compile(r"Async", re.IGNORECASE)  # a copy call that may return before the copy
+_RETURNS = lazy_pattern(r"Async", re.IGNORECASE)  # a copy call that may return before the copy
 
 
 def first_of(launch: Ints) -> Mask:
@@ -183,7 +184,7 @@ class AllocatorCalls(Struct, frozen=True):
     frees_late: int = 0
 
 
-_FREES = re.compile(r"Free|Release|Unmap|Trim")
+_FREES = lazy_pattern(r"Free|Release|Unmap|Trim")
 
 
 def allocator_calls(trace: Trace, windows: Windows) -> AllocatorCalls:
@@ -198,7 +199,7 @@ def allocator_calls(trace: Trace, windows: Windows) -> AllocatorCalls:
 
 
 _SHOWN = 60  # characters of a call's name
-_FETCH = re.compile(r"DtoH|DeviceToHost|^Memcpy D2[HM]")
+_FETCH = lazy_pattern(r"DtoH|DeviceToHost|^Memcpy D2[HM]")
 
 
 class GraphBlockers(Struct, frozen=True):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import operator
-import re
 from collections.abc import Iterator
 from functools import reduce
 
@@ -45,6 +44,7 @@ from prunescope.analysis.timeline.runtime_calls import (
 from prunescope.analysis.trace.collector import NONE, OWN_PREFIX, Ints, unique_ids
 from prunescope.analysis.trace.trace_columns import FRAME, Trace
 from prunescope.taxonomy.idle_causes import CAUSES
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 # Part of a gap (what the launching thread did, or why the gap is not its doing) -> its cause. Parts
 # of threads come first, in this order: time that lies in two of them counts for the first.
@@ -63,7 +63,7 @@ _PRODUCTS = (*MATMUL_KINDS, "attention", "conv")
 _COMPUTES = 100_000
 _UNKNOWN = ("unknown", "comm")  # kinds of ops that may not compute anything
 # Collectives that host threads carry out: those of NCCL run on the device.
-_COLLECTIVE = re.compile(r"^(?:gloo|mpi|ucc):")
+_COLLECTIVE = lazy_pattern(r"^(?:gloo|mpi|ucc):")
 
 
 def add_waits(
@@ -381,13 +381,13 @@ def _ids(trace: Trace) -> Ints:
 
 
 LOADER = r"(?i)data_?loader|__next__"  # names of what waits for the next batch
-_LOADER = re.compile(LOADER)
+_LOADER = lazy_pattern(LOADER)
 Table = dict[str, Ints]
 _MOST = 100  # gaps that are looked at, the longest first
 _LEAST = 20_000  # ns: shorter gaps lie between two launches of one op
-_STEP = re.compile(r"ProfilerStep#\d+$")
-_FRAME = re.compile(r"^(?:.*/)?([^/]+)\((\d+)\): (.+)$")
-_ADDRESS = re.compile(r" (?:object )?at 0x[0-9a-f]+")
+_STEP = lazy_pattern(r"ProfilerStep#\d+$")
+_FRAME = lazy_pattern(r"^(?:.*/)?([^/]+)\((\d+)\): (.+)$")
+_ADDRESS = lazy_pattern(r" (?:object )?at 0x[0-9a-f]+")
 _ENOUGH = 0.5  # of the host's part of a gap
 _LONG_OP = 1_000_000  # ns: no op takes so long to dispatch
 # Activities of the host that are no reason for a gap. INTERRUPTED: a call that usually takes a

@@ -28,20 +28,21 @@ from prunescope.analysis.timeline.engine_steps import (
     engine_step,
 )
 from prunescope.analysis.timeline.intervals import GENERATION
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
-_BACKWARD = re.compile(
+_BACKWARD = lazy_pattern(
     r"autograd::engine::evaluate_function|Backward\d*$|_backward(?:_input|_weight|_data)?$"
     r"|^Optimizer\.step#"
 )
 # A forward transposed convolution runs a dgrad kernel, and fused kernels keep names of both.
-_BACKWARD_KERNEL = re.compile(r"^(?!triton_).*(?:backward|wgrad|(?<![a-z])bn_bw_)", re.IGNORECASE)
+_BACKWARD_KERNEL = lazy_pattern(r"^(?!triton_).*(?:backward|wgrad|(?<![a-z])bn_bw_)", re.IGNORECASE)
 # Ops of serving engines, and kernels, that read or write a cache of keys and values.
-_CACHE = re.compile(
+_CACHE = lazy_pattern(
     r"paged_?attention|kv_?cache|reshape_and_cache|set_kv_buffer|BatchDecode|BatchPrefill"
     r"|flash_fwd_splitkv|unified_attention|mha_batch_prefill",
     re.IGNORECASE,
 )
-_CAUSAL = re.compile(r"causal(?!_?conv)|upper_?triang", re.IGNORECASE)
+_CAUSAL = lazy_pattern(r"causal(?!_?conv)|upper_?triang", re.IGNORECASE)
 _OTHER_PHASE = 4  # times: rows of the linears that no two steps of one phase differ by
 _SHARE = 0.05  # of the linears, or of their time: fewer are no phase
 _RUN = 8  # linears of one M in a row, on average: shorter runs are layers of one forward

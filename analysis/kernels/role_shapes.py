@@ -7,7 +7,6 @@ distinguished from the projection after attention, and an ungated `up` from a fu
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
@@ -21,6 +20,7 @@ from prunescope.analysis.ops.work import work_of
 from prunescope.analysis.timeline.module_scopes import roles_by_number
 from prunescope.analysis.trace.collector import Ints
 from prunescope.taxonomy.gemm import Gemm
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.roles import LINEARS, MLP_ROLES
 
 Size = tuple[int, int, int]
@@ -32,7 +32,7 @@ _PRODUCTS = ("gemm", "gemv", "batched_gemm")
 _ALL_PRODUCTS = ("gemm", "gemv", "sparse_gemm", "batched_gemm", "grouped_gemm")
 _TABLE = 2  # times: a table has more elements than all else that a generated kernel reads
 FAR = 4  # times: N of a vocabulary is larger than that of any other linear
-_GENERATED = re.compile(r"triton_(\w*embedding)?")
+_GENERATED = lazy_pattern(r"triton_(\w*embedding)?")
 _INDICES = ("int32", "int64")
 _TABLES = ("aten::embedding", "aten::embedding_bag", "aten::_embedding_bag")
 

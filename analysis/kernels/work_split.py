@@ -20,6 +20,7 @@ from prunescope.analysis.ops.kernel_kinds import op_kind
 from prunescope.analysis.timeline.link import Linked
 from prunescope.analysis.trace.collector import NONE, Ints
 from prunescope.taxonomy.dtypes import dtype, itemsize
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 # A list of tensors has no number format in a trace; the name of the kernel that reads it has one,
 # or the bytes of an element.
@@ -28,7 +29,7 @@ _MOVES = {1: "copy", 2: "fill"}  # categories of device events
 # Copies between host and device. On XPUs, M is pageable memory of the host.
 _CROSSES = r"HtoD|DtoH|HostToDevice|DeviceToHost|^Memcpy (?:[HM]2D|D2[HM])"
 _BETWEEN_DEVICES = r"PtoP|Peer"
-_ELEMENT = re.compile(
+_ELEMENT = lazy_pattern(
     r"CatArray\w*<(?:at::native::\(anonymous namespace\)::)?"
     r"(?:OpaqueType<(\d{1,2})|([\w:]+(?: \w+)?)[,>])"
 )

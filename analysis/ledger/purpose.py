@@ -12,18 +12,19 @@ import polars as pl
 from msgspec import Struct
 
 from prunescope.analysis.kernels.frame import Kernels
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 ROUTER, ESTIMATOR, INDEX, MASK = "router", "estimator", "index building", "mask"
 GATHER, SCATTER, LAYOUT, OTHER = "gather", "scatter", "layout", "other work"
 PURPOSES = (ROUTER, INDEX, MASK, GATHER, SCATTER, ESTIMATOR, LAYOUT, OTHER)
 
-_SCATTERS = re.compile(r"scatter|index_?(?:add|put|copy|fill)", re.IGNORECASE)
-_MASKS = re.compile(
+_SCATTERS = lazy_pattern(r"scatter|index_?(?:add|put|copy|fill)", re.IGNORECASE)
+_MASKS = lazy_pattern(
     r"mask|where|tri[ul]|logical_|bitwise_|(?:^|::)(?:eq|ne|lt|le|gt|ge)_?$", re.IGNORECASE
 )
-_INDICES = re.compile(r"arange|nonzero|flip|one_hot|cumsum|zero_", re.IGNORECASE)
+_INDICES = lazy_pattern(r"arange|nonzero|flip|one_hot|cumsum|zero_", re.IGNORECASE)
 # Of tensors of whole numbers these take fields of bits apart: packed weights, and no mask.
-_BITS = re.compile(r"bitwise_|(?:^|::)__(?:and|or|lshift|rshift)__$")
+_BITS = lazy_pattern(r"bitwise_|(?:^|::)__(?:and|or|lshift|rshift)__$")
 _WHOLE_NUMBERS = ("long", "int", "short", "char", "byte", "bool")
 _MULTIPLIES = ("gemm", "gemv", "batched_gemm")
 _SCORES = (*_MULTIPLIES, "softmax", "reduction")  # of pooled queries and keys

@@ -17,13 +17,14 @@ from msgspec import Struct
 from prunescope.taxonomy.dtypes import dtype as our_dtype
 from prunescope.taxonomy.dtypes import itemsize
 from prunescope.taxonomy.gemm import Gemm
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 # A tensor has at most 2^62 elements (torch counts them in 63 bits); more is a forged shape.
 _MAX_NUMEL = 2**62
 _MAX_RANK = 64
-_NUMBER = re.compile(r"-?\d{1,18}(?:\.\d{0,40})?(?:e[+-]?\d{1,3})?\.?", re.ASCII)
-_INT = re.compile(r"-?\d{1,18}", re.ASCII)
-_LIBRARY_OP = re.compile(r"(?!aten::|prim::|torch::|autograd::)[A-Za-z_]\w{0,60}::")
+_NUMBER = lazy_pattern(r"-?\d{1,18}(?:\.\d{0,40})?(?:e[+-]?\d{1,3})?\.?", re.ASCII)
+_INT = lazy_pattern(r"-?\d{1,18}", re.ASCII)
+_LIBRARY_OP = lazy_pattern(r"(?!aten::|prim::|torch::|autograd::)[A-Za-z_]\w{0,60}::")
 
 # c10::ScalarType, as "Concrete Inputs" write an `out_dtype` argument.
 _SCALAR_TYPES = {

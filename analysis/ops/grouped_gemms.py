@@ -7,8 +7,6 @@ T tokens. M of a grouped GEMM counts pairs of a token and an expert.
 
 from __future__ import annotations
 
-import re
-
 from msgspec.structs import replace
 
 from prunescope.analysis.ops.call import (
@@ -27,6 +25,7 @@ from prunescope.analysis.ops.call import (
 )
 from prunescope.taxonomy.expert_routing import expert_load
 from prunescope.taxonomy.gemm import Gemm
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 
 def expected_experts(experts: int, per_token: int, tokens: int) -> float:
@@ -121,7 +120,7 @@ def _work_of_sorted_rows(x: Operand, stack: Operand, gemm: Gemm) -> Work:
     )
 
 
-_SORTED = re.compile(r"(?:group(?:ed)?_?\w*(?:gemm|mm|matmul)|(?:gemm|mm)\w*_group|gmm)")
+_SORTED = lazy_pattern(r"(?:group(?:ed)?_?\w*(?:gemm|mm|matmul)|(?:gemm|mm)\w*_group|gmm)")
 
 
 def library_grouped_model(name: str) -> Model | None:

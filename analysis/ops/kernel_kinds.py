@@ -8,11 +8,11 @@ computation's; the work of a wrapper is in the ops that it calls.
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 
 from prunescope.analysis.ops.call import USUAL_KINDS, OpCall
 from prunescope.analysis.ops.work import work_of
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 _VIEWS = """
     alias as_strided as_strided_ detach detach_ diagonal expand expand_as broadcast_to
@@ -217,20 +217,20 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
                     r"|_mul_kernel|index_hash"),
 )  # fmt: skip
 # Names are searched in lower case: with re.IGNORECASE the search takes five times as long.
-_TABLE = tuple((kind, re.compile(pattern.lower())) for kind, pattern in _PATTERNS)
-_ROPE = re.compile(r"RoPE|(?<=[a-z])Rope|Rope(?=[A-Z])")
+_TABLE = tuple((kind, lazy_pattern(pattern.lower())) for kind, pattern in _PATTERNS)
+_ROPE = lazy_pattern(r"RoPE|(?<=[a-z])Rope|Rope(?=[A-Z])")
 # Epilogues of products: next to "gemm" such a word names what is fused into it, so the op decides.
 _EPILOGUES = ("norm", "quantise", "routing", "activation", "softmax", "rope", "comm", "layout",
           "gather_scatter")  # fmt: skip
 # Libraries whose own name matches a pattern.
-_VERSION = re.compile(r"(?:V?\d+)+$")
-_BEFORE_CAPITAL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_VERSION = lazy_pattern(r"(?:V?\d+)+$")
+_BEFORE_CAPITAL = lazy_pattern(r"(?<=[a-z0-9])(?=[A-Z])")
 # What NPUs call ops of torch by another name.
 _SYNONYMS = {"real_div": "div", "axpy": "add", "zeros_like": "fill_", "ones_like": "fill_",
              "nllloss": "nll_loss_forward", "nlllossgrad": "nll_loss_forward",
              "nllloss_grad": "nll_loss_forward"}  # fmt: skip
-_LIBRARY = re.compile(r"fbgemm(_gpu)?(::)?")
-_CUSTOM = re.compile(r"(?!aten::|prim::|torch::|autograd::)\w+::")
+_LIBRARY = lazy_pattern(r"fbgemm(_gpu)?(::)?")
+_CUSTOM = lazy_pattern(r"(?!aten::|prim::|torch::|autograd::)\w+::")
 # Beyond this length a name is template arguments, and a limit keeps hostile names cheap.
 _NAME_LIMIT = 1000
 
@@ -267,7 +267,7 @@ def kind_of(op: str | None, kernel: str | None, call: OpCall | None) -> str:
 
 
 # Kernels that Inductor generates for a GPU, and for a CPU whose profile is switched on.
-_GENERATED = re.compile(r"triton_|graph_\d+_cpp_")
+_GENERATED = lazy_pattern(r"triton_|graph_\d+_cpp_")
 
 
 def op_kind(op: str | None, call: OpCall | None) -> str:
@@ -332,7 +332,7 @@ def is_work_op(name: str) -> bool:
 
 
 # A node of autograd (MmBackward0, ViewBackward0): what it computes is in the ops that it calls.
-_AUTOGRAD_NODE = re.compile(r"[A-Z]\w{0,200}Backward\d{1,3}")
+_AUTOGRAD_NODE = lazy_pattern(r"[A-Z]\w{0,200}Backward\d{1,3}")
 _GAP_PREFIXES = ("Torch-Compiled Region", "autograd::engine::evaluate_function", "ProfilerStep#")
 
 

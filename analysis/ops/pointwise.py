@@ -9,7 +9,6 @@ their classes.
 from __future__ import annotations
 
 import math
-import re
 
 from prunescope.analysis.ops.call import (
     Model,
@@ -32,6 +31,7 @@ from prunescope.analysis.ops.call import (
     tensors_at,
     text,
 )
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 _FORMATS = ("bool", "int8", "int16", "int32", "int64", "fp8", "fp16", "bf16", "fp32", "fp64")
 _FIRST_FLOAT = _FORMATS.index("fp8")
@@ -306,8 +306,8 @@ def prefix_sum(call: OpCall) -> Work:
     return bytes_only([x.bytes, byte_size(x.numel, result)], kind="scan")
 
 
-_BINARY_OP = re.compile(r"_(?:add|sub|mul|div)(?=_|$)")
-_TAKES = re.compile(r"embedding|index|gather|select|slice|split")
+_BINARY_OP = lazy_pattern(r"_(?:add|sub|mul|div)(?=_|$)")
+_TAKES = lazy_pattern(r"embedding|index|gather|select|slice|split")
 _GENERATED = {
     "triton_poi_fused": "elementwise",
     "triton_red_fused": "reduction",

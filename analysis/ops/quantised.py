@@ -9,7 +9,6 @@ count the weight as it is stored. FLOPs are those of the product; unpacking is n
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 from itertools import pairwise
 
@@ -35,6 +34,7 @@ from prunescope.analysis.ops.call import (
 )
 from prunescope.analysis.ops.matmul import gemm_work, linear_gemm, matrix_gemm
 from prunescope.taxonomy.gemm import Gemm
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 _BYTE = 8  # bits
 # Packed weights whose shape no trace holds: N is read from what the op makes.
@@ -250,9 +250,9 @@ def _gemm_of_either_layout(a: Operand, weight: Operand) -> Gemm:
 
 
 # An op of a library, named after a product.
-_PRODUCT = re.compile(r"(?<![a-z])(?:\w*?(?:gemm|gemv|matmul|scaled_mm|linear)|mm)(?![a-z])\w*")
+_PRODUCT = lazy_pattern(r"(?<![a-z])(?:\w*?(?:gemm|gemv|matmul|scaled_mm|linear)|mm)(?![a-z])\w*")
 # Such ops have several weights or none, or only convert one.
-_OTHER_WORK = re.compile(
+_OTHER_WORK = lazy_pattern(
     r"group|moe|expert|batch|bmm|sparse|backward|pack|shuffle|lora|att(?:ention|n)"
     r"|(?:^|_)(?:de)?quantize(?:$|_)"
 )

@@ -8,13 +8,13 @@ of serving engines. `benchmarks/predict.md` prints the constants and the rates.
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from prunescope.analysis.device.hardware import Device, MeasuredTimes, same_chip
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 PRO_6000, A100, H100, H100_PCIE, B200, MI300X, ADA = (
     "rtx-pro-6000-blackwell", "a100-80gb-sxm", "h100-sxm", "h100-pcie", "b200", "mi300x",
@@ -343,7 +343,7 @@ class Constants(Struct, frozen=True, kw_only=True):
 DEFAULT = Constants()
 # The cards of desktops (GeForce 2060 to 5090, not RTX 6000): their hosts clock higher than those of
 # servers.
-_OF_DESKTOPS = re.compile(r"(rtx|gtx)-\d{2}[5-9]0(-|$)")
+_OF_DESKTOPS = lazy_pattern(r"(rtx|gtx)-\d{2}[5-9]0(-|$)")
 
 
 def defaults_on(device: Device) -> Constants:

@@ -16,6 +16,7 @@ from prunescope.taxonomy.arguments import number
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.expert_routing import ENOUGH_PICKS, Routing
 from prunescope.taxonomy.formats import MAX_LAYERS, KeyTwiceError, unique_keys
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.own_files import refuse_own_file
 from prunescope.taxonomy.plan import PHASES
 from prunescope.taxonomy.runs.run import MANIFEST
@@ -27,7 +28,7 @@ ZIPF_EXPONENT = 0.5
 _LARGEST_EXPONENT = 4.0
 _MAX_BYTES = 64 << 20
 _MAX_EXPERTS = 1 << 14
-_LAYER = re.compile(r"0|[1-9]\d{0,4}", re.ASCII)
+_LAYER = lazy_pattern(r"0|[1-9]\d{0,4}", re.ASCII)
 _FORM = 'as {"decode": {"0": [12, 3, ...]}}: tokens of each expert, by layer'
 
 

@@ -13,16 +13,18 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
+
 # Control and format characters, lone surrogates, private use and line or paragraph separators:
 # terminals obey them, bidirectional ones reorder the text around them.
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 # Letters and marks that have no shape (Default_Ignorable_Code_Point of Unicode), though Python
 # takes them for printable: two names that differ in them alone look the same.
-_SHAPELESS = re.compile(
+_SHAPELESS = lazy_pattern(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
 # Marks above one letter from which they run into the lines above and below.
-_STACKED = re.compile(
+_STACKED = lazy_pattern(
     "([\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]{4})"
     "[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]+"
 )
@@ -33,11 +35,11 @@ _MARKDOWN = {
     "#": "\\#",
 }  # fmt: skip
 # Between two letters or digits an underscore is never emphasis.
-_EMPHASIS = re.compile(r"(?<![^\W_])_|_(?![^\W_])")
-_LINKS = re.compile(r"(?i)(?<=[a-z])://|(?<=www)\.")
-_LIST_MARK = re.compile(r"^(\s*)(?:([-+])|(\d+)([.)]))(?=\s|$)")
+_EMPHASIS = lazy_pattern(r"(?<![^\W_])_|_(?![^\W_])")
+_LINKS = lazy_pattern(r"(?i)(?<=[a-z])://|(?<=www)\.")
+_LIST_MARK = lazy_pattern(r"^(\s*)(?:([-+])|(\d+)([.)]))(?=\s|$)")
 # Inside a code span nothing is parsed; names with these characters are written as escaped text.
-_CODE = re.compile(r"[\w .,:()/+=%{}^\-]+")
+_CODE = lazy_pattern(r"[\w .,:()/+=%{}^\-]+")
 
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
@@ -56,14 +58,14 @@ _TYPEWRITER = {
     r"\textbackslash{}": r"{\def\textbackslash{\char92}\textbackslash}", r"\{": r"{\char123}",
     r"\}": r"{\char125}",
 }  # fmt: skip
-_DASHES = re.compile(r"-(?=-)")
-_UNIT = re.compile(
+_DASHES = lazy_pattern(r"-(?=-)")
+_UNIT = lazy_pattern(
     r"(?<=\d) (?=(?:\\%|[nm]?s|[kMGT]?B|[kMGT]?FLOP/s|[kMGT]?B/s)(?![A-Za-z/]))"
 )  # the space in front of one
-_LONG_WORD, _JOINT = re.compile(r"\S{25,}"), re.compile(r"(\\_|[./\-])(?=\w)")
-_COUNT = re.compile(r"\bn = (?=\d)")
+_LONG_WORD, _JOINT = lazy_pattern(r"\S{25,}"), lazy_pattern(r"(\\_|[./\-])(?=\w)")
+_COUNT = lazy_pattern(r"\bn = (?=\d)")
 
-_FORMULA = re.compile(r"^\s*[=+\-@＝＋－＠\t\r\n]")
+_FORMULA = lazy_pattern(r"^\s*[=+\-@＝＋－＠\t\r\n]")
 _ASCII = str.maketrans({
     "×": "x", "·": "-", "÷": "/", "µ": "u", "≥": ">=", "≤": "<=", "≈": "~", "→": "->", "−": "-",
     "±": "+-", "–": "-", "…": "...", "Σ": "sum ", "≠": "!=", "↳": "`-", "█": "#", "░": "-",

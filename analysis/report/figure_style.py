@@ -8,7 +8,6 @@ SMALL. Colours are those of looks.py; fonts are embedded as Type 42, as publishe
 from __future__ import annotations
 
 import io
-import re
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ from prunescope.analysis.report.looks import Look
 from prunescope.analysis.report.printing import printing
 from prunescope.analysis.schema.pareto import SweepPoint
 from prunescope.analysis.summary import evidence
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.runs.run_quality import RANDOM_IDS
 from prunescope.taxonomy.uninterrupted import uninterrupted
 
@@ -62,7 +62,7 @@ THIN = 0.6
 # disturbed time may leave the panel there, where an arrow says that it goes on.
 MOST_WHISKER = 1.4
 INTERVAL, CLIPPED = "interval", "clipped"  # ids of artists
-_NOT_PLAIN, _LONGEST_ID = re.compile(r"[^A-Za-z0-9_.-]+"), 80
+_NOT_PLAIN, _LONGEST_ID = lazy_pattern(r"[^A-Za-z0-9_.-]+"), 80
 EDGE: dict[str, Any] = {"edgecolor": "black", "linewidth": 0.4}  # of bars and their legend entries
 PARITY: dict[str, Any] = {"color": "black", "linewidth": 0.6, "linestyle": (0, (3, 2))}  # at 1×
 BOUND_LINE: dict[str, Any] = {"color": "black", "linewidth": 1.2}  # across the bar that it bounds

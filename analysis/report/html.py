@@ -29,10 +29,11 @@ from prunescope.analysis.summary.answer import given_answer
 from prunescope.analysis.summary.labels import LEDGER
 from prunescope.analysis.summary.paragraph import outcome_and_reasons, sort_for_reading, waits_for
 from prunescope.taxonomy import numbers
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_CODE = re.compile(r"`([^`]+)`")
-_OPTION = re.compile(r"(?<!\S)--[\w-]+")  # browsers break lines between its hyphens
+_CODE = lazy_pattern(r"`([^`]+)`")
+_OPTION = lazy_pattern(r"(?<!\S)--[\w-]+")  # browsers break lines between its hyphens
 _EXTENT = Extent(kernel_names=True, without=frozenset({"ladder", "ledger"}))
 
 

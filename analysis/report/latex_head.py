@@ -5,14 +5,14 @@ In: the name of the tool. Out: lines that may be read twice.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from prunescope.analysis.report.escape import latex
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.words import when
 
-_PREFIX = re.compile(r"[A-Za-z0-9.\-]{0,40}")
+_PREFIX = lazy_pattern(r"[A-Za-z0-9.\-]{0,40}")
 _HEAD = r"""% Written by TOOL. Needs \usepackage{booktabs,siunitx,graphicx,array} in the preamble.
 % A table wider than the text is scaled to it.
 \providecommand{\prunescopefit}[1]{\sbox0{#1}\ifdim\wd0>\linewidth

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, TypeVar
 
 import msgspec
 
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
+
 # Control characters that terminals obey and that JSON does not escape itself.
-OBEYED = re.compile("[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
+OBEYED = lazy_pattern("[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 
 
 T = TypeVar("T")

@@ -23,6 +23,7 @@ from prunescope.analysis.schema.notice import Notice, note, warning
 from prunescope.analysis.shapes.grids import Intervals, holds, meet, rows_of, widths_of
 from prunescope.analysis.shapes.items import ATTENTION, AssignedPass, Item, Placed
 from prunescope.analysis.shapes.slots import EXPERT, GEMM, Slot
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.shape import ModelShape
 
 # Factors by which the rate N·K/time may differ: of one kernel, and of kernels of other names. On an
@@ -34,7 +35,7 @@ _ABOVE_PEAK = 1.1
 _WIDEST_NUMBER = 4  # bytes of an element: no number is wider, so that no time looks too short
 # Kernels of quantised weights (llama.cpp's; Marlin, AWQ, GPTQ): a weight has fewer bits than the
 # config's number format has, and not all of their names state how many.
-_PACKED = re.compile(r"mul_mat_(?:vec_)?q|marlin|awq|gptq|gemm_4bit|gemv_4bit", re.IGNORECASE)
+_PACKED = lazy_pattern(r"mul_mat_(?:vec_)?q|marlin|awq|gptq|gemm_4bit|gemv_4bit", re.IGNORECASE)
 _SUPPORTED = 0.5  # share of the difference of two widths by which times must fit one better
 _WIDE = 2.0  # times the lower end of a range of widths: wider ranges distinguish few models
 _MLP = ("gate", "up", "gate_up", "down")
@@ -460,19 +461,19 @@ def _widths_by_time(slot: Slot, usual: Usual, filling: Filling) -> Intervals | N
 
 
 # Attention kernels for heads up to a size: a smaller head runs on the next larger kernel.
-_UP_TO = re.compile(
+_UP_TO = lazy_pattern(
     r"Flash_fwd_kernel_traits<(\d+)|[<_,]HDim(\d+)|fmha_fwd_d(\d+)_|flash_fwd_hdim(\d+)_"
 )
 # Attention kernels for one head dimension.
-_EXACT = re.compile(
+_EXACT = lazy_pattern(
     r"fmhaSm\d+\w*?H(\d+)(?:Paged|Hv|Q|V|Causal|_)"
     r"|paged_attention_v\d_kernel<[\w: ]+,[\w: ]+, *(\d+),"
     r"|paged_attention_ll4mi_QKV\w*<[^>]{0,200}, (\d+), 256, (?:false|true),"
 )
-_GROUP = re.compile(r"paged_attention_ll4mi_QKV\w*<[^>]{0,200}, 256, (?:false|true), (\d+),")
-_CACHED = re.compile(r"store_kvcache<(\d+)")  # bytes of the keys of a token
-_CACHE_TYPE = re.compile(r"Fp8KVCacheDataType\)(\d)")  # of vLLM's attention; 0: the model's own
-_NORM = re.compile(r"add_rmsnorm_quant_kernelI\w{0,60}?Li(\d+)ELi(\d+)E")  # threads, each
+_GROUP = lazy_pattern(r"paged_attention_ll4mi_QKV\w*<[^>]{0,200}, 256, (?:false|true), (\d+),")
+_CACHED = lazy_pattern(r"store_kvcache<(\d+)")  # bytes of the keys of a token
+_CACHE_TYPE = lazy_pattern(r"Fp8KVCacheDataType\)(\d)")  # of vLLM's attention; 0: the model's own
+_NORM = lazy_pattern(r"add_rmsnorm_quant_kernelI\w{0,60}?Li(\d+)ELi(\d+)E")  # threads, each
 _NAME_LIMIT = 400
 
 

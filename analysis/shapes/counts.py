@@ -8,7 +8,6 @@ and M·intermediate. Where they contradict the config: a notice, or another widt
 from __future__ import annotations
 
 import math
-import re
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -26,11 +25,12 @@ from prunescope.analysis.shapes.config_evidence import read_named_sizes
 from prunescope.analysis.shapes.grids import Intervals, meet
 from prunescope.analysis.timeline.grid_units import BLOCKS, ITEMS, UNKNOWN_UNIT, grid_units, is_rocm
 from prunescope.analysis.trace.trace_columns import Trace
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.shape import ModelShape
 
 # Kernels of serving engines that run one block a token.
 _TOKENS = tuple(
-    (kind, re.compile(pattern))
+    (kind, lazy_pattern(pattern))
     for kind, pattern in (
         ("activation", r"act_and_mul_kernel"),
         ("rope", r"rotary_embedding_kernel"),
@@ -42,9 +42,9 @@ _TOKENS = tuple(
     )
 )  # fmt: skip
 # PyTorch's vectorised kernels: a block does as many elements as threads times elements a thread.
-_ADDED = re.compile(r"vectorized_elementwise_kernel<(\d+),[^<]*CUDAFunctor_add<")
-_ACTIVE = re.compile(r"vectorized_elementwise_kernel<(\d+),.*?(?:silu_kernel|[Gg]eluCUDAKernel)")
-_VECTORISED = re.compile(r"vectorized_elementwise_kernel<(\d+),")
+_ADDED = lazy_pattern(r"vectorized_elementwise_kernel<(\d+),[^<]*CUDAFunctor_add<")
+_ACTIVE = lazy_pattern(r"vectorized_elementwise_kernel<(\d+),.*?(?:silu_kernel|[Gg]eluCUDAKernel)")
+_VECTORISED = lazy_pattern(r"vectorized_elementwise_kernel<(\d+),")
 _PER_THREAD = 4
 _ON_ROCM = (4, 8, 16)  # an MI300X does 16 in kernels named <4, as an H100 does 4
 Countable = Callable[[str], tuple[str, int] | None]  # name -> what it counts, elements a thread

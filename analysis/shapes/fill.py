@@ -35,6 +35,7 @@ from prunescope.analysis.shapes.slots import (
 from prunescope.analysis.shapes.trial import Pass, Traced, Trial
 from prunescope.analysis.shapes.workload import AutoModel, Filled, GivenWorkload, ModelConfig
 from prunescope.taxonomy.dtypes import dtype as our_dtype
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.presets import preset_config, preset_names
 from prunescope.taxonomy.witnesses import read_shape
 
@@ -327,8 +328,8 @@ def _find_fit(
 
 
 SURE, LIKELY, POSSIBLE = "sure", "likely", "possible"
-_CLASS = re.compile(r"nn\.Module: (\w{1,80}?)(?:ForCausalLM|Model|DecoderLayer|Attention)_\d")
-_HEADS = re.compile(r"For(?:CausalLM|ConditionalGeneration)$")
+_CLASS = lazy_pattern(r"nn\.Module: (\w{1,80}?)(?:ForCausalLM|Model|DecoderLayer|Attention)_\d")
+_HEADS = lazy_pattern(r"For(?:CausalLM|ConditionalGeneration)$")
 _LONGEST = 1000  # characters of a name that are searched for a model
 
 

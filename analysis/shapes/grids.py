@@ -12,18 +12,21 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from prunescope.analysis.device.tiles import Tile, tile_of
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 Intervals = tuple[tuple[int, int], ...]  # both ends included, growing
-_SPLITS = re.compile(r"split_?k|stream_?k|GSU(?:[2-9]|\d\d)|_SK[1-9]", re.IGNORECASE)
+_SPLITS = lazy_pattern(r"split_?k|stream_?k|GSU(?:[2-9]|\d\d)|_SK[1-9]", re.IGNORECASE)
 # Kernels that may be persistent: fewer thread blocks than tiles, with a tile scheduler.
-_SCHEDULED = re.compile(r"cutlass3x|sm(?:90|100)_xmma|[Pp]ersistent|triton|_ws_|warpspecialized")
+_SCHEDULED = lazy_pattern(r"cutlass3x|sm(?:90|100)_xmma|[Pp]ersistent|triton|_ws_|warpspecialized")
 # How grids are laid out, by 314 GEMMs of public traces whose shapes were recorded. In all of them
 # a tile's rows lie along N: BLAS is column-major, PyTorch row-major. cuBLAS's own kernels: tiles
 # along N by tiles along M, then the slices of split-K. CUTLASS 2: the same, swizzled: s tiles of
 # one side are folded into the other. Tensile and nvjet: one number, without a swizzle.
-_PLANE = re.compile(r"(?:kepler|maxwell|pascal|volta|turing|ampere|ada|hopper|blackwell)_\w*?gemm")
-_SWIZZLED = re.compile(r"cutlass_\d\d_")
-_EXACT = re.compile(r"Cijk_|nvjet_")
+_PLANE = lazy_pattern(
+    r"(?:kepler|maxwell|pascal|volta|turing|ampere|ada|hopper|blackwell)_\w*?gemm"
+)
+_SWIZZLED = lazy_pattern(r"cutlass_\d\d_")
+_EXACT = lazy_pattern(r"Cijk_|nvjet_")
 _SWIZZLES = (1, 2, 4, 8, 16)
 _NAME_LIMIT = 512
 _MOST = 1 << 22  # blocks; a larger grid is not examined

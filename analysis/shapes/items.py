@@ -6,7 +6,6 @@ step (auxiliary kernels of an op are not items), `Placed` with its slot. Times i
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,6 +18,7 @@ from prunescope.analysis.schema.notice import Notice, warning
 from prunescope.analysis.shapes.slots import GEMM, GROUPED, Slot
 from prunescope.analysis.timeline.grid_units import ITEMS, UNKNOWN_UNIT, grid_units
 from prunescope.analysis.trace.trace_columns import Trace
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.shape import ModelShape
 
 ATTENTION, BATCHED, MIXER = "attention", "batched", "mixer"
@@ -30,7 +30,7 @@ _WHAT = {
 _READ = ("row", "step", "launched", "start", "kind", "name", "grid", "block", "duration",
          "instance", "role", "layer", "call", "op", "event")  # fmt: skip
 # Scans and convolutions of mixers; others count tokens of experts, or sample.
-_MIXES = re.compile(
+_MIXES = lazy_pattern(
     r"mamba|selective_scan|state_update|chunk_(?:scan|state|fwd|gated|scaled|local)|ssd_|_ssm_"
     r"|delta_rule|fused_recurrent|causal_conv|conv_depthwise|conv1d|ShortConv"
 )

@@ -20,6 +20,7 @@ from prunescope.taxonomy.configs.gguf_header import gguf_config
 from prunescope.taxonomy.configs.stored_tensors import stored_tensors
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.hub import reach
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.presets import (
     nearest_presets,
     preset_config,
@@ -34,7 +35,7 @@ from prunescope.taxonomy.stored_layers import shape_of_weights
 from prunescope.taxonomy.witnesses import read_witnesses
 
 _LARGEST = 4 << 20
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$", re.ASCII)
+_HUB_ID = lazy_pattern(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$", re.ASCII)
 
 
 class NamedModel(NamedTuple):

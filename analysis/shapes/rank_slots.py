@@ -8,7 +8,6 @@ experts, or why they are not known.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from prunescope.analysis.schema.notice import Notice, note, warning
 from prunescope.analysis.shapes.items import Item, Placed
 from prunescope.analysis.shapes.slots import GROUPED, Slot, divides, expert_slots
 from prunescope.analysis.trace.trace_columns import Trace
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.shape import ModelShape
 
 _DEGREES = (1, 2, 4, 8, 16, 32, 64)
@@ -41,8 +41,8 @@ def _is_collective(name: str) -> bool:
 
 # TensorRT-LLM's batched products, which vLLM and SGLang run too: tiles along the weights, which
 # transOut lays first, by tiles along the tokens of all experts.
-_TILED = re.compile(r"bmm_\w{0,120}?_t(\d{1,4})x\d{1,4}x\d{1,4}\w{0,160}_transOut")
-_ALL_TO_ALL = re.compile(
+_TILED = lazy_pattern(r"bmm_\w{0,120}?_t(\d{1,4})x\d{1,4}x\d{1,4}\w{0,160}_transOut")
+_ALL_TO_ALL = lazy_pattern(
     r"deep_ep|internode(?:_ll)?::|intranode::|[Aa]ll_?[Tt]o_?[Aa]ll|moe_?a2a|[Mm]oeA2A|SendRecv"
 )
 _NAME_LIMIT = 400

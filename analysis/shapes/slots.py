@@ -8,7 +8,6 @@ config. Weights of 4 bits under activations of 16 are read as 4 bits.
 
 from __future__ import annotations
 
-import re
 from itertools import product
 
 from msgspec import Struct
@@ -22,6 +21,7 @@ from prunescope.analysis.ops.grouped_gemms import (
 )
 from prunescope.analysis.ops.matmul import gemm_work
 from prunescope.taxonomy.gemm import Gemm
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.shape import ModelShape
 
 GEMM, GROUPED, EXPERT = "gemm", "grouped", "expert"  # the last: one expert's, by itself
@@ -198,7 +198,7 @@ def _slot_of_rank(role: str, n: int, k: int, shape: ModelShape, ranks: int) -> S
 # (pattern, activations, weights). None is the format of the config; fp4 is any half byte, also of
 # integers. Specific patterns come first.
 _FORMATS = tuple(
-    (re.compile(pattern), inputs, weights)
+    (lazy_pattern(pattern), inputs, weights)
     for pattern, inputs, weights in (
         (r"MxE2m1.*MxE4m3|MxE4m3.*MxE2m1|mxfp4.*fp8|fp8\w*xmxfp4", "fp8", "fp4"),
         (r"bf16xmxfp4", "bf16", "fp4"),  # Triton's _matmul_ogs_NNT_bf16xbf16xmxfp4: of the result,

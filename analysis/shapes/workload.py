@@ -8,37 +8,36 @@ module because most traces need neither `fill` nor its imports.
 
 from __future__ import annotations
 
-import re
-
 import polars as pl
 from msgspec import Struct, field
 from msgspec.structs import replace
 
 from prunescope.analysis.ops.call import OpCall, Work
 from prunescope.analysis.schema.notice import Notice
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.shape import ModelShape
 
 PREFILL, DECODE = "prefill", "decode"
 _NUMBER = r"(\d{1,9})"
 # vLLM: execute_context_1(888_788544)_generation_0(0): requests, then tokens and their squares.
-_VLLM = re.compile(
+_VLLM = lazy_pattern(
     rf"execute_context_{_NUMBER}\({_NUMBER}(?:_(\d{{1,18}}))?\)_generation_{_NUMBER}\({_NUMBER}"
 )
 # SGLang, and vLLM on ROCm: execute_15360_context_15(sq..sk..sqsq..sqsk..)_generation_0(sq..).
-_SUMS = re.compile(
+_SUMS = lazy_pattern(
     rf"execute_{_NUMBER}_context_{_NUMBER}\(sq{_NUMBER}sk{_NUMBER}sqsq(\d{{1,18}})\w*\)"
     rf"_generation_{_NUMBER}\(sq{_NUMBER}sk{_NUMBER}"
 )
-_MODE = re.compile(r"step\[(EXTEND|PREFILL|DECODE|MIXED)\b([^\]]{0,400})")
+_MODE = lazy_pattern(r"step\[(EXTEND|PREFILL|DECODE|MIXED)\b([^\]]{0,400})")
 # SGLang's detailed_annotations: of prompts (c) and of single tokens (g), requests and sums.
-_SUM = re.compile(r"\b([cg](?:_sq|_sk|_sqsq|_sqsk)?)=(\d{1,18})\b")
-_BATCH = re.compile(rf"\bbs={_NUMBER}")
-_TOKENS = re.compile(rf"\b(?:toks|tokens|num_tokens|extend_num_tokens)={_NUMBER}")
+_SUM = lazy_pattern(r"\b([cg](?:_sq|_sk|_sqsq|_sqsk)?)=(\d{1,18})\b")
+_BATCH = lazy_pattern(rf"\bbs={_NUMBER}")
+_TOKENS = lazy_pattern(rf"\b(?:toks|tokens|num_tokens|extend_num_tokens)={_NUMBER}")
 # TensorRT-LLM: [Executor] _forward_step 5: 1 ctx reqs, 3 gen reqs; tokens where it names them.
-_TRT = re.compile(
+_TRT = lazy_pattern(
     rf"(?:\[Executor\] )?_forward_step \d{{1,12}}: {_NUMBER} ctx reqs, {_NUMBER} gen reqs"
 )
-_TRT_TOKENS = re.compile(rf"{_NUMBER} ctx tokens")
+_TRT_TOKENS = lazy_pattern(rf"{_NUMBER} ctx tokens")
 
 
 class Tokens(Struct, frozen=True, kw_only=True):

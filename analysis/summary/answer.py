@@ -50,6 +50,7 @@ from prunescope.analysis.summary.causes import (
 from prunescope.analysis.summary.evidence import ledger_invalid_reasons
 from prunescope.analysis.summary.headline import FAMILIES, has_nominal
 from prunescope.taxonomy import numbers
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.words import when
 
 # Characters of each part; code between backticks is not counted.
@@ -57,8 +58,8 @@ LIMITS = {"verdict": 160, "why": 240, "do": 240}
 MOST_WORDS = 25  # of a sentence
 NOTHING = "Nothing to repair."
 _MOST = 0.95  # of a row of the ledger: a part that is all of it
-_CODE = re.compile(r"`[^`]*`")
-_STOP = re.compile(r"(?<=[.:;])\s")
+_CODE = lazy_pattern(r"`[^`]*`")
+_STOP = lazy_pattern(r"(?<=[.:;])\s")
 
 
 def answer_phase(

@@ -25,17 +25,18 @@ from prunescope.analysis.timeline.correlate import launch_of
 from prunescope.analysis.timeline.intervals import Windows, outermost
 from prunescope.analysis.trace.collector import unique_ids
 from prunescope.analysis.trace.trace_columns import Trace
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 PHASES = ("prefill", "decode", "mixed", "unknown")
-_COUNTS = re.compile(r"execute_(?:\d{1,9}_)?context_(\d{1,9})\b.{0,400}_generation_(\d{1,9})\b")
-_COUNTS_OLD = re.compile(r"execute_new_(\d{1,9})_cached_(\d{1,9})$")
-_MODE = re.compile(r"step\[([A-Z][A-Z0-9_]{2,30})\b[^\]]{0,400}\]")
-_TRT = re.compile(
+_COUNTS = lazy_pattern(r"execute_(?:\d{1,9}_)?context_(\d{1,9})\b.{0,400}_generation_(\d{1,9})\b")
+_COUNTS_OLD = lazy_pattern(r"execute_new_(\d{1,9})_cached_(\d{1,9})$")
+_MODE = lazy_pattern(r"step\[([A-Z][A-Z0-9_]{2,30})\b[^\]]{0,400}\]")
+_TRT = lazy_pattern(
     r"(?:\[Executor\] )?_forward_step \d{1,12}: (\d{1,9}) ctx reqs, (\d{1,9}) gen reqs"
 )
-_FOUND = re.compile(r"\w{1,40}#\d{1,9} \[(prefill|decode|mixed|unknown)\]$")
-_BATCH = re.compile(r"(?:_generation_|\bbs=)(\d{1,9})")
-_NUMBERS = re.compile(r"(?<![\d.#/])\d{1,9}(?![\d./])")
+_FOUND = lazy_pattern(r"\w{1,40}#\d{1,9} \[(prefill|decode|mixed|unknown)\]$")
+_BATCH = lazy_pattern(r"(?:_generation_|\bbs=)(\d{1,9})")
+_NUMBERS = lazy_pattern(r"(?<![\d.#/])\d{1,9}(?![\d./])")
 _OF_MODE = {"EXTEND": "prefill", "PREFILL": "prefill", "DECODE": "decode", "MIXED": "mixed"}
 
 
@@ -125,13 +126,13 @@ def names_batch(name: str, batch: int) -> bool:
 
 
 # vLLM's workers, SGLang's model runner, TensorRT-LLM's executor; a frame is "file.py(12): name".
-_RUNS = re.compile(
+_RUNS = lazy_pattern(
     r"(?:^|\.py\(\d{1,7}\): )(execute_model|forward_batch_generation|_forward_step)$"
 )
-_PREFILL = re.compile(
+_PREFILL = lazy_pattern(
     r"[Pp]refill|flash_fwd_kernel|[Cc]ontextAttention|context_attention|fmha_v2.*[Cc]ausal"
 )
-_DECODE = re.compile(
+_DECODE = lazy_pattern(
     r"[Bb]atchDecode|paged_attention_(?:v\d|ll4mi_QKV)|decode_attention|_fwd_grouped_kernel_stage1"
     r"|xqa|mmha|masked_multihead_attention|flash_decod|decode_kernel"
 )

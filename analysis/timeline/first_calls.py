@@ -23,7 +23,6 @@ What comes first in a trace is no first call of its process if the process ran s
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -43,6 +42,7 @@ from prunescope.analysis.timeline.runtime_calls import (
 )
 from prunescope.analysis.trace.collector import NONE, Ints, Mask, unique_ids
 from prunescope.analysis.trace.trace_columns import Trace
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 LONG = 1_000_000  # ns: no call of a warm process takes so long, unless it waits
 FAR = 10  # times the median of its name: a call, an op or a gap that was held up
@@ -50,12 +50,12 @@ _FEW = 3  # calls from which on there is a median
 _MOSTLY = 0.5  # of a span
 
 # Calls that load the code of a kernel, or make a graph, when they are first made for it.
-_LOADS = re.compile(
+_LOADS = lazy_pattern(
     r"Module(?:Load|GetFunction)|Library(?:Load|Get)|LinkComplete|rtcCompile|GetFuncBySymbol"
     r"|Func(?:Get|Set)Attribute|Occupancy|GetSymbol|GraphInstantiate|StreamCreate|InitDevice"
 )
 # What runs at every call too (compile_fx.py: run, codecache.py: __call__) is not among them.
-_COMPILER = re.compile(
+_COMPILER = lazy_pattern(
     r"\(dynamo_timed\)|entire_frame_compile|backend_compile|inductor_compile|compile_inner"
     r"|\bcompile_fx(?:_inner)?\b(?!\.py)|create_aot_dispatcher_function|convert_frame\.py"
     r"|_inductor/(?:scheduler|graph|async_compile)\.py|codecache\.py\(\d+\): \w*(?:load|compile)"
@@ -64,17 +64,17 @@ _COMPILER = re.compile(
     r"|jit/_(?:script|trace)\.py\(\d+\): (?:script|trace)$|TorchScript compil|XLA.*[Cc]ompil"
 )
 # Kernels that are compiled at run time: Triton, TorchScript's and torch.jit's fusers.
-_COMPILED_KERNEL = re.compile(
+_COMPILED_KERNEL = lazy_pattern(
     r"^(?:triton_|fused_\w|nvfuser|CudaCodeGen|cute_dsl|tvmgen_)|^kernel\d+$"
 )
 # Launches of code that was loaded at run time go through the driver's interface.
-_MODULE_LAUNCH = re.compile(r"^(?:cu|hip(?:Ext)?Module|hipDrv)Launch")
+_MODULE_LAUNCH = lazy_pattern(r"^(?:cu|hip(?:Ext)?Module|hipDrv)Launch")
 # Ops of TorchScript's executor and of torch.compile within the function that they run.
-_COMPILED_OP = re.compile(
+_COMPILED_OP = lazy_pattern(
     r"^fallback_function$|^<(?:forward|backward) op>$|^TensorExpr|^CudaFusionG|^prim::"
     r"|^Torch-Compiled Region|^CompiledFunction|^## Call CompiledFxGraph"
 )
-_STEP = re.compile(r"(ProfilerStep|prunescope\.step)#(\d+)$")
+_STEP = lazy_pattern(r"(ProfilerStep|prunescope\.step)#(\d+)$")
 # TorchScript compiles in the second run of a function, so a step of number 1 may still be cold.
 _WARM_STEP = 2
 _NEVER = np.iinfo(np.int64).min // 2

@@ -7,8 +7,6 @@ they are kernels.
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 
 from prunescope.analysis.schema.notice import Notice, note
@@ -16,9 +14,10 @@ from prunescope.analysis.timeline.intervals import Spans
 from prunescope.analysis.timeline.link import Linked
 from prunescope.analysis.timeline.markers import COMPILED_CODE
 from prunescope.analysis.trace.trace_columns import Trace
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 # As Inductor names its C++ kernels where cpp.enable_kernel_profile is on.
-_RECORDED = re.compile(r"(?:^|_)(?:cpp_fused|kernel_cpp)_")
+_RECORDED = lazy_pattern(r"(?:^|_)(?:cpp_fused|kernel_cpp)_")
 
 
 def fused_loop_notes(trace: Trace, linked: Linked) -> list[Notice]:

@@ -8,18 +8,17 @@ dispatch.
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 
 from prunescope.analysis.timeline.correlate import launch_of, taken
 from prunescope.analysis.trace.collector import Ints, unique_ids
 from prunescope.analysis.trace.trace_columns import Trace
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 BLOCKS, ITEMS, UNKNOWN_UNIT = 0, 1, 2
-_TAKES_ITEMS = re.compile(r"hip(?:Ext|Hcc)ModuleLaunchKernel")
-_TAKES_BLOCKS = re.compile(r"hip(?:Module|Ext|ExtLaunchMulti)?LaunchKernel|hipLaunchCooperative")
-_TENSILE = re.compile(r"^(?:Cijk_|Custom_Cijk_)")  # always launched with work-items
+_TAKES_ITEMS = lazy_pattern(r"hip(?:Ext|Hcc)ModuleLaunchKernel")
+_TAKES_BLOCKS = lazy_pattern(r"hip(?:Module|Ext|ExtLaunchMulti)?LaunchKernel|hipLaunchCooperative")
+_TENSILE = lazy_pattern(r"^(?:Cijk_|Custom_Cijk_)")  # always launched with work-items
 # If blocks divide so many different grids, this is no chance: the grids count work-items.
 _ENOUGH = 8
 

@@ -8,7 +8,6 @@ place.
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 
 import numpy as np
@@ -18,10 +17,11 @@ from numpy.typing import NDArray
 from prunescope.analysis.timeline.intervals import innermost
 from prunescope.analysis.trace.collector import NONE, Ints, unique_ids
 from prunescope.analysis.trace.trace_columns import Trace
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.roles import Place, locate
 
 # F, B and W: forward, gradients of activations (or all), gradients of weights.
-_PASS = re.compile(r"[ _]?\(?\b(f|fwd|forward|b|bwd|backward|w|wgrad)\)?$")
+_PASS = lazy_pattern(r"[ _]?\(?\b(f|fwd|forward|b|bwd|backward|w|wgrad)\)?$")
 _PARTS = {
     "attention": "attn attention self_attn self_attention mla mha",
     "mlp": "mlp ffn feed_forward feedforward moe experts",

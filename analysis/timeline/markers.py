@@ -23,15 +23,16 @@ from prunescope.analysis.timeline.intervals import (
 from prunescope.analysis.timeline.work_sequence import NEARLY_ALL, WorkSequence, host_span
 from prunescope.analysis.trace.collector import Ints
 from prunescope.analysis.trace.trace_columns import Trace
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 _UPDATE, _ZERO = "Optimizer.step#", "Optimizer.zero_grad#"
 _OPTIMIZERS = 4  # most updates an iteration: a generator and a discriminator have two
-_NUMBER = re.compile(r"\d+")
+_NUMBER = lazy_pattern(r"\d+")
 # Code that torch.compile made: its call in Python; within that, or alone in a backward pass, the
 # call of a compiled graph.
 COMPILED_CODE = ("Torch-Compiled Region", "## Call CompiledFxGraph")
 # PyTorch's own annotations, and those that are named after a part of a model.
-_NO_STEP = re.compile(
+_NO_STEP = lazy_pattern(
     r"^(?:prunescope\.|Optimizer\.|nccl:|gloo:|c10d|enumerate\(DataLoader\)|## Call Compiled"
     r"|Torch-Compiled Region)"
     r"|layer|block|stage|expert|att(?:n|ention)|mlp|ffn|norm|embed|encoder|decoder|(?<![a-z])h\.\d",

@@ -18,27 +18,32 @@ from prunescope.analysis.ops.kernel_kinds import op_kind
 from prunescope.analysis.timeline.intervals import innermost, parents
 from prunescope.analysis.trace.collector import MODULE, NONE, OWN_PREFIX, Ints, unique_ids
 from prunescope.analysis.trace.trace_columns import Trace
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.roles import Place, locate_all
 
-_PATH = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*$")
+_PATH = lazy_pattern(r"[A-Za-z_]\w*(?:\.\w+)*$")
 # TensorRT's layers of an ONNX graph: `/model/layers.0/mlp/down_proj/MatMul`.
-_SLASHED = re.compile(r"/?[A-Za-z_][\w.]{0,200}(?:/[\w.]{1,200}){1,40}")
+_SLASHED = lazy_pattern(r"/?[A-Za-z_][\w.]{0,200}(?:/[\w.]{1,200}){1,40}")
 # A layer by its number alone: `layer_3`, `Layer 12`, `decoder_layer.3`, `layer=7`, `block3`.
-_NUMBERED = re.compile(r"(?:[A-Za-z]{1,40}[_ .])?(?:layer|block)[_ .=#:]?(\d{1,5})", re.IGNORECASE)
-_LAYER_CLASS = re.compile(r"(?:Decoder|Encoder)?(?:Layer|Block)$")
-_ATTENTION_CLASS = re.compile(r"Attention|Attn")
-_MLP_CLASS = re.compile(r"MLP|Mlp|FeedForward|FFN?(?:$|[A-Z])|MoE|Moe|Mixture|Expert|Act\w*Dense$")
+_NUMBERED = lazy_pattern(
+    r"(?:[A-Za-z]{1,40}[_ .])?(?:layer|block)[_ .=#:]?(\d{1,5})", re.IGNORECASE
+)
+_LAYER_CLASS = lazy_pattern(r"(?:Decoder|Encoder)?(?:Layer|Block)$")
+_ATTENTION_CLASS = lazy_pattern(r"Attention|Attn")
+_MLP_CLASS = lazy_pattern(
+    r"MLP|Mlp|FeedForward|FFN?(?:$|[A-Z])|MoE|Moe|Mixture|Expert|Act\w*Dense$"
+)
 # A module of experts, or its model: HF's Qwen3MoeMLP is one expert, or a plain MLP.
-_MIXTURE_CLASS = re.compile(r"MoE|Moe|MOE|Mixture|Experts")
-_EXPERTS_CLASS = re.compile(r"FusedMoE|Experts")  # all experts in one module
-_HEAD_CLASS = re.compile(r"(?:LMHead|LmHead)(?!Model)")  # GPT2LMHeadModel is all of a model
-_UP_CLASS = re.compile(r"Intermediate$")
-_DOWN_CLASS = re.compile(r"(?<!Self)(?<!Attention)(?<!Cross)Output$")
-_OUTPUT_CLASS = re.compile(r"Output$")  # of attention or of an MLP: a linear, a sum, a norm
-_LINEAR_CLASS = re.compile(r"Linear|Conv1D|LMHead(?!Model)")
+_MIXTURE_CLASS = lazy_pattern(r"MoE|Moe|MOE|Mixture|Experts")
+_EXPERTS_CLASS = lazy_pattern(r"FusedMoE|Experts")  # all experts in one module
+_HEAD_CLASS = lazy_pattern(r"(?:LMHead|LmHead)(?!Model)")  # GPT2LMHeadModel is all of a model
+_UP_CLASS = lazy_pattern(r"Intermediate$")
+_DOWN_CLASS = lazy_pattern(r"(?<!Self)(?<!Attention)(?<!Cross)Output$")
+_OUTPUT_CLASS = lazy_pattern(r"Output$")  # of attention or of an MLP: a linear, a sum, a norm
+_LINEAR_CLASS = lazy_pattern(r"Linear|Conv1D|LMHead(?!Model)")
 # Norms over channels or groups of them stand behind convolutions; a transformer's are over rows.
-_CONV_CLASS = re.compile(r"Conv(?!1D)")  # GPT-2's Conv1D is a linear
-_CHANNEL_NORM = re.compile(r"(?:Batch|Instance|Group)Norm")
+_CONV_CLASS = lazy_pattern(r"Conv(?!1D)")  # GPT-2's Conv1D is a linear
+_CHANNEL_NORM = lazy_pattern(r"(?:Batch|Instance|Group)Norm")
 _UNKNOWN = "unknown"
 _NEXT_TO_ATTENTION = "a layer that calls attention and its MLP's linears itself"
 _EXPERTS = ("experts", "shared_expert")
@@ -555,7 +560,7 @@ def _mixture_roles(nest: _Nest, above: int, children: list[int]) -> dict[int, st
 
 
 _BY_CLASS = tuple(
-    (role, re.compile(pattern))
+    (role, lazy_pattern(pattern))
     for role, pattern in (
         ("rope", r"Rotary"), ("embedding", r"Embedding"),
         ("activation", r"SiLU|GELU|ReLU|Activation|SiluAndMul|GeluAndMul"),

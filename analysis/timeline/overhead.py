@@ -20,12 +20,13 @@ from prunescope.analysis.timeline.intervals import Spans, Windows, innermost
 from prunescope.analysis.timeline.link import Linked
 from prunescope.analysis.trace.collector import Ints, unique_ids
 from prunescope.analysis.trace.trace_columns import Trace
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 # A span around a module costs two hooks in Python and its record: benchmarks/same.md.
 SPAN = 8
 # CUPTI's kinds of overhead that only a profiled run has. The others (a compiler, the loading of
 # code, a full queue of commands) are the driver's.
-_PROFILER = re.compile(r"buffer flush|buffer request|instrumentation|resource", re.IGNORECASE)
+_PROFILER = lazy_pattern(r"buffer flush|buffer request|instrumentation|resource", re.IGNORECASE)
 _NAMED, _NAME = 3, 80  # names in a note, and their characters
 
 

@@ -11,23 +11,25 @@ import numpy as np
 
 from prunescope.analysis.trace.collector import Ints, Mask
 from prunescope.analysis.trace.trace_columns import Trace
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
-COPY = re.compile(r"[Mm]emcpy")
-SYNC = re.compile(
+COPY = lazy_pattern(r"[Mm]emcpy")
+SYNC = lazy_pattern(
     r"(?:Device|Stream|Event|Ctx|Context)Synchronize"
     r"|^synchronize(?:Stream|Event|Device)?$"  # MTIA
     r"|^ze\w+Synchronize|^ur(?:QueueFinish|EventWait)$"  # Level Zero and SYCL, on XPUs
 )
 # Memory of the device, and pinned memory of the host: cudaMalloc, hipFree, cudaMallocAsync,
 # hipHostMalloc, cuMemAlloc_v2, cuMemMap (expandable segments), zeMemAllocDevice.
-ALLOCATION = re.compile(
+ALLOCATION = lazy_pattern(
     r"^(?:cuda|hip)(?:Ext)?(?:Host)?(?:Malloc|Free|Alloc)"
     r"|^(?:cuda|hip|cu)Mem(?:Host)?(?:Alloc|Free)"
     r"|^(?:cu|hip)Mem(?:Address(?:Reserve|Free)|Create|Release|Map|Unmap|SetAccess)"
     r"|^(?:cuda|hip|cu)\w*(?:GraphMemTrim|MemPoolTrim|GraphAddMem(?:Alloc|Free)|Host(?:Un)?[Rr]egister)"
     r"|^ze\w*Mem(?:Alloc|Free)|^urUSM\w*(?:Alloc|Free)"
 )
-LAUNCH = re.compile(r"LaunchKernel|LaunchCooperative")  # cudaLaunchKernelExC, hipModuleLaunchKernel
+# cudaLaunchKernelExC, hipModuleLaunchKernel.
+LAUNCH = lazy_pattern(r"LaunchKernel|LaunchCooperative")
 
 
 def match_names(trace: Trace, names: Ints, pattern: re.Pattern[str]) -> Mask:

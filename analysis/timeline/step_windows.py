@@ -34,15 +34,16 @@ from prunescope.analysis.timeline.work_sequence import work_sequence
 from prunescope.analysis.trace.collector import OWN_PREFIX, OWN_STEP, Ints, are_among, unique_ids
 from prunescope.analysis.trace.trace_columns import Trace
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.words import shortened, when
 
 __all__ = ["OWN_PREFIX", "find_windows"]
 _SHOWN = 60  # characters of a name in a hint
 # As users call the ranges of their loops: `step_3`, `train step 3`, `Iteration 12`, `iter=7`.
-_NUMBERED = re.compile(
+_NUMBERED = lazy_pattern(
     r"(?:[A-Za-z]{1,20}[_ ])?(?:steps?|iter(?:ation)?s?)[ _#:=]{0,2}\d{1,9}", re.IGNORECASE
 )
-_PROFILER_STEP = re.compile(r"ProfilerStep#\d+$")
+_PROFILER_STEP = lazy_pattern(r"ProfilerStep#\d+$")
 
 
 def find_windows(trace: Trace, *, phase_pattern: str | None = None) -> Windows:

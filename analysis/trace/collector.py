@@ -35,10 +35,11 @@ from prunescope.analysis.trace.event import (
 )
 from prunescope.analysis.trace.uncategorised import category_of, table_of
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 MODULE = "nn.Module: "
 OWN_PREFIX = "prunescope."  # of the annotations of our own runs
-OWN_STEP = re.compile(r"prunescope\.step#\d+$")
+OWN_STEP = lazy_pattern(r"prunescope\.step#\d+$")
 MAX_ROWS = 20_000_000  # events of one kind: 2 GB of columns
 # Kernels, copies and fills of a device: at its peak an analysis holds 1.4 kB of each, 7 GB of all.
 MAX_DEVICE_ROWS = 5_000_000
@@ -52,7 +53,7 @@ _SPARSE = 16  # distinct numbers a row, above which counting takes longer than s
 _NO_TIME = -(1 << 63)
 _MOST_DIGITS = 19  # of a whole number in 63 bits
 _NO_ARGS = Args()
-_DECIMAL = re.compile(r"-?\d{1,18}(?:\.\d{0,20})?", re.ASCII)
+_DECIMAL = lazy_pattern(r"-?\d{1,18}(?:\.\d{0,20})?", re.ASCII)
 _DEVICE, _LAUNCH, _OP, _ANNOTATION, _FRAME = "device", "launch", "op", "annotation", "frame"
 SAMPLES = "samples"
 DEVICE_ROWS = "kernels, copies and fills"

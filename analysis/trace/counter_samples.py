@@ -17,34 +17,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunescope.analysis.trace.event import decode_json
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 SMS, TENSOR, READ, WRITTEN = "SMs active", "tensor cores active", "memory read", "memory written"
 CLOCK, POWER, MEMORY = "clock", "power", "memory used"
 # The names that Nsight Systems, CUPTI's PM sampling and GPU monitors use.
 KINDS = {
-    SMS: re.compile(r"\bSMs?[ _]active|sm__cycles_active", re.IGNORECASE),
-    TENSOR: re.compile(r"\btensor[ _]active|pipe_tensor", re.IGNORECASE),
-    READ: re.compile(r"\bDRAM[ _]read|dram__(?:bytes_)?read", re.IGNORECASE),
-    WRITTEN: re.compile(r"\bDRAM[ _]write|dram__(?:bytes_)?write", re.IGNORECASE),
-    CLOCK: re.compile(r"\b(?:GPC|SM|GFX|graphics|shader|core)[ _]?(?:clock|clk)|\bsclk\b",
+    SMS: lazy_pattern(r"\bSMs?[ _]active|sm__cycles_active", re.IGNORECASE),
+    TENSOR: lazy_pattern(r"\btensor[ _]active|pipe_tensor", re.IGNORECASE),
+    READ: lazy_pattern(r"\bDRAM[ _]read|dram__(?:bytes_)?read", re.IGNORECASE),
+    WRITTEN: lazy_pattern(r"\bDRAM[ _]write|dram__(?:bytes_)?write", re.IGNORECASE),
+    CLOCK: lazy_pattern(r"\b(?:GPC|SM|GFX|graphics|shader|core)[ _]?(?:clock|clk)|\bsclk\b",
                       re.IGNORECASE),
-    POWER: re.compile(r"(?<![a-z])power(?!.*(?:limit|cap))", re.IGNORECASE),
-    MEMORY: re.compile(r"\bmem(?:ory)?[ _](?:used|usage)|\bused[ _]memory", re.IGNORECASE),
+    POWER: lazy_pattern(r"(?<![a-z])power(?!.*(?:limit|cap))", re.IGNORECASE),
+    MEMORY: lazy_pattern(r"\bmem(?:ory)?[ _](?:used|usage)|\bused[ _]memory", re.IGNORECASE),
 }  # fmt: skip
 # A name for the counters of each kind, in the plain unit. It states only what is read of them.
 _PLAIN = {SMS: "SM Active [%]", TENSOR: "Tensor Active [%]", READ: "DRAM Read [%]",
           WRITTEN: "DRAM Write [%]", CLOCK: "SM Clock [Hz]", POWER: "Power [W]",
           MEMORY: "Memory used [B]"}  # fmt: skip
-_PERCENT = re.compile(r"%|pct|percent", re.IGNORECASE)
+_PERCENT = lazy_pattern(r"%|pct|percent", re.IGNORECASE)
 _UNITS = {
-    CLOCK: (re.compile(r"(?<![A-Za-z])([GMk]?)Hz(?![a-z])"), {"G": 1e9, "M": 1e6, "k": 1e3, "": 1}),
-    POWER: (re.compile(r"(?<![A-Za-z])([mk]?)W(?:atts?)?(?![A-Za-z])"),
+    CLOCK: (lazy_pattern(r"(?<![A-Za-z])([GMk]?)Hz(?![a-z])"),
+            {"G": 1e9, "M": 1e6, "k": 1e3, "": 1}),
+    POWER: (lazy_pattern(r"(?<![A-Za-z])([mk]?)W(?:atts?)?(?![A-Za-z])"),
             {"m": 1e-3, "k": 1e3, "": 1}),
-    MEMORY: (re.compile(r"(?<![A-Za-z])((?:[GMK]i?|k)?)B(?:ytes)?(?![A-Za-z/])"),
+    MEMORY: (lazy_pattern(r"(?<![A-Za-z])((?:[GMK]i?|k)?)B(?:ytes)?(?![A-Za-z/])"),
              {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "Ki": 2**10, "Mi": 2**20,
               "Gi": 2**30}),
 }  # fmt: skip
-_DEVICE = re.compile(r"\b(?:GPU|device)[ :#]?(\d{1,4})\b[ :/]*", re.IGNORECASE)
+_DEVICE = lazy_pattern(r"\b(?:GPU|device)[ :#]?(\d{1,4})\b[ :/]*", re.IGNORECASE)
 _VALUE = ("value", "values")  # names that do not describe an argument
 _NAME = 80  # characters of a name
 _MOST_ARGS = 4096  # bytes of the values of one event

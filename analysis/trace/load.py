@@ -46,10 +46,11 @@ from prunescope.analysis.trace.uncategorised import (
 from prunescope.analysis.trace.workers import shares_of
 from prunescope.taxonomy.dtypes import dtype
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.own_files import refuse_own_file
 from prunescope.taxonomy.words import when
 
-_SIZE = re.compile(r"\s*\d{1,18}\s*", re.ASCII)  # of a dimension
+_SIZE = lazy_pattern(r"\s*\d{1,18}\s*", re.ASCII)  # of a dimension
 
 _MOST = 1 << 50  # elements or ranks; more is a forged number
 

@@ -5,7 +5,6 @@ In: `Tables` with the device's work. Out: rows of the table of launches of their
 
 from __future__ import annotations
 
-import re
 from functools import partial
 
 import numpy as np
@@ -21,10 +20,11 @@ from prunescope.analysis.trace.collector import (
 from prunescope.analysis.trace.nsys_devices import MOST_DEVICE, RUNTIME, UNPLACED
 from prunescope.analysis.trace.nsys_tables import Tables, placed_tables, processes_of
 from prunescope.analysis.trace.nsys_work import SYNCS
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 # Of ENUM_CUPTI_SYNC_TYPE, those in which the host waits.
 _HOST_WAITS = {1: "EventSynchronize", 3: "StreamSynchronize", 4: "ContextSynchronize"}
-_VERSION = re.compile(r"_v\d{4,5}$")  # of CUDA, behind the name of a call
+_VERSION = lazy_pattern(r"_v\d{4,5}$")  # of CUDA, behind the name of a call
 
 
 def add_launches(tables: Tables) -> None:

@@ -17,11 +17,12 @@ from prunescope.analysis.trace.nccl_calls import NcclRange, Payloads, collective
 from prunescope.analysis.trace.nsys_devices import RANGES
 from prunescope.analysis.trace.nsys_tables import Tables, as_ids
 from prunescope.analysis.trace.nvtx import Range, read_range
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 OVERHEADS = ("PROFILER_OVERHEAD", "CUPTI_ACTIVITY_KIND_OVERHEAD")
 _PUSH_POP, _START_END = (59, 70), (60, 71)  # of ENUM_NSYS_EVENT_TYPE: NVTX ranges
 _NCCL = "nccl"
-_NCCL_CALL = re.compile(r"nccl\w{1,40}", re.ASCII)
+_NCCL_CALL = lazy_pattern(r"nccl\w{1,40}", re.ASCII)
 
 
 def add_ranges(tables: Tables) -> None:

@@ -35,6 +35,7 @@ from prunescope.analysis.trace.nsys_tables import (
     placed_tables,
     processes_of,
 )
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 NODES = "CUDA_GRAPH_NODE_EVENTS"
 SYNCS, EVENTS = "CUPTI_ACTIVITY_KIND_SYNCHRONIZATION", "CUPTI_ACTIVITY_KIND_CUDA_EVENT"
@@ -48,7 +49,7 @@ _COPIES = {1: "HtoD", 2: "DtoH", 3: "HtoA", 4: "AtoH", 5: "AtoA", 6: "AtoD", 7: 
            9: "HtoH", 10: "PtoP", 11: "HtoD", 12: "DtoH", 13: "DtoD"}  # fmt: skip
 _MEMORY = {0: "Pageable", 1: "Pinned", 2: "Device", 3: "Array", 4: "Managed", 5: "Device Static",
            6: "Managed Static"}  # fmt: skip
-_CAST = re.compile(r"\(((?:unsigned |signed )?(?:bool|char|short|int|long long|long))\)(-?\d+)")
+_CAST = lazy_pattern(r"\(((?:unsigned |signed )?(?:bool|char|short|int|long long|long))\)(-?\d+)")
 _LITERALS = {"unsigned int": "u", "long": "l", "unsigned long": "ul", "long long": "ll",
              "unsigned long long": "ull"}  # fmt: skip
 

@@ -8,23 +8,23 @@ other text is the name of an annotation.
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 
 from msgspec import Struct
 
 from prunescope.analysis.trace.collector import NONE
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 _SEQUENCE, _OP_ID, _SIZES, _INPUTS = ", seq = ", ", op_id = ", ", sizes = ", ", input_op_ids = "
 _MOST_DIGITS = 19  # of an id
 # Ops and nodes of autograd have a namespace or a number in autograd; what is not written as a
 # function's name is the text of a `record_function`.
-_FUNCTION = re.compile(r"[A-Za-z_][\w.]*(?:::[\w.]+)+|nccl:\w+|record_param_comms|triton_\w+")
+_FUNCTION = lazy_pattern(r"[A-Za-z_][\w.]*(?:::[\w.]+)+|nccl:\w+|record_param_comms|triton_\w+")
 _NODE = "autograd::engine::evaluate_function"
 _HOOK = "{'Module': '"
-_MODULE = re.compile(r"\{'Module': '([^']{1,500})'")
+_MODULE = lazy_pattern(r"\{'Module': '([^']{1,500})'")
 _DIMS = r"(\[[\d\[\], ]{0,2000}\])"
-_WEIGHT, _FED = re.compile(rf"'weight': {_DIMS}"), re.compile(rf"'Inputs': {_DIMS}")
+_WEIGHT, _FED = lazy_pattern(rf"'weight': {_DIMS}"), lazy_pattern(rf"'Inputs': {_DIMS}")
 _LINEAR = "aten::linear"
 
 

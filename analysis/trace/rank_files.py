@@ -23,12 +23,13 @@ from prunescope.analysis.trace.nsys_file import is_nsys
 from prunescope.analysis.trace.reader import Source
 from prunescope.analysis.trace.unpack import SUFFIXES, members
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.runs.serving import SERVING
 
-_NUMBER = re.compile(r"(?:rank|(?<![a-z])tp)[-_.]?(\d{1,6})(?!\d)", re.IGNORECASE)
+_NUMBER = lazy_pattern(r"(?:rank|(?<![a-z])tp)[-_.]?(\d{1,6})(?!\d)", re.IGNORECASE)
 # SGLang's names, "-TP-0-DP-1": with a second axis, none of the numbers is the rank.
-_AXIS = re.compile(r"(?<![a-z])(?:tp|dp|pp|ep)[-_.]?\d", re.IGNORECASE)
-_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
+_AXIS = lazy_pattern(r"(?<![a-z])(?:tp|dp|pp|ep)[-_.]?\d", re.IGNORECASE)
+_UNSAFE = lazy_pattern(r"[^A-Za-z0-9_.-]+")
 _MOST = 1024
 
 

@@ -24,6 +24,7 @@ from prunescope.analysis.trace.counter_samples import Sample
 from prunescope.analysis.trace.event import LEAN, Event, decode_json
 from prunescope.analysis.trace.unpack import MAX_RATIO, Prefetched, is_bomb, unpacked
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 BLOCK = 1 << 20  # the fastest of 256 KiB to 4 MiB: its events stay in the cache
 MAX_EVENT = 64 << 20  # a file without a boundary between events in so many bytes is no trace
@@ -56,7 +57,7 @@ _EXACT = msgspec.json.Decoder(list[ExactEvent], strict=True, float_hook=_decimal
 _ONE_EVENT = msgspec.json.Decoder(ExactEvent, strict=True, float_hook=_decimal)
 # Values of counters are decoded separately, by their names.
 _SAMPLES = msgspec.json.Decoder(list[Sample], float_hook=_decimal)
-_COUNTER = re.compile(rb'"ph"\s*:\s*"C"')
+_COUNTER = lazy_pattern(rb'"ph"\s*:\s*"C"')
 _RAWS = msgspec.json.Decoder(list[msgspec.Raw])
 
 
@@ -378,12 +379,14 @@ class _Splitter:
         return events
 
 
-_HEAD = re.compile(rb'"traceEvents"\s*:\s*')
-BOUNDARY = re.compile(rb"\}\s*,\s*\{")  # between two events, or two objects in one
+_HEAD = lazy_pattern(rb'"traceEvents"\s*:\s*')
+BOUNDARY = lazy_pattern(rb"\}\s*,\s*\{")  # between two events, or two objects in one
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'
 # Up to the next bracket outside of strings; group 1 is a quote where a string does not end.
-STEP = re.compile(rb'[^"{}\[\]]*+(?:' + _STRING + rb'[^"{}\[\]]*+)*+(?:([{}\[\]"])|\Z)', re.DOTALL)
-_NOT_A_NUMBER = re.compile(_STRING + rb"|-?(?:NaN|Infinity)\b", re.DOTALL)
+STEP = lazy_pattern(
+    rb'[^"{}\[\]]*+(?:' + _STRING + rb'[^"{}\[\]]*+)*+(?:([{}\[\]"])|\Z)', re.DOTALL
+)
+_NOT_A_NUMBER = lazy_pattern(_STRING + rb"|-?(?:NaN|Infinity)\b", re.DOTALL)
 _CONTROL = bytes.maketrans(bytes(range(32)), b" " * 32)
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 

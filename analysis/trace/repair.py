@@ -17,9 +17,10 @@ from prunescope.analysis.schema.notice import warning
 from prunescope.analysis.trace.collector import Ints, nanoseconds, to_ids, unique_ids
 from prunescope.analysis.trace.reader import Source
 from prunescope.analysis.trace.trace_columns import Trace
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 # MTIA's event_wait, and the names that other accelerators give to such an event of a stream.
-_WAIT = re.compile(
+_WAIT = lazy_pattern(
     r"^(?:event|notify|stream|semaphore)[_ ]?wait(?:[_ ]event)?$|^wait[_ ](?:on|for)?[_ ]?event$",
     re.IGNORECASE,
 )
@@ -35,7 +36,7 @@ _LONGEST_PAUSE = 600 * 10**9  # ns; no capture waits longer between two kernels
 # At most this share of the events, or this many, beyond such a pause have wrong times.
 _FEW_SHARE, _FEW = 0.01, 3
 # Columns that distinguish two events with the same start.
-_NUMBER = re.compile(r"\d+")
+_NUMBER = lazy_pattern(r"\d+")
 _DEVICE = ("dur", "name", "stream", "device", "correlation", "node", "grid")
 _OPS = ("dur", "name", "thread", "external", "call")
 _LAUNCHES = ("dur", "name", "thread", "correlation")

@@ -15,16 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunescope.analysis.trace.event import DEVICE_CATEGORIES, Event
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 OLD_OPS, _OLD_KERNELS = "CPU functions", "CUDA functions"
 # Tasks of an NPU that wait, record events or maintain the queue; every other one is work, whether
 # its type is known to us or not (newer profilers call most tasks "Other").
-_IDLES = re.compile(
+_IDLES = lazy_pattern(
     r"(?:\w*_)?(?:EVENT|NOTIFY|WAIT|RECORD|BARRIER|LABEL|SYNC|PROFILING|PROFILER|MAINTAIN?[A-Z]*|NOP"
     r"|PLACE_?HOLDER|WRITE_VALUE|CMO|STREAM_\w+|MODEL_\w+|TIMEOUT\w*|FLIP)(?:_\w*)?",
     re.IGNORECASE,
 )
-_MOVES = re.compile(r"\w*(?:SDMA|MEMCPY|PCIE_DMA)", re.IGNORECASE)
+_MOVES = lazy_pattern(r"\w*(?:SDMA|MEMCPY|PCIE_DMA)", re.IGNORECASE)
 
 
 def table_of(event: Event) -> str | None:

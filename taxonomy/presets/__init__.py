@@ -11,13 +11,13 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import re
 from collections.abc import Iterable
 from functools import cache
 from importlib import resources
 from typing import Any
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
 _HUB = "https://huggingface.co/"
 
@@ -30,7 +30,7 @@ def preset_names() -> tuple[str, ...]:
 
 
 # Words at the end of a Hub id that change the weights and not the shape.
-_TUNED = re.compile(
+_TUNED = lazy_pattern(
     r"(-(hf|instruct|thinking|it|pt|base|chat|2407|2501|2507|0324|0528|v0\.3|v1\.\d|4k|fp16|bf16))"
     r"+$"
 )
@@ -62,8 +62,8 @@ def _hub_ids() -> dict[str, str]:
     return {**{key.rpartition("/")[2]: name for key, name in by_id.items()}, **by_id}
 
 
-_SIZE = re.compile(r"(?:^|[-_])(\d+(?:\.\d+)?)([bm])(?![a-z0-9])")
-_FAMILY = re.compile(r"[a-z]+")
+_SIZE = lazy_pattern(r"(?:^|[-_])(\d+(?:\.\d+)?)([bm])(?![a-z0-9])")
+_FAMILY = lazy_pattern(r"[a-z]+")
 _NEAREST = 4  # presets that a message names
 
 

@@ -13,12 +13,13 @@ from typing import Any
 
 from prunescope.taxonomy.configs.config_sizes import size_in
 from prunescope.taxonomy.inventory import StoredModule
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.mixers import MixerShape
 
 _Modules = Mapping[str, StoredModule]
 _Sides = Mapping[str, tuple[int, ...]]  # of every weight with two axes or more, by path and name
 _DECAYS = ("A_log", "time_decay")
-_MARKS = re.compile(r"(^|\.)(rg_lru|igate_preact|output_gate)$")
+_MARKS = lazy_pattern(r"(^|\.)(rg_lru|igate_preact|output_gate)$")
 
 
 def mixer_root(modules: _Modules) -> str:

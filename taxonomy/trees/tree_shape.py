@@ -30,6 +30,7 @@ from prunescope.taxonomy.configs.config import (
 from prunescope.taxonomy.configs.config_sizes import HEADS, HIDDEN, TOP_K, size_in
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.inventory import Inventory, StoredModule
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.roles import locate, matrix_role
 from prunescope.taxonomy.shape import LayerShape, ModelPart, ModelShape
 from prunescope.taxonomy.trees.tree_mixers import mixer_root, read_tree_mixer
@@ -51,7 +52,7 @@ _ATTENTION = ("q", "k", "v", "qkv", "q_a", "q_b", "kv_a", "kv_b", "o")
 _MLP = ("gate", "up", "gate_up", "down")
 # Keys of a config by which its encoder attends to a part of the tokens; its shape has no such part.
 _LOCAL = ("local_radius", "attention_window", "block_size")
-_INDEXER = re.compile(r"(^|\.)indexer\.(wq_b|wk|weights_proj)$")
+_INDEXER = lazy_pattern(r"(^|\.)indexer\.(wq_b|wk|weights_proj)$")
 
 
 @dataclass

@@ -14,14 +14,15 @@ import msgspec
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.inventory import Inventory, StoredModule
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 
-IN_LIST = re.compile(r"(.*?)(?:^|\.)(\w+)\.(\d+)(?:\.(.*))?$")
+IN_LIST = lazy_pattern(r"(.*?)(?:^|\.)(\w+)\.(\d+)(?:\.(.*))?$")
 # Attention to the tokens of another stack.
-CROSS = re.compile(r"(^|\.)(encoder_attn|cross_?attn|cross_?attention|EncDecAttention)")
-_TOWER = re.compile(r"vision|visual|image|audio|speech")
-_PRODUCT = re.compile(r"Linear|Conv1D|Dense")
+CROSS = lazy_pattern(r"(^|\.)(encoder_attn|cross_?attn|cross_?attention|EncDecAttention)")
+_TOWER = lazy_pattern(r"vision|visual|image|audio|speech")
+_PRODUCT = lazy_pattern(r"Linear|Conv1D|Dense")
 # A table that the first layer stores for all of them (T5).
-_TABLE = re.compile(r"(^|\.)relative_attention_bias$")
+_TABLE = lazy_pattern(r"(^|\.)relative_attention_bias$")
 
 Lists = dict[tuple[str, str], dict[int, dict[str, StoredModule]]]
 

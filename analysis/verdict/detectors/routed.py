@@ -8,7 +8,6 @@ that a run lists) and the rows that all of them see together, per token.
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,10 +17,11 @@ from prunescope.analysis.ledger.experts import EXPERTS, ROUTER
 from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.verdict.detectors import detector
 from prunescope.analysis.verdict.evidence import Detection, Evidence, matrices
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.runs.run_blocks import WeightStats
 from prunescope.taxonomy.words import fell_to
 
-_ONE_OF_MANY = re.compile(r"(?:^|\.)experts\.(\d+)\.")
+_ONE_OF_MANY = lazy_pattern(r"(?:^|\.)experts\.(\d+)\.")
 _STACKED = 3  # dimensions of the matrices of all experts of a layer in one tensor
 _SAME = 0.01  # of the rows: a trace whose steps are cut differently has as many but for that
 _ONE_SOURCE = 0.9  # confidence where either the router or the weights say it, and the other is mute
