@@ -28,7 +28,8 @@ from transformers.models.auto import modeling_auto
 
 from prunescope.taxonomy import witnesses
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.inventory import Inventory, read_inventories_by
+from prunescope.taxonomy.inventory import Inventory
+from prunescope.taxonomy.inventory_reader import read_inventories_by
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.model import inventory as trees
 

@@ -16,30 +16,31 @@ from prunescope import signals as signals  # first: handles Ctrl-C during the ot
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from prunescope.api import (
-    allocate,
-    analyze,
-    bundle,
-    capture_engine,
-    check,
-    cite,
-    claim,
-    compare,
-    devices,
-    families,
-    fix,
-    gemm,
-    history,
-    pareto,
-    predict,
-    reproduce,
-    sweep,
-    trace,
-    verify,
-)
+from prunescope.model_trees import use_module_trees
 from prunescope.taxonomy.errors import PrunescopeError
 
 if TYPE_CHECKING:
+    from prunescope.api import (
+        allocate,
+        analyze,
+        bundle,
+        capture_engine,
+        check,
+        cite,
+        claim,
+        compare,
+        devices,
+        families,
+        fix,
+        gemm,
+        history,
+        pareto,
+        predict,
+        reproduce,
+        sweep,
+        trace,
+        verify,
+    )
     from prunescope.results.allocation_plan import AllocationPlan
     from prunescope.results.citations import Citations
     from prunescope.results.claim import Claim
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
     from prunescope.results.reproduction import Reproduction
     from prunescope.results.verified import Verified
     from prunescope.tracer.capture.user_capture import capture
+
+use_module_trees()
 
 __version__ = "0.3.0"
 __all__ = [
@@ -109,9 +112,11 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'prunescope' has no attribute {name!r}")
+    # All else is a function: their requests take longer to import than `--help` to print.
+    module = _LAZY.get(name, "prunescope.api" if name in __all__ else None)
+    if module is None:
+        raise AttributeError(f"module 'prunescope' has no attribute {name!r}")
+    return getattr(importlib.import_module(module), name)
 
 
 def __dir__() -> list[str]:

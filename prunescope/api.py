@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, overload
 from prunescope.allocate_call import AllocateCall
 from prunescope.analysis.inputs.options import AnalyzeRequest, CompareRequest
 from prunescope.analysis.predict.predict_request import PredictRequest
-from prunescope.model_trees import use_module_trees
 from prunescope.taxonomy.errors import PrunescopeError, helpful
 from prunescope.taxonomy.option import as_path, needed_path, takes
 from prunescope.tracer.capture.request import TraceCall
@@ -43,9 +42,6 @@ if TYPE_CHECKING:
     from prunescope.results.verified import Verified
     from prunescope.rules import Check
     from prunescope.taxonomy.family import Family
-
-
-use_module_trees()
 
 
 @takes(TraceCall)

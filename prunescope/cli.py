@@ -12,26 +12,27 @@ import sys
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 import prunescope
 from prunescope import signals, startup
-from prunescope.analysis.inputs.options import CompareRequest
-from prunescope.analysis.predict.allocation_request import AllocateRequest
-from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.command import register
 from prunescope.failure import exit_code
-from prunescope.model_trees import use_module_trees
-from prunescope.output_options import AnalyzeOutputs, CheckOptions, FigureOptions, ParetoOutputs
 from prunescope.taxonomy.arguments import asks_json, bare_json, refuse_empty
 from prunescope.taxonomy.option import Option
-from prunescope.tracer.capture.request import TraceCall
-from prunescope.tracer.gemm.request import GemmRequest
-from prunescope.tracer.repairs.request import FixCall, FixRequest
-from prunescope.tracer.serving.request import CaptureEngineRequest
-from prunescope.tracer.sweep.request import SavePoints, SweepRequest
+
+if TYPE_CHECKING:
+    from prunescope.analysis.inputs.options import CompareRequest
+    from prunescope.analysis.predict.allocation_request import AllocateRequest
+    from prunescope.analysis.predict.predict_request import PredictRequest
+    from prunescope.output_options import AnalyzeOutputs, CheckOptions, FigureOptions, ParetoOutputs
+    from prunescope.tracer.capture.request import TraceCall
+    from prunescope.tracer.gemm.request import GemmRequest
+    from prunescope.tracer.repairs.request import FixRequest
+    from prunescope.tracer.serving.request import CaptureEngineRequest
+    from prunescope.tracer.sweep.request import SavePoints, SweepRequest
 
 app = typer.Typer(
     name="prunescope",
@@ -40,7 +41,23 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help keeps its lines as written, and starts faster
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_command = partial(register, app)
+# Where the classes are that the annotations of commands name, imported with their options.
+_REQUESTS = {
+    "AllocateRequest": "prunescope.analysis.predict.allocation_request",
+    "AnalyzeOutputs": "prunescope.output_options",
+    "CaptureEngineRequest": "prunescope.tracer.serving.request",
+    "CheckOptions": "prunescope.output_options",
+    "CompareRequest": "prunescope.analysis.inputs.options",
+    "FigureOptions": "prunescope.output_options",
+    "FixRequest": "prunescope.tracer.repairs.request",
+    "GemmRequest": "prunescope.tracer.gemm.request",
+    "ParetoOutputs": "prunescope.output_options",
+    "PredictRequest": "prunescope.analysis.predict.predict_request",
+    "SavePoints": "prunescope.tracer.sweep.request",
+    "SweepRequest": "prunescope.tracer.sweep.request",
+    "TraceCall": "prunescope.tracer.capture.request",
+}
+_command = partial(register, app, requests=_REQUESTS)
 _SheetFormats = Annotated[
     str,
     Option(
@@ -192,6 +209,7 @@ def _fix(request: FixRequest, *, json_target: Json = None) -> None:
     from prunescope.results.fixed import Fixed
     from prunescope.results.result import deliver_result
     from prunescope.tracer.capture.progress import Bar
+    from prunescope.tracer.repairs.request import FixCall
 
     request.check()  # before torch is imported
     options = {f.name: getattr(request, f.name) for f in dataclasses.fields(request)}
@@ -1009,9 +1027,6 @@ def _demo(
     from prunescope.demo import run
 
     run(out)
-
-
-use_module_trees()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

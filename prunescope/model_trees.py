@@ -10,17 +10,12 @@ import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import msgspec
+from prunescope.taxonomy.inventory_reader import read_inventories_by
 
-from prunescope.taxonomy.atomic_write import write_file
-from prunescope.taxonomy.inventory import (
-    READER,
-    Inventory,
-    config_hash,
-    read_inventories_by,
-)
+if TYPE_CHECKING:
+    from prunescope.taxonomy.inventory import Inventory
 
 _MOST_BYTES = 64 << 20  # of a cached inventory
 
@@ -35,7 +30,13 @@ def read_tree_of(config: Mapping[str, Any]) -> Inventory | None:
 
     Limitations: where the cache cannot be written, each command builds the tree again.
     """
-    import importlib.metadata  # takes longer than all else here, and few configs need it
+    # Few configs need a tree, and no command is to wait for these imports without one.
+    import importlib.metadata
+
+    import msgspec
+
+    from prunescope.taxonomy.atomic_write import write_file
+    from prunescope.taxonomy.inventory import READER, Inventory, config_hash
 
     try:
         versions = [importlib.metadata.version(name) for name in ("torch", "transformers")]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -87,26 +87,6 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
     def parameters(self) -> int:
         """Every number stored; what two modules share counts once."""
         return sum(module.numbers for module in self.modules)
-
-
-Reader = Callable[[Mapping[str, Any]], "Inventory | None"]
-_readers: list[Reader] = []
-
-
-def read_inventories_by(reader: Reader) -> None:
-    """Let `reader` build the module trees of configs from now on.
-
-    The front door calls this: it is the one place that may import torch for the taxonomy.
-    """
-    _readers[:] = [reader]
-
-
-def inventory_of(config: Mapping[str, Any]) -> Inventory | None:
-    """Return the inventory of the model that a config describes.
-
-    None means that there is no tree: no reader, no torch, or a class that the library lacks.
-    """
-    return _readers[0](config) if _readers else None
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

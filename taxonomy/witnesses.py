@@ -18,7 +18,8 @@ import msgspec
 from prunescope.taxonomy.configs.architecture_table import unwritten
 from prunescope.taxonomy.configs.config import language_part
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.inventory import config_hash, inventory_of
+from prunescope.taxonomy.inventory import config_hash
+from prunescope.taxonomy.inventory_reader import inventory_of
 from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.shape import ModelShape
 

@@ -9,12 +9,8 @@ import pytest
 
 from prunescope.taxonomy import witnesses
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.inventory import (
-    Inventory,
-    StoredModule,
-    StoredWeight,
-    read_inventories_by,
-)
+from prunescope.taxonomy.inventory import Inventory, StoredModule, StoredWeight
+from prunescope.taxonomy.inventory_reader import read_inventories_by
 from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan, flop, forward
