@@ -28,7 +28,6 @@ from pathlib import Path, PurePath
 import polars as pl
 from msgspec import Struct, field
 from msgspec.structs import replace
-from msgspec.structs import replace as replace_fields
 
 from prunescope.analysis.comparison.shared_peaks import with_shared_peaks
 from prunescope.analysis.findings.notes import missing_shapes, phase_warnings
@@ -268,17 +267,17 @@ def _answered(report: Report, *, dense: str | None = None) -> Report:
         dense: The path of the dense run, for commands; None: no answer has one.
     """
     answers = {
-        name: replace_fields(
+        name: replace(
             answer_phase(phase, waits_for(phase, report.phases), dense=dense),
             sentence=paper_sentence(name, phase, report.subject, report.device),
         )
         for name, phase in report.phases.items()
     }
     phases = {
-        name: replace_fields(phase, answer=answers[name], summary=summary_of(answers[name]))
+        name: replace(phase, answer=answers[name], summary=summary_of(answers[name]))
         for name, phase in report.phases.items()
     }
-    return replace_fields(report, phases=phases)
+    return replace(report, phases=phases)
 
 
 def _report(collected: _Collected) -> Report:

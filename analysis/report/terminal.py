@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from msgspec.structs import replace
-from msgspec.structs import replace as replace_fields
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.rule import Rule
+from rich.segment import Segment, Segments
 from rich.table import Table as Grid
 from rich.text import Text
 
@@ -73,9 +73,13 @@ class _ReportPage(Page):
         self._all: Mapping[str, Phase] = {}
         self._said: set[str] = set()  # notes that stand above already
 
-    def height(self, parts: Iterable[RenderableType]) -> int:
-        """Return how many lines parts take."""
-        return sum(len(self._console.render_lines(part, self._options)) for part in parts)
+    def drawn(self, part: RenderableType) -> Segments:
+        """Return a part as the console draws it, so that counting its lines draws it only once."""
+        return Segments(self._console.render(part, self._options))
+
+    def height(self, parts: Iterable[Segments]) -> int:
+        """Return how many lines drawn parts take."""
+        return sum(1 for part in parts for _ in Segment.split_lines(part.segments))
 
     def report(self, report: Report, *, full: bool) -> Iterator[RenderableType]:
         """Yield the whole report: its title, its phases, then peaks and warnings."""
@@ -115,7 +119,7 @@ class _ReportPage(Page):
 
         The most severe finding is always shown.
         """
-        answer = list(self.answer(phase))
+        answer = [self.drawn(part) for part in self.answer(phase)]
         yield from answer
         yield from self.findings_that_fit(phase, _LINES - 2 - self.height(answer))
 
@@ -149,21 +153,22 @@ class _ReportPage(Page):
         At least one is shown.
         """
         code = sentences.code_to_try(phase)
-        hint = [] if code is None else [self.ink(f"{code[0]}: --full", "dim")]
-        lines -= self.height([self.section("Findings"), *hint]) + 1
+        heading = self.drawn(self.section("Findings"))
+        hint = [] if code is None else [self.drawn(self.ink(f"{code[0]}: --full", "dim"))]
+        lines -= self.height([heading, *hint]) + 1
         shown = 0
         waits = paragraph.waits_for(phase, self._all) is not None
         recommended = [] if waits else recommended_changes(phase)
         for finding in phase.findings:
-            part = self._finding(finding)
             # The paragraph above ends with their changes.
             if any(finding is above for above in recommended):
-                part = self._finding(replace_fields(finding, change=None, predicted_ns=None))
+                finding = replace(finding, change=None, predicted_ns=None)
+            part = self.drawn(self._finding(finding))
             lines -= self.height([part])
             if shown and (lines < 0 or finding.severity == "info"):
                 break
             if not shown:
-                yield self.section("Findings")
+                yield heading
             yield part
             shown += 1
         more = len(phase.findings) - shown
