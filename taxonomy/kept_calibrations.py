@@ -11,9 +11,10 @@ from pathlib import Path
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import UnknownVersion, decode_file
+from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.runs.run_blocks import CalibratedDevice
 
-_NOT_IN_SLUG = re.compile(r"\((r|tm|c)\)|\b(processor|cpu)\b|@.*", re.IGNORECASE)
+_NOT_IN_SLUG = lazy_pattern(r"\((r|tm|c)\)|\b(processor|cpu)\b|@.*", re.IGNORECASE)
 
 
 def cache_folder() -> Path:

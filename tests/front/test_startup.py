@@ -98,9 +98,9 @@ def test_values_of_predict_are_those_that_pydantic_makes(
 def test_help_makes_no_options(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
 
-    def keep(function: Callable[..., None]) -> Callable[..., None]:
+    def keep(function: Callable[..., None], requests: dict[str, str]) -> Callable[..., None]:
         made.append(function.__name__)
-        return from_options(function)
+        return from_options(function, requests)
 
     monkeypatch.setattr(command, "from_options", keep)
     group = typer.main.get_command(cli.app)

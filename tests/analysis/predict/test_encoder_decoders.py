@@ -5,11 +5,11 @@ The model is T5 of one layer each, d_model 32, 4 heads of 8, 64 channels, 100 to
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from prunescope.analysis.predict.predict_request import PredictRequest
 from prunescope.analysis.predict.request_points import sized_for_model
@@ -28,7 +28,7 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 ENCODER = ModelShape.from_fields(**SIZES, vocab=0, encoder=True)
 CROSS = {"cross_heads": 4, "cross_kv_heads": 4, "cross_head_dim": 8, "cross_width": 32}
-SHAPE = dataclasses.replace(
+SHAPE = replace(
     ModelShape.from_fields(**SIZES, **CROSS, vocab=100, norms=3),
     parts=(ModelPart(name="encoder", shape=ENCODER),),
 )
@@ -154,7 +154,7 @@ def test_a_request_counts_the_keys_of_the_encoder() -> None:
     assert sized.context == PROMPT + 1
     with pytest.raises(PrunescopeError, match="leaves the decoder no key"):
         sized_for_model(PredictRequest(prompt_len=PROMPT, context=PROMPT), SHAPE)
-    fixed = dataclasses.replace(SHAPE, parts=(ModelPart(name="encoder", shape=ENCODER, tokens=9),))
+    fixed = replace(SHAPE, parts=(ModelPart(name="encoder", shape=ENCODER, tokens=9),))
     assert sized_for_model(PredictRequest(phase="prefill"), fixed).prompt_len == 9
     with pytest.raises(PrunescopeError, match="sees 9 tokens"):
         sized_for_model(PredictRequest(prompt_len=PROMPT), fixed)
