@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "traces" / "cpu")
     parser.add_argument("--only", nargs="+", metavar="MODEL")
     options = parser.parse_args()
+    options.out = options.out.resolve()
     options.out.mkdir(parents=True, exist_ok=True)
     sweeps = [(p, s) for p, s in _settings() if not options.only or p.stem in options.only]
     _calibrate(options.out / "calibration.json", sweeps[0][1]["threads"])
@@ -63,11 +64,13 @@ def page() -> str:
     return "\n".join(lines(results)) + "\n"
 
 
-def _run(*words: object, threads: int) -> None:
-    """Run a command of prunescope with so many threads."""
+def _run(*words: object, threads: int, cwd: Path | None = None) -> None:
+    """Run a command of prunescope with so many threads, in a folder."""
     sys.stderr.write(f"prunescope {' '.join(map(str, words))}\n")
     env = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": _python_path()}
-    subprocess.run([sys.executable, "-m", "prunescope", *map(str, words)], env=env, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "prunescope", *map(str, words)], env=env, cwd=cwd, check=True
+    )
 
 
 def _python_path() -> str:
@@ -85,7 +88,8 @@ def _predict_and_measure(folder: Path, path: Path, sweep: dict[str, Any]) -> Non
     """Trace a dense model, predict its prunings, and only then run them."""
     folder.mkdir(parents=True, exist_ok=True)
     config = SWEEPS / path.stem / "config.json"
-    model = str(_saved(folder / path.stem, config)) if config.is_file() else sweep["model"]
+    is_saved = config.is_file()
+    model = str(_saved(folder / path.stem, config)) if is_saved else sweep["model"]
     if not (folder / "dense").exists():
         _run("trace", "--model", model, "--prompt-len", sweep["prompt_lens"][0], "--decode-steps",
              sweep["decode_steps"], "--dtype", sweep["dtype"], "--seed", sweep["seed"],
@@ -97,8 +101,10 @@ def _predict_and_measure(folder: Path, path: Path, sweep: dict[str, Any]) -> Non
             raise SystemExit(f"{folder.name} ran before it was predicted: remove its sweep")
         guesses = {"device": _from_device(model, sweep), "from_run": _from_run(folder, sweep)}
         predicted.write_text(json.dumps(guesses, indent=1), encoding="utf-8")
-    (folder / "sweep.yaml").write_text(yaml.safe_dump({**sweep, "model": model}), encoding="utf-8")
-    _run("sweep", folder / "sweep.yaml", "--out", folder / "sweep", threads=sweep["threads"])
+    # A saved model by its place in the folder: evidence names no folder of a machine.
+    settings = {**sweep, "model": f"./{path.stem}" if is_saved else model}
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    _run("sweep", "sweep.yaml", "--out", "sweep", threads=sweep["threads"], cwd=folder)
 
 
 def _saved(folder: Path, config: Path) -> Path:
