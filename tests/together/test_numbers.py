@@ -73,8 +73,33 @@ def wall(side: str) -> float:
     return walls(kept("gemm", f"nk/{side}/run.json")) / 1e6
 
 
+def predicted(source: str) -> str:
+    """Return the median size of the error of predictions on a CPU, of undisturbed points."""
+    with tarfile.open(RUNS / "cpu.tar.xz") as tar:
+        raw = {
+            member.name: json.load(file)
+            for member in tar
+            if member.name.endswith(("/run.json", "predicted.json"))
+            and (file := tar.extractfile(member)) is not None
+        }
+    known = json.loads((ROOT / "benchmarks" / "cpu.json").read_bytes())
+    errors = []
+    for model in known["models"]:
+        guesses = raw[f"{model['name']}/predicted.json"][source]
+        for point in filter(lambda point: point["valid"], model["points"]):
+            family, sparsity, phase = point["family"], point["sparsity"], point["phase"]
+            run = f"{family}-s{sparsity:g}-{phase}-b1-p128-d0"
+            sides = [
+                walls(raw[f"{model['name']}/sweep/runs/{run}/{side}/run.json"], phase)
+                for side in ("dense", "pruned")
+            ]
+            (guess,) = (g[2] for g in guesses[phase]["points"] if g[:2] == [family, sparsity])
+            errors.append(abs(guess * sides[1] / sides[0] - 1))
+    return f"{100 * np.median(errors):.1f} %"
+
+
 README, REPORT = "README.md", "docs/reading-a-report.md"
-GEMM, ALLOCATE = "docs/gemm.md", "docs/allocate.md"
+GEMM, ALLOCATE, PREDICT = "docs/gemm.md", "docs/allocate.md", "docs/predict.md"
 # By name: the file, what stands around the number, and how to recompute it.
 NUMBERS: dict[str, tuple[str, str, Callable[[], str]]] = {
     "first example": (README, r"No measurable speedup: (\S+) \[", first_example),
@@ -94,6 +119,8 @@ NUMBERS: dict[str, tuple[str, str, Callable[[], str]]] = {
     "plan, speed": (ALLOCATE, r"reached (\S+)\. On", lambda: speedup("allocation", "plan")),
     "plan, loss": (ALLOCATE, r"it lost (\+[\d.]+ %) perplexity", lambda: loss("plan")),
     "least of families": (ALLOCATE, r"speed lost (\+[\d.]+ %) to", lambda: loss("static-m")),
+    "by --device cpu": (PREDICT, r"error is ([\d.]+ %) by", lambda: predicted("device")),
+    "by --from-run": (PREDICT, r"and ([\d.]+ %) by\n`--from-run`", lambda: predicted("from_run")),
     "most of families": (ALLOCATE, r"to (\+[\d.]+ %) \|", lambda: loss("static-nk")),
 }  # fmt: skip
 
