@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from dataclasses import astuple
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import astuple
 
 from prunescope.analysis.predict.constants import (
     DEFAULT,
