@@ -8,7 +8,6 @@ None is not known.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from prunescope.taxonomy.configs.stored_tensors import stored_tensors
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.families import pruning_families
 from prunescope.taxonomy.family import Family
+from prunescope.taxonomy.formats import load_object
 from prunescope.taxonomy.presets import preset_config, preset_named, preset_names
 from prunescope.taxonomy.roles import GROUPS
 from prunescope.taxonomy.runs.run import MANIFEST, read_run
@@ -252,10 +252,7 @@ def read_architecture(name: str) -> Described:
             return describe_traits(traits_of(shape))
     if path.stat().st_size > _MAX_BYTES:
         raise PrunescopeError(f"{name} is too large for a config", hint="give a config.json")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise PrunescopeError(f"{name} is not JSON", hint="give a model's config.json") from error
+    config = load_object(path.read_bytes(), where=name, hint="give a model's config.json")
     return _with_weights(config, path)
 
 

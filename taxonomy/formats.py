@@ -120,6 +120,28 @@ def _decode(data: str | bytes, kind: type[T], *, where: str, hint: str) -> T:
     return value
 
 
+def load_object(data: str | bytes, *, where: str, hint: str) -> dict[str, Any]:
+    """Return the JSON object of a file that another program wrote, such as a model's config.json.
+
+    Args:
+        data: The content of the file.
+        where: The name of the file in messages.
+        hint: What the user can do about a bad file.
+
+    Raises:
+        PrunescopeError: The file is not JSON, is not an object, or has a key twice in one object.
+    """
+    try:
+        value = json.loads(data, object_pairs_hook=unique_keys)
+    except KeyTwiceError as error:
+        raise PrunescopeError(f"{where} {error}", hint=hint) from None
+    except (ValueError, RecursionError) as error:
+        raise PrunescopeError(f"{where} is not JSON ({str(error)[:80]})", hint=hint) from None
+    if not isinstance(value, dict):
+        raise PrunescopeError(f"{where} is not a JSON object", hint=hint)
+    return value
+
+
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return an object of a JSON text, of which `json.loads` gives keys and values.
 

@@ -6,7 +6,6 @@ a run folder, or `zipf:EXPONENT` gives a Routing. A file is untrusted, so sizes 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from prunescope.taxonomy.arguments import number
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.expert_routing import ENOUGH_PICKS, Routing
-from prunescope.taxonomy.formats import MAX_LAYERS, KeyTwiceError, unique_keys
+from prunescope.taxonomy.formats import MAX_LAYERS, load_object
 from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.own_files import refuse_own_file
 from prunescope.taxonomy.plan import PHASES
@@ -126,15 +125,7 @@ def _read_object(file: Path) -> Mapping[str, Any]:
     """Return the JSON object in a file; raise PrunescopeError for another content."""
     if file.stat().st_size > _MAX_BYTES:
         raise PrunescopeError(f"{file.name} is too large for counts of experts", hint=_FORM)
-    try:
-        held = json.loads(file.read_bytes(), object_pairs_hook=unique_keys)
-    except KeyTwiceError as error:
-        raise PrunescopeError(f"{file.name} {error}", hint=_FORM) from None
-    except (ValueError, RecursionError):
-        raise PrunescopeError(f"{file.name} is not JSON", hint=_FORM) from None
-    if not isinstance(held, dict):
-        raise PrunescopeError(f"{file.name} is not a JSON object", hint=_FORM)
-    return held
+    return load_object(file.read_bytes(), where=file.name, hint=_FORM)
 
 
 def _read_layers(layers: Any, name: str) -> tuple[tuple[float, ...], ...]:

@@ -7,7 +7,6 @@ formats by the config.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from prunescope.taxonomy.config_traits import read_traits
 from prunescope.taxonomy.configs.gguf_header import gguf_config
 from prunescope.taxonomy.configs.stored_tensors import stored_tensors
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.formats import load_object
 from prunescope.taxonomy.hub import reach
 from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.presets import (
@@ -184,17 +184,7 @@ def _load_config(file: Path) -> dict[str, Any]:
         raise PrunescopeError(
             f"{file.name} is not a config of a model", hint="give its config.json, or a preset"
         )
-    try:
-        config = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise PrunescopeError(
-            f"{file.name} is not JSON ({str(error)[:80]})", hint="give a Hugging Face config.json"
-        ) from None
-    if not isinstance(config, dict):
-        raise PrunescopeError(
-            f"{file.name} is not a JSON object", hint="give a Hugging Face config.json"
-        )
-    return config
+    return load_object(file.read_bytes(), where=file.name, hint="give a Hugging Face config.json")
 
 
 def _stated_quantisation(config: dict[str, Any]) -> str | None:

@@ -17,6 +17,7 @@ from msgspec import Struct, field
 
 from prunescope.taxonomy.configs.gguf_header import gguf_tensors
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.formats import unique_keys
 
 _PICKLES = "pytorch_model*.bin"
 _NEVER_OPENED = "a pickle, which is never opened: convert it to safetensors, see docs/loading.md"
@@ -82,9 +83,8 @@ def _files(folder: Path) -> tuple[list[Path], bool]:
     try:
         if index.stat().st_size > _LONGEST:
             raise ValueError
-        names = sorted(
-            {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
-        )
+        read = json.loads(index.read_bytes(), object_pairs_hook=unique_keys)
+        names = sorted({str(name) for name in read["weight_map"].values()})
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return [], False
     inside = [n for n in names if n.endswith(".safetensors") and Path(n).name == n][:_MOST_FILES]
@@ -99,7 +99,7 @@ def _header(file: Path) -> dict[str, tuple[int, ...]]:
         (length,) = struct.unpack("<Q", opened.read(8))
         if length > min(size - 8, _LONGEST):
             raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
-        written = json.loads(opened.read(length))
+        written = json.loads(opened.read(length), object_pairs_hook=unique_keys)
     if not isinstance(written, dict):
         raise ValueError("its header is not a JSON object")
     stored = size - 8 - length

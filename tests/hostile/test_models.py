@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.predict.predict_request import PredictRequest
+from prunescope.analysis.shapes.named_model import read_model
+from prunescope.taxonomy.architectures import read_architecture
+from prunescope.taxonomy.configs.stored_tensors import stored_tensors
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.presets import preset_config
 from tests.analysis.predict.plain import predict
@@ -141,6 +144,26 @@ def test_a_config_that_is_none_is_refused(text: str, tmp_path: Path) -> None:
     assert refused(tmp_path)
     with pytest.raises(PrunescopeError):
         predict(PredictRequest(model=str(tmp_path), device="h100-sxm"))
+
+
+def test_a_config_or_header_with_a_key_twice_is_refused(checkpoint: Path) -> None:
+    """The last of two is what Python reads; an engine in another language may read the first."""
+    file, weights = checkpoint / "config.json", checkpoint / "model.safetensors"
+    plain, whole = file.read_text(), weights.read_bytes()
+    (length,) = struct.unpack("<Q", whole[:8])
+    header = whole[8 : 8 + length].strip()
+    first = header[1 : header.index(b"}") + 1]  # the first entry
+    doubled = b"{" + first + b"," + header[1:]
+    weights.write_bytes(struct.pack("<Q", len(doubled)) + doubled + whole[8 + length :])
+    stored = stored_tensors(file)
+    assert stored is not None and "twice in one object" in stored.problem
+    weights.write_bytes(whole)
+    for key in json.loads(plain):
+        file.write_text(plain.replace(f'"{key}":', f'"{key}": 1, "{key}":', 1))
+        assert refused(checkpoint) == f"config.json has the key {key!r} twice in one object"
+        for read in (read_model, read_architecture):
+            with pytest.raises(PrunescopeError, match=f"has the key '{key}' twice"):
+                read(str(checkpoint))
 
 
 def test_a_model_larger_than_the_machine_is_refused_at_once(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from prunescope.taxonomy.atomic_write import partial_folder, put_in_place
 from prunescope.taxonomy.configs.gguf_header import stored_elements
 from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.formats import MAX_LAYERS
+from prunescope.taxonomy.formats import MAX_LAYERS, load_object
 from prunescope.taxonomy.hub import reach
 from prunescope.taxonomy.kept_calibrations import cache_folder
 from prunescope.taxonomy.own_files import refuse_own_file
@@ -225,12 +225,11 @@ def check_folder(folder: Path) -> None:
 
 
 def _check_config(folder: Path) -> None:
-    """Refuse a folder without a config.json."""
-    if not (folder / "config.json").is_file():
-        raise PrunescopeError(
-            f"no config.json in the folder {folder.name}/",
-            hint="--model takes a folder written by save_pretrained",
-        )
+    """Refuse a folder without a config.json, or with one that has a key twice."""
+    file, hint = folder / "config.json", "--model takes a folder written by save_pretrained"
+    if not file.is_file():
+        raise PrunescopeError(f"no config.json in the folder {folder.name}/", hint=hint)
+    load_object(file.read_bytes(), where=file.name, hint=hint)
 
 
 def check_hub_id(name: str) -> None:
