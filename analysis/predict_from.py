@@ -127,7 +127,7 @@ def dense_phases(
     if (path / "dense" / MANIFEST).is_file():
         path /= "dense"
     run = read_run(path) if (path / MANIFEST).is_file() else None
-    if run is not None and run.pruning is not None:
+    if run is not None and (run.variant == "pruned" or run.pruning is not None):
         raise PrunescopeError(
             f"{path.name}/ is a pruned run", hint="give the dense one, e.g. RUN/dense"
         )

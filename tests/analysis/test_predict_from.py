@@ -275,6 +275,17 @@ def test_a_family_that_cannot_be_applied_has_no_row(tmp_path: Path) -> None:
     assert any("one KV head serves all" in warning for warning in result["warnings"])
 
 
+@pytest.mark.parametrize("side", ["dense", "pruned"])
+def test_a_run_that_calls_itself_pruned_is_not_dense(side: str, tmp_path: Path) -> None:
+    """As the recorder writes it, without an entry on the pruning, and in either folder."""
+    shutil.copytree(TRACES / "tiny-static-m" / side, tmp_path / side)
+    manifest = tmp_path / side / "run.json"
+    told = json.loads(manifest.read_bytes())
+    manifest.write_text(json.dumps(told | {"variant": "pruned", "pruning": None, "twin": None}))
+    with pytest.raises(PrunescopeError, match=f"{side}/ is a pruned run"):
+        predict_from(PredictRequest(from_run=tmp_path / side, sparsity=0.5))
+
+
 def test_dense_times_that_are_not_valid_are_a_warning(tmp_path: Path) -> None:
     """What is scaled is what was measured beside other work."""
     assert not any("timing not valid" in warning for warning in ask(sparsity=0.5)["warnings"])
