@@ -114,8 +114,9 @@ class Setting(Struct, frozen=True, kw_only=True):
 
     @property
     def host_is_known(self) -> bool:
-        """Whether the time of an eager dispatch was given."""
-        return self.constants.dispatch_ns != defaults_on(self.device).dispatch_ns
+        """Whether the time of an eager dispatch was given, or measured with the device."""
+        given = self.constants.dispatch_ns != defaults_on(self.device).dispatch_ns
+        return given or self.device.times is not None
 
 
 _read_preset = lru_cache(maxsize=64)(read_model)

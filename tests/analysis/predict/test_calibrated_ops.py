@@ -13,6 +13,7 @@ from prunescope.analysis.device.calibrated import named_device
 from prunescope.analysis.predict.calibrated_ops import calibrated_ns
 from prunescope.analysis.predict.costs import estimate_costs
 from prunescope.analysis.predict.predict_request import PredictRequest
+from prunescope.analysis.predict.ranges import host_modes
 from prunescope.analysis.predict.setting import resolve, workloads
 from prunescope.analysis.predict.side import PredictedSide, predicted_side
 from prunescope.taxonomy.plan import Op
@@ -98,3 +99,11 @@ def test_two_calibrations_of_one_name_are_two_devices(file: Path, tmp_path: Path
         for side in map(side_of, (file, other))
     )
     assert second > 2 * first
+
+
+def test_no_published_host_stands_in_for_a_measured_one(file: Path) -> None:
+    """The cost of an op is known with the device: a range holds no other host's mode."""
+    side = side_of(file)
+    estimate = estimate_costs(side)
+    modes = host_modes(lambda c: estimate.total_ns(c, frozenset({"launch"})), side, ("launch",))
+    assert side.setting.launch == "eager" and modes == ()
