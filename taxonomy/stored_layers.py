@@ -15,6 +15,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from prunescope.taxonomy.configs.stored_tensors import StoredTensors
+from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.lazy_pattern import lazy_pattern
 from prunescope.taxonomy.roles import QKV_ROLES, locate, matrix_role
 from prunescope.taxonomy.shape import LayerShape, ModelShape
@@ -23,6 +24,7 @@ from prunescope.taxonomy.words import spread
 Matrix = tuple[int, ...]
 _READS = ("q", "k", "v", "qkv", "gate", "up", "gate_up")  # K is the residual stream
 _WRITES = ("o", "down")  # N is
+_MOST_UNREAD = 0.005  # of the stored parameters: more of them are a part of another model
 _LAYER = lazy_pattern(r"((?:.*?\.)?)(?:layers|h|blocks|layer|block)\.(\d{1,5})\.")
 _EXPERT = lazy_pattern(r"(?:^|\.)experts\.(\d{1,5})\.")
 _LABELS = {
@@ -44,7 +46,11 @@ class _Layer(Struct):
 
 
 def shape_of_weights(shape: ModelShape, stored: StoredTensors) -> tuple[ModelShape, list[str]]:
-    """Return the shape with the sizes of the stored weights, and notes on the differences."""
+    """Return the shape with the sizes of the stored weights, and notes on the differences.
+
+    Raises:
+        PrunescopeError: The shape has far more or fewer parameters than the files hold.
+    """
     if stored.problem:
         return shape, [
             f"the weights next to the config are unreadable ({stored.problem}): sizes are the "
@@ -53,7 +59,24 @@ def shape_of_weights(shape: ModelShape, stored: StoredTensors) -> tuple[ModelSha
     if shape.parts:
         return _parts_of_weights(shape, stored)
     tensors = _decoder(stored.shapes)
-    return _layers_of_weights(shape, _outside(shape, tensors), _layers(tensors, shape), stored)
+    weights, notes = _layers_of_weights(
+        shape, _outside(shape, tensors), _layers(tensors, shape), stored
+    )
+    return weights, [*notes, *_compare_parameters(weights, stored.parameters)]
+
+
+def _compare_parameters(shape: ModelShape, stored: int) -> list[str]:
+    """Say that a shape has other parameters than the files hold; nothing where that is unknown."""
+    read = shape.parameters()
+    if not stored or read == stored:
+        return []
+    if abs(read - stored) > _MOST_UNREAD * stored:
+        raise PrunescopeError(
+            f"the file holds {stored:,} parameters, and its header describes a {shape.model_type} "
+            f"of {read:,}",
+            hint="give the config.json of the model: some of its tensors are not known",
+        )
+    return [f"the file holds {stored:,} parameters, of which the shape has {read:,}"]
 
 
 def _parts_of_weights(shape: ModelShape, stored: StoredTensors) -> tuple[ModelShape, list[str]]:

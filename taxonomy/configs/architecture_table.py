@@ -267,6 +267,12 @@ def unwritten(model_type: str) -> Unwritten:
     return entry.unwritten if entry else _OTHERS.get(model_type, Unwritten())
 
 
-# Architectures of GGUF files whose header says all that a config does, and their model types.
-GGUF_TYPES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma": "gemma",
-                "gemma2": "gemma2", "gemma3": "gemma3_text", "deci": "nemotron-nas"}  # fmt: skip
+# Architectures of GGUF files whose header and tensors say all that a config does, and their types.
+GGUF_TYPES = {
+    "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma": "gemma", "gemma2": "gemma2",
+    "gemma3": "gemma3_text", "deci": "nemotron-nas", "falcon-h1": "falcon_h1",
+    "granitehybrid": "granitemoehybrid", "jamba": "jamba", "lfm2": "lfm2", "lfm2moe": "lfm2_moe",
+    "mamba": "mamba", "mamba2": "mamba2", "nemotron_h": "nemotron_h",
+    "nemotron_h_moe": "nemotron_h", "qwen35": "qwen3_5_text", "qwen35moe": "qwen3_5_moe_text",
+    "qwen3next": "qwen3_next",
+}  # fmt: skip

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prunescope.taxonomy.configs.architecture_table import GGUF_TYPES
+from prunescope.taxonomy.configs.gguf_hybrids import hybrid_keys, layers_of
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import MAX_LAYERS
 
@@ -54,6 +55,7 @@ def gguf_config(path: Path) -> dict[str, Any]:
         value = header.values.get(f"{kind}.{key}")
         if value is not None:
             config[name] = value
+    config |= hybrid_keys(kind, GGUF_TYPES[kind], header.values, header.tensors)
     table = header.tensors.get("token_embd.weight", ())
     if len(table) == 2:
         config["vocab_size"] = table[1]
@@ -62,7 +64,7 @@ def gguf_config(path: Path) -> dict[str, Any]:
         config["attention_bias"] = True
     if header.values.get("general.file_type") not in _PLAIN:
         config["quantization_config"] = {"quant_method": "gguf"}
-    return config
+    return {name: value for name, value in config.items() if value is not None}
 
 
 # Names of matrices and norms of a layer, as Hugging Face has them.
@@ -76,14 +78,30 @@ _TENSORS = {
 }  # fmt: skip
 
 
-def gguf_tensors(path: Path) -> dict[str, tuple[int, ...]]:
+# Stored beside the parameters: angles of positions, and what balances the choice of experts.
+_NO_PARAMETERS = ("rope_freqs", "rope_factors_long", "rope_factors_short", "exp_probs_b")
+
+
+def gguf_tensors(path: Path) -> tuple[dict[str, tuple[int, ...]], int]:
     """Read the shapes of the tensors by their Hugging Face names, the slowest dimension first.
+
+    Returns:
+        The shapes of the tensors whose names are known, and how many parameters all tensors hold
+        together; 0 where the file lacks some layers, as a part of a split one does.
 
     Raises:
         PrunescopeError: The file is damaged.
     """
+    header = _read(path)
+    count = header.values.get(f"{header.values.get('general.architecture')}.block_count")
+    layers = layers_of(header.tensors, count if type(count) is int else 0)
+    numbers = sum(
+        math.prod(shape)
+        for name, shape in header.tensors.items()
+        if not any(part in _NO_PARAMETERS for part in name.split("."))
+    )
     shapes = {}
-    for name, shape in _read(path).tensors.items():
+    for name, shape in header.tensors.items():
         part, _, number_and_rest = name.partition(".")
         number, _, suffix = number_and_rest.partition(".")
         leaf, _, kind = suffix.rpartition(".")
@@ -91,7 +109,7 @@ def gguf_tensors(path: Path) -> dict[str, tuple[int, ...]]:
             shapes["model.embed_tokens.weight"] = shape[::-1]
         elif part == "blk" and leaf in _TENSORS:
             shapes[f"model.layers.{number}.{_TENSORS[leaf]}.{kind}"] = shape[::-1]
-    return shapes
+    return shapes, numbers if layers and all(layers) else 0
 
 
 def stored_elements(path: Path) -> int:

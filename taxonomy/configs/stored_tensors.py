@@ -34,12 +34,13 @@ class StoredTensors(Struct, frozen=True):
     """The shapes of a checkpoint's tensors by name.
 
     `complete`: no file of the checkpoint is missing; `problem`: why a file could not be read, "" if
-    all could.
+    all could. `parameters`: how many all tensors hold, also those of unknown names; 0: not known.
     """
 
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     complete: bool = True
     problem: str = ""
+    parameters: int = 0
 
 
 def stored_tensors(config: Path) -> StoredTensors | None:
@@ -58,7 +59,8 @@ def stored_tensors(config: Path) -> StoredTensors | None:
 
 def _read_gguf(path: Path) -> StoredTensors:
     try:
-        return StoredTensors(gguf_tensors(path))
+        shapes, parameters = gguf_tensors(path)
+        return StoredTensors(shapes, parameters=parameters)
     except PrunescopeError as error:
         return StoredTensors(complete=False, problem=error.problem)
 

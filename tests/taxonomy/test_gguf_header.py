@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
-from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -15,29 +13,9 @@ from prunescope.taxonomy.configs.gguf_header import gguf_config, stored_elements
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.presets import preset_config
 from prunescope.taxonomy.shape import ModelShape
+from tests.gguf_file import write_gguf
 
 RUN = Path(__file__).resolve().parents[2] / "traces" / "tiny-static-m" / "dense" / "run.json"
-
-
-def text(word: str) -> bytes:
-    return struct.pack("<Q", len(word)) + word.encode()
-
-
-def gguf(path: Path, values: dict[str, Any], tensors: dict[str, tuple[int, ...]]) -> Path:
-    """Texts, uint32 and lists of them alone; 4 bits a weight follow, which nothing reads."""
-    raw = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(values))
-    for name, value in values.items():
-        if isinstance(value, list):
-            raw += text(name) + struct.pack(f"<IIQ{len(value)}I", 9, 4, len(value), *value)
-            continue
-        is_text = isinstance(value, str)
-        raw += text(name) + struct.pack("<I", 8 if is_text else 4)
-        raw += text(value) if is_text else struct.pack("<I", value)
-    for name, shape in tensors.items():
-        raw += text(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
-        raw += struct.pack("<IQ", 2, 0)
-    path.write_bytes(raw + bytes(4096))
-    return path
 
 
 def gemma(path: Path, architecture: str = "gemma3") -> Path:
@@ -48,7 +26,7 @@ def gemma(path: Path, architecture: str = "gemma3") -> Path:
     }  # fmt: skip
     values = {"general.architecture": architecture, "general.file_type": 15}
     values |= {f"{architecture}.{name}": value for name, value in numbers.items()}
-    return gguf(path, values, {"token_embd.weight": (1152, 262144)})
+    return write_gguf(path, values, {"token_embd.weight": (1152, 262144)})
 
 
 def test_a_header_gives_the_shape_of_the_config(tmp_path: Path) -> None:
@@ -69,7 +47,7 @@ def test_lists_and_tensors_of_a_header_give_each_layer_its_shape(tmp_path: Path)
         "attention.head_count_kv": [2, 0, 0],
     }  # fmt: skip
     values = {"general.architecture": "deci", **{f"deci.{k}": v for k, v in numbers.items()}}
-    file = gguf(tmp_path / "m.gguf", values, {"token_embd.weight": (64, 512)})
+    file = write_gguf(tmp_path / "m.gguf", values, {"token_embd.weight": (64, 512)})
     shape = read_model(str(file)).shape
     assert [layer.attention_kind for layer in shape.layer_shapes] == ["usual", "linear", "none"]
     assert [layer.intermediate for layer in shape.layer_shapes] == [96, 48, 0]
@@ -80,7 +58,7 @@ def test_lists_and_tensors_of_a_header_give_each_layer_its_shape(tmp_path: Path)
     for number, width in enumerate((80, 48)):
         tensors |= {f"blk.{number}.ffn_{name}.weight": (64, width) for name in ("gate", "up")}
         tensors[f"blk.{number}.ffn_down.weight"] = (width, 64)
-    named = read_model(str(gguf(tmp_path / "m.gguf", values, tensors)))
+    named = read_model(str(write_gguf(tmp_path / "m.gguf", values, tensors)))
     assert [layer.intermediate for layer in named.shape.layer_shapes] == [80, 48]
     assert named.shape.layer(1).attention_kind == "linear"
     assert "48–80 MLP channels (config: 48–96)" in named.notes[0]
@@ -88,7 +66,7 @@ def test_lists_and_tensors_of_a_header_give_each_layer_its_shape(tmp_path: Path)
 
 def test_what_a_header_does_not_say_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(PrunescopeError, match="of which headers are not read"):
-        gguf_config(gemma(tmp_path / "m.gguf", "mamba"))
+        gguf_config(gemma(tmp_path / "m.gguf", "rwkv7"))
     (tmp_path / "cut.gguf").write_bytes((tmp_path / "m.gguf").read_bytes()[:100])
     with pytest.raises(PrunescopeError, match="not a readable GGUF file"):
         gguf_config(tmp_path / "cut.gguf")
