@@ -24,11 +24,17 @@ def vision_fields(config: Mapping[str, Any]) -> dict[str, Any] | None:
     None means that the config is of a different kind.
 
     Raises:
-        PrunescopeError: A size is missing or is not a number.
+        PrunescopeError: A size is missing or is not a number, or how many tokens an image or a
+            sound is does not follow from the config.
     """
-    if "patch_size" not in config or config.get("vocab_size") is not None:
-        return None
     kind = str(config.get("model_type", ""))
+    hears = config.get("num_mel_bins") and not config.get("is_encoder_decoder")
+    if hears or (config.get("patch_size") and config.get("vocab_size")):
+        raise _unknown_tokens(f"the config of a {kind or 'model'} is of images or sound")
+    if "patch_size" not in config:
+        return None
+    if config.get("image_size") is None:
+        raise _unknown_tokens(f"a {kind or 'vision transformer'} takes images of any size")
     hidden, layers, heads = (
         _size(config, name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")
     )
@@ -61,6 +67,15 @@ def vision_fields(config: Mapping[str, Any]) -> dict[str, Any] | None:
         "positions": tokens, "image_tokens": tokens, "layout": "f" * layers,
     }  # fmt: skip
     return fields
+
+
+def _unknown_tokens(problem: str) -> PrunescopeError:
+    """Return the error for a tower whose number of tokens no config states."""
+    return PrunescopeError(
+        f"{problem}, and does not say how many tokens one is",
+        hint="predict the language part, config.json without #, with the tokens of the image or "
+        "sound in --prompt-len, and give the time of the tower as --extra-ms",
+    )
 
 
 def _classes(config: Mapping[str, Any]) -> int:

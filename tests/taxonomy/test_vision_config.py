@@ -48,6 +48,20 @@ def test_parameters_are_those_of_the_model() -> None:
     assert ModelShape.from_config(VIT).parameters() == pytest.approx(86.57e6 - 0.59e6, rel=0.002)
 
 
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"image_size": None}, "takes images of any size"),
+        ({"vocab_size": 16384}, "of images or sound"),  # a tokenizer of images
+        ({"patch_size": None, "num_mel_bins": 80, "vocab_size": 50000}, "of images or sound"),
+    ],
+)
+def test_a_tower_whose_tokens_are_not_known_is_no_model_of_text(changes: Any, why: str) -> None:
+    config = {key: value for key, value in {**VIT, **changes}.items() if value is not None}
+    with pytest.raises(PrunescopeError, match=why):
+        ModelShape.from_config(config)
+
+
 @pytest.mark.parametrize("broken", ["patch_size", "image_size", "num_attention_heads"])
 def test_a_size_that_is_none_is_named(broken: str) -> None:
     with pytest.raises(PrunescopeError, match=broken):

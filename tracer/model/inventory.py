@@ -56,7 +56,8 @@ def build_inventory(config: Mapping[str, Any]) -> Inventory | None:
         if model is None or any(0 in weight.shape for weight in model.parameters()):
             return None
         tree = read_tree(model)
-        is_tower = getattr(model, "main_input_name", "input_ids") != "input_ids"
+        is_tower = _main_input(model) != "input_ids"
+        is_tower |= "input_ids" not in inspect.signature(model.forward).parameters
         is_tower &= tree.model_class in _classes("", str(model.config.model_type))
         return tree if tree.followed or not is_tower else None
 

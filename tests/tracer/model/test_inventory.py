@@ -70,6 +70,12 @@ def test_a_tower_sees_the_tokens_of_an_image() -> None:
     assert shape.is_one_pass and shape.cache_elements() == 0
 
 
+def test_a_tower_of_images_of_any_size_is_no_model_of_text() -> None:
+    tower = {"model_type": "qwen2_5_vl_vision", "depth": 2, "hidden_size": 32, "num_heads": 2,
+             "intermediate_size": 48, "out_hidden_size": 32}  # fmt: skip
+    assert build_inventory(tower) is None
+
+
 @pytest.mark.parametrize(("decoder", "one_pass"), [(False, True), (True, False)])
 def test_a_masked_language_model_is_one_pass_unless_it_decodes(
     decoder: bool, one_pass: bool
