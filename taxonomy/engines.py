@@ -342,7 +342,11 @@ def legal_sizes(engine: str, tp: int = 1) -> Legal:
 
 
 def layouts_of(
-    families: Iterable[Family], shape: ModelShape, knobs: Mapping[str, Any] = NO_KNOBS
+    families: Iterable[Family],
+    shape: ModelShape,
+    knobs: Mapping[str, Any] = NO_KNOBS,
+    *,
+    dense: ModelShape | None = None,
 ) -> tuple[str, ...]:
     """Return what pruning by some families leaves in a checkpoint of a shape, of LAYOUTS.
 
@@ -350,11 +354,20 @@ def layouts_of(
         families: The families that were applied; none for a checkpoint whose shape says all.
         shape: The dimensions after pruning.
         knobs: The options of the families.
+        dense: The model before pruning. What it has by itself, as a Nemotron-H has layers of one
+            sublayer, is no work of pruning. None: not known.
 
     Returns:
         At least one layout; "uniform" only alone.
     """
     layouts = {_layout_of(family, knobs) for family in families} - {""}
+    layouts |= _layouts_of_shape(shape) - (_layouts_of_shape(dense) if dense else set())
+    return tuple(name for name in LAYOUTS if name in layouts) or ("uniform",)
+
+
+def _layouts_of_shape(shape: ModelShape) -> set[str]:
+    """Return the layouts that the dimensions of a model show."""
+    layouts = set()
     layers = set(shape.layer_shapes)
     if any(layer.ranks for layer in layers) or shape.ranks:
         layouts.add("low-rank")
@@ -369,7 +382,7 @@ def layouts_of(
         for key in ("heads", "kv_heads", "intermediate", "expert_intermediate")
     ):
         layouts.add("per-layer")
-    return tuple(name for name in LAYOUTS if name in layouts) or ("uniform",)
+    return layouts
 
 
 def _layout_of(family: Family, knobs: Mapping[str, Any]) -> str:

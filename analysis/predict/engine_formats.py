@@ -54,7 +54,8 @@ def answers_for(setting: Setting) -> list[EngineAnswer]:
     if shape.parts:
         return []  # the table was read for decoders alone
     tp = setting.tp if setting.legal is None else max(setting.tp, setting.legal.tp)
-    return engine_answers(layouts_of(families, shape, setting.knobs), shape, tp)
+    layouts = layouts_of(families, shape, setting.knobs, dense=setting.shape)
+    return engine_answers(layouts, shape, tp)
 
 
 def engine_runs(engine: str | None, setting: Setting) -> EngineRuns:

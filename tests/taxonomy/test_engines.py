@@ -70,6 +70,14 @@ def test_layers_that_differ_are_seen_in_the_shape(change: dict[str, Any], layout
     assert not any(a.runs for a in engine_answers((layout,), _uneven(**change)))
 
 
+def test_what_the_dense_model_has_by_itself_is_no_work_of_pruning() -> None:
+    """As a Nemotron-H, whose layers have one sublayer each: engines with its class run it."""
+    dense = _uneven(attention_kind="none", heads=0, kv_heads=0)
+    narrow = dense.map_layers(lambda layer: layer.change(intermediate=192))
+    assert layouts_of([], narrow, dense=dense) == ("uniform",)
+    assert layouts_of([], narrow, dense=SHAPE) == ("missing",)
+
+
 def test_tensor_parallelism_divides_heads_and_replicates_few_kv_heads() -> None:
     # 8 query heads, 4 KV heads. 8 ranks: a query head each, and each KV head on two of them.
     eight = {a.engine: a for a in engine_answers(("uniform",), SHAPE, 8)}
