@@ -67,7 +67,7 @@ READ = frozenset(
     num_experts_per_tok num_experts_per_token num_heads num_hidden_layers num_key_value_heads
     num_key_value_heads_per_layer num_kv_heads num_layers num_local_experts num_query_heads
     image_size is_decoder is_encoder_decoder
-    mlp_ratio num_labels num_register_tokens patch_size projection_dim use_swiglu_ffn
+    mlp_ratio num_labels num_mel_bins num_register_tokens patch_size projection_dim use_swiglu_ffn
     adapter_rank add_bias_linear altup_num_inputs attention_k_eq_v attention_window_size
     attn_layer_offset attn_type_list block_size block_types chunk_size conv1d_width conv_kernel
     enable_moe_block expert_layer_offset expert_layer_period full_attn_layers global_head_dim
