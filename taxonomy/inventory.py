@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from prunescope.taxonomy.formats import Count, Name
 
-READER = 4  # counts up with what an inventory of the same tree says
+READER = 5  # counts up with what an inventory of the same tree says
 _Axes = Annotated[tuple[Annotated[int, Meta(ge=0, le=1 << 40)], ...], Meta(max_length=8)]
 
 

@@ -108,9 +108,9 @@ def read_config(config: Mapping[str, Any]) -> Fields:
     if cfg.get("is_encoder_decoder"):
         raise PrunescopeError(
             f"the config of a {kind or 'model'} is of an encoder and a decoder that attends to it, "
-            "and only its modules tell them apart",
-            hint="install torch and transformers (prunescope[trace]); for one of the two alone, "
-            "name its class in `architectures`, and say is_encoder_decoder: false",
+            "and only the modules of its class tell them apart",
+            hint="name the class in `architectures`, and install torch and transformers "
+            "(prunescope[trace]); for one of the two alone, say is_encoder_decoder: false, too",
         )
     own = unwritten(kind)
     names = {

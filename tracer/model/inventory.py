@@ -130,6 +130,8 @@ def _tree(config: Mapping[str, Any]) -> Any:
     try:
         known = CONFIG_MAPPING[kind].from_dict(plain)
         is_seq2seq = bool(getattr(known, "is_encoder_decoder", False))
+        if is_seq2seq and not plain.get("architectures") and _has_decoder_alone(kind):
+            return None
         cls = model_class(kind, plain.get("architectures"), is_seq2seq=is_seq2seq)
         if cls is None:
             return None
@@ -175,6 +177,16 @@ def model_class(kind: str, architectures: object, *, is_seq2seq: bool = False) -
         if inspect.isclass(cls) and issubclass(cls, PreTrainedModel):
             return cls
     return None
+
+
+def _has_decoder_alone(kind: str) -> bool:
+    """Return whether a type has a class of both parts and one of its decoder alone.
+
+    PegasusForCausalLM leaves its config as that of an encoder and a decoder: where the config names
+    no class, it may be either, with other parameters.
+    """
+    both = any(_classes(head, kind) for head in _HEADS if "SEQ" in head)
+    return both and bool(_classes("FOR_CAUSAL_LM", kind))
 
 
 def _classes(head: str, kind: str) -> list[str]:

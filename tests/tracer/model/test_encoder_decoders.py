@@ -54,7 +54,7 @@ SOURCE, TARGET = 24, 6
 def config_of(kind: str, sizes: dict[str, Any]) -> dict[str, Any]:
     config = transformers.CONFIG_MAPPING[kind](**sizes)
     values: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
-    return values
+    return {**values, "architectures": [model_class(kind, None, is_seq2seq=True).__name__]}
 
 
 def read(config: dict[str, Any]) -> ModelShape:
