@@ -448,13 +448,30 @@ def _phase(
 
 def _phase_notices(own: SidePhase, compared: _Compared) -> list[Notice]:
     """Return what the phase tells, in the order in which it is told."""
-    notices = [*notes(own.kernels), *compared.notes, *_executed(own)]
+    notices = [*notes(own.kernels), *compared.notes, *_executed(own), *_until_missed(own)]
     if own.kind is not None:
         evidence, phase = own.kind["evidence"], own.kind["kind"]
         notices.append(note("phase-of-trace", evidence=evidence, phase=phase))
         if (split := own.kind.get("split")) is not None:
             notices.append(note("mixed-steps", **{"attention_ns": None, **split}))
     return notices + _bounds_that_cross(compared.ladder)
+
+
+def _until_missed(own: SidePhase) -> list[Notice]:
+    """Note that the interval is wider than `--until` asked for, and what ended the placements."""
+    until = own.run.until if own.run else None
+    if own.run is None or until is None or until.ended == "narrow":
+        return []
+    return [
+        note(
+            "until-missed",
+            asked=until.asked,
+            reached=until.reached,
+            of=until.of,
+            ended=until.ended,
+            placements=len(own.run.placements),
+        )
+    ]
 
 
 def _workload(own: SidePhase) -> PhaseWorkload | msgspec.UnsetType:

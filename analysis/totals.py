@@ -210,6 +210,7 @@ def _unprofiled(samples: Samples, run: PhaseRun | None) -> Unprofiled | None:
         samples=samples.ns.tolist(),
         placements=list(samples.per_placement) if samples.has_placements else msgspec.UNSET,
         placements_requested=(run and run.placements_requested) or msgspec.UNSET,
+        until=(run and run.until) or msgspec.UNSET,
         placement_cost_ns=float(median(costs)) if has_costs else msgspec.UNSET,
     )
 

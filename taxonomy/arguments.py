@@ -95,6 +95,19 @@ def whole_number(text: str) -> int | None:
     return int(plain) if _WHOLE.fullmatch(plain) else None
 
 
+def share(text: str, *, option: str) -> float:
+    """Parse a share: in percent as 2%, or as the number 0.02.
+
+    Raises:
+        PrunescopeError: The text is anything else.
+    """
+    percent = text.strip().removesuffix("%")
+    value = number(percent)
+    if value is None:
+        raise PrunescopeError(f"{option} {text[:40]!r} is not a share", hint="as 2% or 0.02")
+    return value / 100 if percent != text.strip() else value
+
+
 def sizes(text: str) -> list[int]:
     """Parse a list of whole numbers as 1,8,64, or a range as 64:512:64 that includes its ends.
 

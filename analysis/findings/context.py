@@ -275,12 +275,14 @@ def _busy(side: SidePhase, rows: pl.DataFrame) -> Samples | None:
     sums = np.zeros(side.kernels.num_steps, np.int64)
     by_step = rows.group_by("step").agg(pl.col("busy").sum())
     sums[by_step["step"].to_numpy()] = by_step["busy"].to_numpy()
-    placements = samples_of(side.run).placement_of_step(len(sums))
+    samples = samples_of(side.run)
+    placements = samples.placement_of_step(len(sums))
     if placements is None:
         return Samples.of([sums.tolist()])
     if placements[-1] == 0:
         return None
-    return Samples.of([sums[placements == number].tolist() for number in np.unique(placements)])
+    by_placement = [sums[placements == number].tolist() for number in np.unique(placements)]
+    return Samples.of(by_placement, sequential=samples.sequential)
 
 
 def largest_sums(rows: pl.DataFrame, *keys: str, column: str = "busy") -> pl.DataFrame:

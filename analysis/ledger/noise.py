@@ -223,15 +223,14 @@ def _resample(units: Units, base: TimeBase, least: int) -> tuple[Both, Both | No
         and all(s.is_fully_profiled for s in sides)
     ):
         picks = _sample_all_placements(rng, base)
-        steps = _weigh_steps(picks[0], placements[0]), _weigh_steps(picks[1], placements[1])
-        return steps, _weigh_walls(base, picks)
+        return _weigh_steps_of_sides(sides, picks, placements), _weigh_walls(base, picks)
     groups = [
         n if placement is None else int(placement[-1]) + 1
         for n, placement in zip(counts, placements, strict=True)
     ]
     one_kind = (placements[0] is None) == (placements[1] is None)
     picks = _sample_sides(rng, groups[0], groups[1], in_turns=base.in_turns and one_kind)
-    steps = _weigh_steps(picks[0], placements[0]), _weigh_steps(picks[1], placements[1])
+    steps = _weigh_steps_of_sides(sides, picks, placements)
     return steps, _resample_walls(rng, base) if len(sides[0]) and len(sides[1]) else None
 
 
@@ -264,7 +263,19 @@ def scatter(replicates: Floats, steps: int) -> float:
     return float(t_quantile_975(steps - 1) * error / 2)
 
 
-def _weigh_steps(picks: Picks, placement: NDArray[np.int64] | None) -> Floats:
+def _weigh_steps_of_sides(
+    sides: tuple[Samples, Samples],
+    picks: tuple[Picks, Picks],
+    placements: tuple[NDArray[np.int64] | None, NDArray[np.int64] | None],
+) -> Both:
+    """Return `_weigh_steps` of both sides."""
+    dense, pruned = (
+        _weigh_steps(*of_side) for of_side in zip(sides, picks, placements, strict=True)
+    )
+    return dense, pruned
+
+
+def _weigh_steps(samples: Samples, picks: Picks, placement: NDArray[np.int64] | None) -> Floats:
     """Return weights of steps [steps, replicates] from samples of placements, widened.
 
     Where no placement is known, the samples are of the steps themselves, and are not widened.
@@ -272,7 +283,8 @@ def _weigh_steps(picks: Picks, placement: NDArray[np.int64] | None) -> Floats:
     shares = sampled_shares(picks)
     if placement is None:
         return shares
-    return widened(weights_of_steps(shares, placement), picks.shape[1])
+    weights = weights_of_steps(shares, placement)
+    return widened(weights, picks.shape[1], sequential=samples.sequential)
 
 
 def _has_negative_time(t: Times, base: TimeBase) -> bool:
@@ -302,8 +314,11 @@ def _sample_all_placements(rng: np.random.Generator, base: TimeBase) -> tuple[Pi
 
 def _weigh_walls(base: TimeBase, picks: tuple[Picks, Picks]) -> Both:
     """Return replicates of W of both sides, from samples of their placements."""
-    dense, pruned = (widened_weights(sample) for sample in picks)
-    return base.dense.walls(dense), base.pruned.walls(pruned)
+    dense, pruned = (
+        side.walls(widened_weights(sample, sequential=side.sequential))
+        for side, sample in zip((base.dense, base.pruned), picks, strict=True)
+    )
+    return dense, pruned
 
 
 def _resample_walls(rng: np.random.Generator, base: TimeBase) -> Both:
@@ -322,7 +337,7 @@ def _resample_wall(rng: np.random.Generator, samples: Samples) -> Floats:
     """Resample W of one side."""
     if samples.has_placements:
         picks = sample_placements(rng, len(samples.per_placement), REPLICATES)
-        return samples.walls(widened_weights(picks))
+        return samples.walls(widened_weights(picks, sequential=samples.sequential))
     picks = sample_placements(rng, len(samples), REPLICATES)
     return np.asarray(np.median(samples.ns[picks], axis=1))
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from prunescope.analysis.ledger.pairing import Floats
 from prunescope.taxonomy.runs.run import PhaseRun
-from prunescope.taxonomy.student_t import NORMAL, t_quantile_975
+from prunescope.taxonomy.student_t import NORMAL, interval_quantile
 
 
 class Samples(Struct, frozen=True):
@@ -28,23 +28,33 @@ class Samples(Struct, frozen=True):
         ns: The samples, ns.
         per_placement: The number of samples of each placement.
         steps: The number of profiled steps of each placement.
+        sequential: Whether placements were added until an interval was narrow (`--until`).
     """
 
     ns: NDArray[np.int64]
     per_placement: tuple[int, ...] = ()
     steps: tuple[int, ...] = ()
+    sequential: bool = False
 
     @classmethod
-    def of(cls, by_placement: Sequence[Sequence[int]], steps: Sequence[int] = ()) -> Samples:
+    def of(
+        cls,
+        by_placement: Sequence[Sequence[int]],
+        steps: Sequence[int] = (),
+        *,
+        sequential: bool = False,
+    ) -> Samples:
         """Build from the samples of each placement.
 
         Args:
             by_placement: The samples of each placement, ns.
             steps: The number of profiled steps of each placement; empty if unknown.
+            sequential: Whether placements were added until an interval was narrow.
         """
         flat = [ns for samples in by_placement for ns in samples]
         counts = tuple(len(samples) for samples in by_placement)
-        return cls(np.array(flat, np.int64), counts if min(counts, default=0) else (), tuple(steps))
+        placed = counts if min(counts, default=0) else ()
+        return cls(np.array(flat, np.int64), placed, tuple(steps), sequential)
 
     def __len__(self) -> int:
         return len(self.ns)
@@ -98,7 +108,8 @@ def samples_of(run: PhaseRun | None) -> Samples:
     """Return the samples of a phase; none for a trace without run.json."""
     if run is None:
         return Samples.of([])
-    return Samples.of(run.samples_by_placement, [placement.steps for placement in run.placements])
+    steps = [placement.steps for placement in run.placements]
+    return Samples.of(run.samples_by_placement, steps, sequential=run.is_sequential)
 
 
 def sample_placements(
@@ -120,7 +131,7 @@ def sampled_shares(picks: NDArray[np.int64]) -> Floats:
     return np.asarray(np.ascontiguousarray(hits.T) / placements, np.float64)
 
 
-def widened(weights: Floats, groups: int) -> Floats:
+def widened(weights: Floats, groups: int, *, sequential: bool = False) -> Floats:
     """Widen the weights [any, replicates] of samples of few placements.
 
     A bootstrap of R groups is too narrow by √((R−1)/R), and its percentiles are those of a normal
@@ -130,15 +141,19 @@ def widened(weights: Floats, groups: int) -> Floats:
     and each replicate still closes; columns that sum to 1 still do. Simulated with 2 to 12
     placements of 2 to 10 samples, with spikes: 93 to 96 %. Resampling the samples within a
     placement as well counts their spread twice: 98 to 100 %.
+
+    With `sequential`, t is the quantile of samples that stopped at a narrow interval
+    (`student_t.interval_quantile`).
     """
     equal = 1 / len(weights)
-    factor = t_quantile_975(groups - 1) / NORMAL * sqrt(groups / (groups - 1))
+    quantile = interval_quantile(groups - 1, sequential=sequential)
+    factor = quantile / NORMAL * sqrt(groups / (groups - 1))
     return np.asarray(equal + factor * (weights - equal), np.float64)
 
 
-def widened_weights(picks: NDArray[np.int64]) -> Floats:
+def widened_weights(picks: NDArray[np.int64], *, sequential: bool = False) -> Floats:
     """Return widened weights of placements [placements, replicates]."""
-    return widened(sampled_shares(picks), picks.shape[1])
+    return widened(sampled_shares(picks), picks.shape[1], sequential=sequential)
 
 
 def weights_of_steps(weights: Floats, placement: NDArray[np.int64]) -> Floats:

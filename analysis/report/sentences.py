@@ -211,7 +211,7 @@ def statistic(phase: Phase) -> str:
     Without a baseline it is the statistic of the time of a step. Where one side alone recorded
     modules, the text says that this slowed its host.
     """
-    text = _statistic(phase)
+    text = _statistic(phase) + _until(phase.unprofiled_ns)
     ignored = phase.comparison.one_sided if phase.comparison else ()
     if phase.sampled is not None or all(lack.kind != MODULES for lack in ignored):
         return text
@@ -265,9 +265,27 @@ def _why_placements(timed: Unprofiled) -> str:
     return f"{text}more were added while the interval was wider than {width})"
 
 
+def _until(timed: Unprofiled | None) -> str:
+    """Return how narrow an interval was requested by `--until`, and reached; empty without it."""
+    if timed is None or not (until := timed.until):
+        return ""
+    of = {"speedup": "the speedup", "time": "the time of a step"}[until.of]
+    reached = "no interval" if until.reached is None else f"±{_share(until.reached)}"
+    text = f"; ±{_share(until.asked)} of {of} was requested, and {reached} reached"
+    looks = f" in {until.looks} look{plural(until.looks)}, for which the interval is widened"
+    return text + when(until.looks > 0, looks)
+
+
+def _share(value: float) -> str:
+    """Return a half-width with the digits that tell it from another one: `1.7 %`, `0.25 %`."""
+    return f"{100 * value:.2g} %"
+
+
 def _statistic_alone(timed: Unprofiled | None) -> str:
-    """Return the time of a run without a baseline, where it is of one placement only."""
-    if timed is None or timed.placements:
+    """Return the time of a run without a baseline: of one placement, or with `--until`."""
+    if timed is None or (timed.placements and not timed.until):
         return ""
     text = f"{numbers.time(timed.median)} a step without the profiler, {timed.in_words}"
+    if timed.placements:
+        return text
     return f"{text}; placement in memory was not randomised, {_PLACED}"

@@ -73,7 +73,11 @@ def count_words(pareto: Pareto, points: Iterable[SweepPoint]) -> str:
     count = sum(max(1, len(point.draws)) for point in points)
     measured = f"n = {count} result{plural(count)}"
     placements = config.get("placements", config.get("seatings"))
-    if repeats := config.get("repeats"):
+    until = config.get("until")
+    if until:
+        measured += f", until the interval of a speedup was ±{100 * until:g} %"
+        measured += f", in at most {placements} placements"
+    elif repeats := config.get("repeats"):
         measured += f" of {repeats} unprofiled samples"
         measured += f" in {placements} placements" if placements else ""
     if steps := config.get("steps"):

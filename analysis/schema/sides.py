@@ -15,7 +15,7 @@ import msgspec
 from prunescope.analysis.schema.anatomy import SideAnatomy
 from prunescope.analysis.schema.fields import meaning
 from prunescope.taxonomy.contradictions import differs
-from prunescope.taxonomy.runs.run_blocks import LayerAlone
+from prunescope.taxonomy.runs.run_blocks import LayerAlone, Until
 from prunescope.taxonomy.words import plural
 
 
@@ -207,6 +207,10 @@ class Unprofiled(msgspec.Struct, kw_only=True):
         int | msgspec.UnsetType,
         meaning("how many were requested, where more were added because intervals were wide"),
     ] = msgspec.field(name="seatings_asked", default=msgspec.UNSET)
+    until: Annotated[
+        Until | msgspec.UnsetType,
+        meaning("the half-width of the interval that was requested, and what was reached"),
+    ] = msgspec.UNSET
     placement_cost_ns: Annotated[
         float | msgspec.UnsetType,
         meaning("time of a placement besides its samples (copying, warming up): the median"),

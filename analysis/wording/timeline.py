@@ -49,6 +49,22 @@ def _split(
     )
 
 
+_WHY_MISSED = {
+    "limit": "--placements and --max-placements allow no more than {placements} placements",
+    "disturbed": "other work disturbed samples, so that no more were taken",
+    "blocks": (
+        "the two models do not fit into memory together, and {placements} placements were measured"
+    ),
+}
+
+
+def _until_missed(asked: float, reached: float | None, of: str, ended: str, placements: int) -> str:
+    value = "no interval" if reached is None else f"±{100 * reached:.2g} %"
+    why = _WHY_MISSED[ended].format(placements=placements)
+    what = "the speedup" if of == "speedup" else "the time of a step"
+    return f"--until {100 * asked:.2g}%: {what} is known to {value}: {why}"
+
+
 WORDS: dict[str, str | Callable[..., str]] = {
     # -- how steps were found --
     "whole-trace": "no step marker in the trace: all of it counts as one step",
@@ -129,6 +145,7 @@ WORDS: dict[str, str | Callable[..., str]] = {
     ),
     "in-phase": "{phase}: {about:notice}",
     "step-is-prompt-and-tokens": "{phase}: a step is a prompt and tokens after it: {change}",
+    "until-missed": _until_missed,
     "phase-of-trace": "{evidence}: {phase}",
     "mixed-steps": _split,
     "unequal-step-counts": (

@@ -41,6 +41,7 @@ from prunescope.taxonomy.runs.run_blocks import (
     ModelEntry,
     Pruning,
     TimingNote,
+    Until,
     WeightStats,
 )
 from prunescope.taxonomy.runs.run_quality import Quality
@@ -110,6 +111,7 @@ class PhaseRun(Block, kw_only=True):
     # The number requested, where it differs from the number measured: more because intervals were
     # wide, or fewer because each placement needs a sample.
     placements_requested: OmitDefault[Size | None] = None
+    until: OmitDefault[Until | None] = None  # what `--until` asked for; None: it was not given
     # The number of graphs of a recorded step, and why torch.compile broke off, a line per reason:
     # empty if it never did. None: the step is not recorded, or an older version wrote the run.
     graphs: OmitDefault[Count | None] = None
@@ -155,6 +157,11 @@ class PhaseRun(Block, kw_only=True):
     def is_disturbed(self) -> bool:
         """Whether the times are not valid: those of samples, or of most profiled steps."""
         return self.has_disturbed_samples or self.has_disturbed_steps
+
+    @property
+    def is_sequential(self) -> bool:
+        """Whether placements were added until an interval was narrow, which widens intervals."""
+        return self.until is not None and self.until.looks > 0
 
     @property
     def samples_by_placement(self) -> list[list[int]]:

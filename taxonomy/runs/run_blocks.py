@@ -251,6 +251,22 @@ class TimingNote(Block, kw_only=True):
     notes: list[str] | None = None
 
 
+class Until(msgspec.Struct, kw_only=True):
+    """The half-width of an interval that `--until` asked for, and what ended the placements.
+
+    Half-widths are shares of the speedup of the run and its baseline, or of its own time. `looks`
+    is how often the interval was looked at: 0 where models were loaded in turns. `ended` is
+    `narrow`, or `limit` (of the number of placements), `disturbed` (samples) or `blocks`.
+    `reached` is None for a single placement, which has no interval.
+    """
+
+    asked: Share
+    reached: Number | None
+    of: Literal["speedup", "time"]
+    looks: Count
+    ended: Literal["narrow", "limit", "disturbed", "blocks"]
+
+
 class LayerAlone(msgspec.Struct, kw_only=True):
     """One decoder layer that ran alone, and what it says of its model.
 

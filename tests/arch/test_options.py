@@ -32,7 +32,7 @@ COMMANDS = {
         "--recover",
         "--backend", "--mode", "--flush", "--warmup", "--only", "--repeats", "--steps",
         "--placements",
-        "--max-placements",
+        "--max-placements", "--until",
         "--seed", "--threads",
         "--baseline", "--baseline-model", "--no-baseline", "--out", "--overwrite", "--json",
         "--save-model", "--allow-code", "--save-adapter", "--perplexity", "--legal", "--legal-tp",

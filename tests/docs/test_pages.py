@@ -171,6 +171,7 @@ def test_the_example_of_a_sweep_has_every_key(tmp_path: Path) -> None:
         "other_text",
         "recover",
         "threads",
+        "until",
         "tasks",
         "tasks_path",
         "knobs",

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunescope.taxonomy.arguments import bare_json, pairs, peaks
+from prunescope.taxonomy.arguments import bare_json, pairs, peaks, share
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.method_names import is_function, method_parts, run_name
 
@@ -94,3 +94,17 @@ def test_json_without_a_target_is_standard_output(
 
 def test_a_command_line_of_nothing_stays_so() -> None:
     assert bare_json([]) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("2%", 0.02), ("2 %", 0.02), ("0.5%", 0.005), ("0.02", 0.02), (" 2% ", 0.02)],
+)
+def test_a_share_is_a_number_or_percent(text: str, value: float) -> None:
+    assert share(text, option="--until") == pytest.approx(value)
+
+
+@pytest.mark.parametrize("text", ["", "%", "two", "2%%", "1_0%", "٢%"])
+def test_what_is_no_share(text: str) -> None:
+    with pytest.raises(PrunescopeError, match="is not a share"):
+        share(text, option="--until")

@@ -30,7 +30,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import family
 from prunescope.taxonomy.runs.run import PhaseRun, Run
 from prunescope.taxonomy.shape import ModelShape
-from prunescope.taxonomy.student_t import t_quantile_975
+from prunescope.taxonomy.student_t import interval_quantile
 from prunescope.taxonomy.timings import part
 from prunescope.taxonomy.words import significant
 from prunescope.tracer.capture.judge import Judge
@@ -282,7 +282,8 @@ def phase_speed(name: str, dense: PhaseRun, pruned: PhaseRun, run: Run) -> Phase
     logs = [math.log(a / b) for a, b in zip(*medians, strict=False)]
     mean, interval = statistics.fmean(logs), None
     if len(logs) > 1:
-        half = t_quantile_975(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+        quantile = interval_quantile(len(logs) - 1, sequential=pruned.is_sequential)
+        half = quantile * statistics.stdev(logs) / math.sqrt(len(logs))
         interval = (math.exp(mean - half), math.exp(mean + half))
     troubles = list((run.timing.notes if run.timing else None) or ())
     if dense.has_disturbed_samples or pruned.has_disturbed_samples:

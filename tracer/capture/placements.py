@@ -7,19 +7,15 @@ new addresses but equal values, shapes, strides and flags. Tied weights stay tie
 
 from __future__ import annotations
 
-import math
 import random
-import statistics
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from prunescope.taxonomy.runs.run import NARROW, PhaseRun
-from prunescope.taxonomy.student_t import t_quantile_975
 from prunescope.taxonomy.timings import part
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.machine.backends import backend_of
@@ -48,13 +44,17 @@ class PlacementPlan:
 
 
 def planned_placements(request: TraceRequest) -> list[PlacementPlan]:
-    """Return the placements of a request, each with a sample.
+    """Return the placements of a request that are measured in any case, each with a sample.
 
-    Outside of sweeps each has a profiled step too.
+    Outside of sweeps each has a profiled step too. With `until` each has as many samples as the
+    largest has without it.
     """
+    count, repeats = request.first_placements, request.repeats
+    if request.until is not None:
+        repeats = count * -(-repeats // min(request.placements, repeats))
     return plan_placements(
-        request.first_placements,
-        repeats=request.repeats,
+        count,
+        repeats=repeats,
         steps=request.steps,
         step_in_each=request.profile_every_placement,
         phases=request.phases,
@@ -82,12 +82,16 @@ def plan_placements(
 
 
 def further_placement(request: TraceRequest, number: int, phases: tuple[str, ...]) -> PlacementPlan:
-    """Plan one more placement of these phases, with as many samples and steps as the largest."""
+    """Plan one more placement of these phases, with as many samples and steps as the largest.
+
+    In a sweep it has no profiled step, as the first placements have all of them.
+    """
     plans = planned_placements(request)
+    steps = max(plan.steps for plan in plans)
     return PlacementPlan(
         number=number,
         repeats=max(plan.repeats for plan in plans),
-        steps=max(plan.steps for plan in plans),
+        steps=steps if request.profile_every_placement else 0,
         phases=phases,
     )
 
@@ -95,35 +99,6 @@ def further_placement(request: TraceRequest, number: int, phases: tuple[str, ...
 def split_evenly(total: int, parts: int) -> list[int]:
     """Split `total` into `parts` whole numbers that differ by one at most."""
     return [total * (i + 1) // parts - total * i // parts for i in range(parts)]
-
-
-def wide_phases(runs: Mapping[str, Sequence[PhaseRun]]) -> tuple[str, ...]:
-    """Return the phases whose interval is wider than `NARROW`, given the two runs of each phase.
-
-    The result is empty if a sample was disturbed: such times are invalid, however narrow their
-    interval is.
-    """
-    if any(run.has_disturbed_samples for sides in runs.values() for run in sides):
-        return ()
-    samples = {phase: [run.samples_by_placement for run in sides] for phase, sides in runs.items()}
-    return tuple(phase for phase, sides in samples.items() if interval_width(*sides) > NARROW)
-
-
-def interval_width(dense: Sequence[Sequence[int]], pruned: Sequence[Sequence[int]]) -> float:
-    """Return the width of the 95 % interval of the ratio of two models' times.
-
-    The width is a share of the ratio. The interval is the t interval of the mean, over placements,
-    of the logarithm of the ratio of the placement's medians. Samples are in ns, by placement; the
-    width is infinite for fewer than two placements.
-    """
-    logs = [
-        math.log(statistics.median(a) / statistics.median(b))
-        for a, b in zip(dense, pruned, strict=True)
-    ]
-    if len(logs) < 2:
-        return math.inf
-    half = t_quantile_975(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
-    return 2 * math.sinh(half)
 
 
 def placed(

@@ -5,13 +5,15 @@ no model, so that a mistake is named at once.
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from prunescope.taxonomy.arguments import share
 from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import check_sparsity
@@ -42,6 +44,9 @@ if TYPE_CHECKING:
 # two, and medians of so few samples are that precise.
 LAYER_SUM_SAMPLES = 5
 _JUDGED = 6  # placements from which on the width of an interval says something
+# With --until the interval is widened for the looks, so that fewer placements are looked at, too.
+# Looks are further and further apart: each needs about half as many placements again.
+_FIRST_LOOK, _NEXT_LOOK = 4, 1.5
 # More threads than this are a typing error, and the libraries of a CPU crash with too many.
 _MOST_THREADS, _THREADS_A_CORE = 256, 8
 # Tokens of all sequences together: their ids alone are 128 GiB, keys and values a thousand times.
@@ -119,6 +124,20 @@ Placements = Annotated[
         unit="placements",
         least=1,
         most=MOST_SAMPLES,
+    ),
+]
+Until = Annotated[
+    float | None,
+    Option(
+        help="Precision at which placements end, such as 2%: the half-width of the interval of "
+        "the speedup (of the time, of a model alone), as a share of it. Without it, 4%, from "
+        "--placements on.",
+        metavar="PERCENT",
+        typed=str,
+        parse=partial(share, option="--until"),
+        least=0.001,
+        most=0.5,
+        example="2%",
     ),
 ]
 Seed = Annotated[
@@ -299,6 +318,7 @@ class TraceRequest:
             most=MOST_SAMPLES,
         ),
     ] = None
+    until: Until = None
     seed: Seed = 0
     threads: Threads = None
     baseline: Annotated[
@@ -392,21 +412,34 @@ class TraceRequest:
         return replace(self.recover, text=self.text_path)
 
     @property
+    def looks(self) -> tuple[int, ...]:
+        """The numbers of placements at which intervals are looked at, the last of them the limit.
+
+        The first is `placements`, at most one per sample, and all up to the limit follow. The limit
+        is `max_placements`, else twice the first; a quick look gets no more than at first. With
+        `until` the first is 4, and each further one half as many again: 4, 6, 9, 14, 21.
+        """
+        first = most = min(self.placements, self.repeats, self.max_placements or self.placements)
+        if self.max_placements is not None:
+            most = max(first, self.max_placements)
+        elif first >= _JUDGED:
+            most = 2 * first
+        if self.until is None:
+            return tuple(range(first, most + 1))
+        looks = [min(_FIRST_LOOK, most)]
+        while looks[-1] < most:
+            looks.append(min(math.ceil(_NEXT_LOOK * looks[-1]), most))
+        return tuple(looks)
+
+    @property
     def first_placements(self) -> int:
-        """The number of placements in any case, at most one per sample."""
-        return min(self.placements, self.repeats, self.max_placements or self.placements)
+        """The number of placements in any case."""
+        return self.looks[0]
 
     @property
     def most_placements(self) -> int:
-        """The number of placements where intervals stay wide.
-
-        It is `max_placements`, else twice as many as at first; a quick look gets no more than at
-        first.
-        """
-        first = self.first_placements
-        if self.max_placements is not None:
-            return max(first, self.max_placements)
-        return 2 * first if first >= _JUDGED else first
+        """The number of placements where intervals stay wide."""
+        return self.looks[-1]
 
     @property
     def may_go_on(self) -> bool:
@@ -456,6 +489,7 @@ class TraceRequest:
         if self.threads is not None:
             most = max(_MOST_THREADS, _THREADS_A_CORE * (os.cpu_count() or 1))
             check_range("--threads ", self.threads, 1, most)
+        check_until(self)
         length = self.prompt_len + (self.decode_steps if self.phase != "prefill" else 0)
         if self.batch * length > _MOST_TOKENS:
             raise PrunescopeError(
@@ -552,6 +586,15 @@ class TraceRequest:
             "--text was given without --select importance",
             hint="remove it, or add --select importance or --perplexity: a random choice reads no "
             "text",
+        )
+
+
+def check_until(request: TraceRequest) -> None:
+    """Raise PrunescopeError if `until` is given where one placement can have no interval."""
+    if request.until is not None and request.most_placements < 2:
+        raise PrunescopeError(
+            "--until needs an interval, and one placement has none",
+            hint="allow 8 placements or more (--placements, --repeats), or remove --until",
         )
 
 

@@ -11,11 +11,12 @@ import gc
 import itertools
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
+import msgspec
 import torch
 
 from prunescope.taxonomy.collection import no_collection
@@ -38,13 +39,13 @@ from prunescope.tracer.capture.placements import (
     placed,
     planned_placements,
     split_evenly,
-    wide_phases,
 )
 from prunescope.tracer.capture.profiled import ProfiledSession, profile_loops
 from prunescope.tracer.capture.progress import Progress
 from prunescope.tracer.capture.request import LAYER_SUM_SAMPLES, TraceRequest
 from prunescope.tracer.capture.routing import count_routing
 from prunescope.tracer.capture.runs import Capture
+from prunescope.tracer.capture.stopping import rule_of, wide_phases
 from prunescope.tracer.capture.timing import (
     SamplePlan,
     heap_frozen,
@@ -126,8 +127,10 @@ def capture(
                     hint="use a smaller --batch or --prompt-len, or --only model",
                 ) from error
             state.achieved = AchievedRates()  # those of the attempt do not count
-            session = _Session(request, progress, state, None, on_models)
+            # No interval exists before the last block, so that nothing can stop at a narrow one.
+            session = _Session(replace(request, until=None), progress, state, None, on_models)
             _run_in_blocks(session)
+            _note_blocks(request, session.captures)
         progress.stage("measure the device's peaks again")
         timing = state.close()
     for captured in session.captures.values():
@@ -165,6 +168,17 @@ def _run_in_blocks(session: _Session) -> None:
             backend_of(session.device).empty_cache()
             last = number == len(sizes) - 1
             session.run(_Block(names=(name,), plans=block, last=last, interleaved="blocks"))
+
+
+def _note_blocks(request: TraceRequest, captures: Mapping[str, Capture]) -> None:
+    """Record the interval of placements in blocks beside the one that `until` asked for."""
+    if request.until is None:
+        return
+    for phase in request.phases:
+        runs = [captured.run.phases[phase] for captured in captures.values()]
+        result = replace(rule_of(request), sequential=False).result(runs)
+        for run in runs:
+            run.until = msgspec.structs.replace(result, looks=0, ended="blocks")
 
 
 class _Session:
@@ -228,14 +242,16 @@ class _Session:
         for plan in block.plans:
             self._report_placement(plan)
             yield plan
-        if len(block.names) == 1 or block.interleaved:
+        # Without `until` a model alone gets no further placements: it has no speedup to know.
+        if block.interleaved or (len(block.names) == 1 and self.request.until is None):
             return
+        rule = rule_of(self.request)
         for number in range(len(block.plans), self.request.most_placements):
             runs = {
                 phase: [captured.run.phases[phase] for captured in self.captures.values()]
                 for phase in self.request.phases
             }
-            if not (wide := wide_phases(runs)):
+            if not (wide := wide_phases(rule, runs)):
                 return
             plan = further_placement(self.request, number, wide)
             self._report_placement(plan)
@@ -293,14 +309,15 @@ class _Session:
 
     def _report_placement(self, plan: PlacementPlan) -> None:
         """Report everything that is done in a placement as one stage of progress."""
-        count = len(planned_placements(self.request))
-        if count == 1:
+        planned, until = len(planned_placements(self.request)), self.request.until
+        if planned == 1:
             return
         steps = {"prefill": plan.steps, "decode": self.request.decode_steps}
         warmup = self.request.warmup if plan.number == 0 else min(1, self.request.warmup)
         profiled = bool(plan.steps)
         total = sum(warmup + plan.repeats + profiled * (steps[p] + 1) for p in plan.phases)
-        reason = ", as intervals are wide" if plan.number >= count else ""
+        reason = ", as intervals are wide" if plan.number >= planned else ""
+        count = planned if until is None else f"at most {self.request.most_placements}"
         self.progress.stage(f"placement {plan.number + 1} of {count}{reason}", total)
 
     def _begin_stage(self, name: str, total: int) -> None:
@@ -366,9 +383,7 @@ class _Session:
             entry.graphs, entry.breaks = getattr(run, "graphs", None), getattr(run, "breaks", None)
             peak, cache = peak_and_cache_bytes(loops[variant.name], variant.model, self.device)
             entry.peak_memory_bytes, entry.kv_bytes = peak, cache
-            measured, requested = len(entry.placements), self.request.placements
-            if measured > requested or self.request.first_placements <= measured < requested:
-                entry.placements_requested = requested
+            self._record_requested(phase, entry)
         if self.request.mode != "eager":
             loops = loops_of(self.request, phase, variants, self.device, record_nothing)
             self._profile_eagerly(phase, variants, loops)
@@ -385,6 +400,17 @@ class _Session:
                     "has too few of them at this sparsity"
                 )
                 pruning.notes = [*(pruning.notes or ()), note]
+
+    def _record_requested(self, phase: str, entry: PhaseRun) -> None:
+        """Record in a phase what was requested of its placements, where they differ from it."""
+        request, measured = self.request, len(entry.placements)
+        if request.until is not None:
+            runs = [captured.run.phases[phase] for captured in self.captures.values()]
+            entry.until = rule_of(request).result(runs)
+        elif measured > request.placements or (
+            request.first_placements <= measured < request.placements
+        ):
+            entry.placements_requested = request.placements
 
     def _time_layer_sum(self, phase: str, variants: list[Variant]) -> None:
         """Time the layer, the whole model and the model without its layers, in turns."""

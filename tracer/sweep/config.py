@@ -18,11 +18,11 @@ from typing import Any, ClassVar, Literal, get_args, get_origin
 
 import yaml
 
-from prunescope.taxonomy.arguments import home_path
+from prunescope.taxonomy.arguments import home_path, share
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.keep import check_sparsity
 from prunescope.taxonomy.method_names import check_display_name
-from prunescope.taxonomy.option import MOST, NamedOption, as_path, options_of
+from prunescope.taxonomy.option import MOST, NamedOption, as_path, check_range, options_of
 from prunescope.taxonomy.own_files import refuse_own_file
 from prunescope.taxonomy.words import when
 from prunescope.tracer.calibration.named_texts import is_named_text
@@ -380,11 +380,22 @@ def _read_display_names(key: str, value: Any) -> dict[str, str]:
     return {method: check_display_name(name) for method, name in value.items()}
 
 
+def _read_until(key: str, value: Any) -> float:
+    """Read a share in percent as 2%, or as the number 0.02."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise _invalid_value(key, value, "a share, such as 2%")
+    wanted = share(value, option=key) if isinstance(value, str) else float(value)
+    limits = next(named.option for named in options_of(SweepConfig) if named.name == key)
+    check_range(f"{key} ", wanted, limits.least, limits.most)
+    return wanted
+
+
 _SPECIAL_READERS: dict[str, Callable[[str, Any], Any]] = {
     "names": _read_display_names,
     "select": _read_selection,
     "recover": lambda key, value: read_recovery(value, where=key),
     "set": _read_knobs,
+    "until": _read_until,
 }
 _READERS = {named.name: _choose_reader(named) for named in options_of(SweepConfig)}
 _DEFAULTS = {

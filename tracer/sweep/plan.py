@@ -39,6 +39,8 @@ from prunescope.tracer.capture.request import (
     Steps,
     Threads,
     TraceRequest,
+    Until,
+    check_until,
     not_recorded,
 )
 from prunescope.tracer.recovery.settings import Recovery
@@ -135,6 +137,7 @@ class SweepConfig:
     repeats: Repeats = TraceRequest.repeats
     steps: Steps = TraceRequest.steps
     placements: Placements = TraceRequest.placements
+    until: Until = TraceRequest.until
     seed: Seed = TraceRequest.seed
     threads: Threads = TraceRequest.threads
     dtype: Dtype = TraceRequest.dtype
@@ -274,6 +277,7 @@ def make_plan(configs: Sequence[SweepConfig], shape: ModelShape | None) -> Sweep
     for config in configs:
         _check_count(config)
         _check_knobs(config)
+        check_until(SweptRequest(model=config.model, **_sampling(config)))
         _check_names(config.families)
         _check_display_names(config)
         if SweepConfig.placements != config.placements > config.repeats:
@@ -469,14 +473,22 @@ def request_of(
         select=select,
         text=config.text if reads or recover is not None else None,
         recover=recover,
-        repeats=config.repeats,
         steps=config.steps,
-        placements=config.placements,
-        max_placements=config.placements,
+        **_sampling(config),
         seed=config.seed + result.draw,
         threads=config.threads,
         argv=list(argv),
     )
+
+
+def _sampling(config: SweepConfig) -> dict[str, Any]:
+    """Return the options of `trace` that say how many samples and placements a result has."""
+    return {
+        "repeats": config.repeats,
+        "placements": config.placements,
+        "max_placements": config.placements,
+        "until": config.until,
+    }
 
 
 def is_checkpoint(family: str) -> bool:

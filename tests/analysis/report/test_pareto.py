@@ -273,6 +273,10 @@ def test_captions_of_a_sweep_stand_alone_and_their_numbers_have_a_csv() -> None:
             assert words in caption, picture.stem
         assert "of 12 unprofiled samples in 3 placements" in caption
         assert picture.rows and picture.alt
+    found.subject.config["until"] = 0.02
+    for picture in pareto_pictures(found):
+        words = "until the interval of a speedup was ±2 %, in at most 3 placements and at most 5"
+        assert words in picture.caption
 
 
 def test_a_row_of_the_ledger_is_found_by_its_id_and_has_one_colour() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -32,6 +32,7 @@ from prunescope.analysis.report.pareto_tables import render_pareto
 from prunescope.analysis.report.sentences import coverage
 from prunescope.analysis.report.terminal import print_report
 from prunescope.analysis.schema.comparison import Comparison
+from prunescope.analysis.schema.notice import note
 from prunescope.analysis.schema.report import (
     FamilyVerdict,
     Finding,
@@ -43,7 +44,9 @@ from prunescope.analysis.schema.report import (
 )
 from prunescope.analysis.schema.sides import Unprofiled
 from prunescope.analysis.summary.headline import headline
+from prunescope.analysis.wording.sentence import sentence
 from prunescope.taxonomy.runs.run import Placement
+from prunescope.taxonomy.runs.run_blocks import Until
 from tests.analysis.decoder import Layer, census, decoder, write_pair
 from tests.analysis.finding_cases import FULL, found, model, of_pair
 from tests.analysis.pareto_points import point
@@ -407,6 +410,40 @@ def test_other_placements_than_were_requested(requested: int, why: str) -> None:
     assert phase.unprofiled_ns is not None
     phase.unprofiled_ns.placements_requested = requested
     assert why in sentences.statistic(phase)
+
+
+@pytest.mark.parametrize(
+    ("reached", "looks", "said"),
+    [
+        (0.0174, 2, "±1.7 % reached in 2 looks, for which the interval is widened"),
+        (0.031, 1, "±3.1 % reached in 1 look, for which the interval is widened"),
+        (0.031, 0, "±3.1 % reached"),  # in blocks
+        (None, 0, "no interval reached"),
+    ],
+)
+@pytest.mark.parametrize("of", ["speedup", "time"])
+def test_the_interval_that_was_requested_and_reached(
+    reached: float | None, looks: int, said: str, of: Literal["speedup", "time"]
+) -> None:
+    phase = compared_placements(8, 8)
+    assert phase.unprofiled_ns is not None
+    before = sentences.statistic(phase)
+    phase.unprofiled_ns.until = Until(
+        asked=0.02, reached=reached, of=of, looks=looks, ended="narrow"
+    )
+    what = {"speedup": "the speedup", "time": "the time of a step"}[of]
+    assert sentences.statistic(phase) == f"{before}; ±2 % of {what} was requested, and {said}"
+
+
+@pytest.mark.parametrize(
+    ("ended", "why"),
+    [("limit", "allow no more than 8 placements"), ("disturbed", "other work disturbed samples"),
+     ("blocks", "do not fit into memory together, and 8 placements were measured")],
+)  # fmt: skip
+def test_a_note_says_why_an_interval_is_wider_than_requested(ended: str, why: str) -> None:
+    told = note("until-missed", asked=0.02, reached=0.031, of="speedup", ended=ended, placements=8)
+    text = sentence(told)
+    assert text.startswith("--until 2%: the speedup is known to ±3.1 %: ") and why in text
 
 
 def test_an_old_baseline_beside_a_new_run() -> None:

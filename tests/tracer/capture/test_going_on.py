@@ -13,8 +13,8 @@ pytest.importorskip("torch")
 
 from prunescope.taxonomy.runs.run import PhaseRun, Placement
 from prunescope.tracer.capture import timing
-from prunescope.tracer.capture.placements import interval_width, wide_phases
 from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.capture.stopping import half_width, rule_of, wide_phases
 
 pytestmark = pytest.mark.torch
 
@@ -63,7 +63,7 @@ def simulated(spread: float, spikes: float, captures: int) -> Captures:
         sides: tuple[list[list[int]], list[list[int]]] = ([], [])
         while len(sides[0]) < 8 or (
             len(sides[0]) < request.most_placements
-            and wide_phases({"decode": [run_of(side) for side in sides]})
+            and wide_phases(rule_of(request), {"decode": [run_of(side) for side in sides]})
         ):
             rounds = rounds_of(draw, spread, spikes)
             while len(rounds) < timing.MAX_ROUNDS * 2 and timing._is_imprecise(rounds):
@@ -72,10 +72,10 @@ def simulated(spread: float, spikes: float, captures: int) -> Captures:
             sides[0].append([round(r.samples["dense"] * place) for r in rounds])
             sides[1].append([r.samples["pruned"] for r in rounds])
             taken += len(rounds)
-        found = interval_width(*sides)
+        half = half_width(*sides)
         logs = [math.log(np.median(a) / np.median(b)) for a, b in zip(*sides, strict=True)]
-        held += abs(float(np.mean(logs))) <= math.asinh(found / 2)
-        widths.append(found)
+        held += abs(float(np.mean(logs))) <= math.asinh(half)
+        widths.append(2 * half)
         placements += len(sides[0])
     return Captures(
         held=held / captures, width=float(np.median(widths)), rounds=taken / placements,

@@ -12,16 +12,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from prunescope.analysis.ledger.samples import Samples, sample_placements, widened_weights
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.report import sentences
 from prunescope.taxonomy.runs.run import PhaseRun, Placement, read_run
-from prunescope.tracer.capture import placements, timing
+from prunescope.tracer.capture import placements, stopping, timing
 from prunescope.tracer.capture.placements import (
     further_placement,
-    interval_width,
     move_weights,
     planned_placements,
     separate_storages,
@@ -164,28 +163,6 @@ def test_samples_and_steps_are_split_evenly() -> None:
     assert [(p.repeats, p.steps) for p in few] == [(1, 1), (1, 2), (1, 2)]
 
 
-def test_a_width_is_that_of_a_t_interval_over_placements() -> None:
-    # Logs of the ratios of medians: 0, 0.02, 0.04, 0.02; standard deviation 0.01633, and Student's
-    # t with 3 degrees of freedom is 3.182: half a width of 3.182 * 0.01633 / 2 = 0.02598.
-    dense = [[100, 100], [102.02, 90, 110], [104.08], [102.02]]
-    pruned = [[100], [100], [100, 100], [90, 100, 1000]]
-    assert interval_width(dense, pruned) == pytest.approx(2 * 0.02598, rel=2e-3)  # type: ignore[arg-type]
-    assert interval_width([[5]], [[7]]) == float("inf")
-
-
-def test_a_width_is_the_one_that_a_report_gives() -> None:
-    draw = np.random.default_rng(1)
-    sides = [
-        np.round(1e8 * np.exp(draw.normal(0, 0.05, (10, 3)))).astype(int).tolist() for _ in "dp"
-    ]
-    weights = widened_weights(sample_placements(draw, 10, 20_000))
-    dense, pruned = (Samples.of(side) for side in sides)
-    ratios = dense.walls(weights) / pruned.walls(weights)
-    low, high = np.quantile(ratios, (0.025, 0.975))
-    expected = (high - low) / (dense.wall / pruned.wall)
-    assert interval_width(*sides) == pytest.approx(expected, rel=0.1)
-
-
 @pytest.mark.parametrize(
     ("asked", "most"),
     [
@@ -213,11 +190,11 @@ def test_wide_intervals_ask_for_further_placements(
     count: int,
     phase: str,
 ) -> None:
-    def seen(one: list[list[int]], other: list[list[int]]) -> float:
+    def seen(one: list[list[int]], other: list[list[int]], **_of_rule: bool) -> float:
         assert len(one) == len(other) >= 3
         return 0.2 if len(one) < wide_until else 0.01
 
-    monkeypatch.setattr(placements, "interval_width", seen)
+    monkeypatch.setattr(stopping, "half_width", seen)
     monkeypatch.setattr(timing, "_PLACEMENT_SD", math.inf)
     quiet = SimpleNamespace(elapsed_ns=10**9, reasons=[], switches=0)
     monkeypatch.setattr(disturbance, "between", lambda *_: quiet)
@@ -249,11 +226,11 @@ def test_only_phases_with_wide_intervals_get_further_placements(
     monkeypatch.setattr(disturbance, "between", lambda *_: quiet)
     seen: list[int] = []
 
-    def wide_second(one: list[list[int]], _other: list[list[int]]) -> float:
+    def wide_second(one: list[list[int]], _other: list[list[int]], **_of_rule: bool) -> float:
         seen.append(len(one))
         return 0.2 if len(seen) % 2 == 0 else 0.01
 
-    monkeypatch.setattr(placements, "interval_width", wide_second)
+    monkeypatch.setattr(stopping, "half_width", wide_second)
     folder = quick(method="static-m", sparsity=0.5, placements=2, repeats=2, max_placements=3)
     phases = read_run(folder / "pruned").phases
     assert {name: len(run.placements) for name, run in phases.items()} == {
@@ -278,7 +255,7 @@ def test_a_run_records_the_requested_placements_if_others_were_measured(
     asked: int | None,
 ) -> None:
     """Two samples for four placements: two at first, and as many as are drawn while it is wide."""
-    monkeypatch.setattr(placements, "interval_width", lambda *_sides: wide)
+    monkeypatch.setattr(stopping, "half_width", lambda *_sides, **_of_rule: wide)
     quiet = SimpleNamespace(elapsed_ns=10**9, reasons=[], switches=0)
     monkeypatch.setattr(disturbance, "between", lambda *_: quiet)
     phase = "prefill" if wide else "decode"
@@ -293,7 +270,7 @@ def test_a_run_records_the_requested_placements_if_others_were_measured(
 def test_no_further_placements_beside_other_work(
     quick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(placements, "interval_width", lambda *_sides: 0.2)
+    monkeypatch.setattr(stopping, "half_width", lambda *_sides, **_of_rule: 0.2)
     busy = SimpleNamespace(elapsed_ns=10**9, reasons=["other work"], switches=0)
     monkeypatch.setattr(disturbance, "between", lambda *_: busy)
     folder = quick(
@@ -302,6 +279,59 @@ def test_no_further_placements_beside_other_work(
     for phase in read_run(folder / "pruned").phases.values():
         assert phase.has_disturbed_samples
         assert (len(phase.placements), phase.placements_requested) == (3, None)
+
+
+@pytest.mark.parametrize("method", ["static-m", None])
+def test_placements_stop_at_the_interval_that_was_requested(
+    quick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, method: str | None
+) -> None:
+    """At the second look, of 6 placements; of a model alone its times are looked at."""
+    quiet = SimpleNamespace(elapsed_ns=10**9, reasons=[], switches=0)
+    monkeypatch.setattr(disturbance, "between", lambda *_: quiet)
+    monkeypatch.setattr(timing, "_PLACEMENT_SD", math.inf)
+
+    def widths(*sides: list[list[int]], sequential: bool) -> float:
+        assert sequential and len(sides) == (2 if method else 1)
+        looked.append(len(sides[0]))
+        return 0.018 if len(sides[0]) == 6 else 0.031
+
+    looked: list[int] = []
+    monkeypatch.setattr(stopping, "half_width", widths)
+    folder = quick(
+        method=method, sparsity=0.5, placements=4, repeats=8, max_placements=8, until=0.02
+    )
+    names = ("dense", "pruned") if method else ("dense",)
+    for name in names:
+        run = read_run(folder / name)
+        for phase in run.phases.values():
+            assert [len(own) for own in phase.samples_by_placement] == [2] * 6
+            assert phase.until is not None and phase.is_sequential
+            assert phase.placements_requested is None
+            assert phase.until.of == ("speedup" if method else "time")
+            assert (phase.until.asked, phase.until.reached) == (0.02, 0.018)
+            assert (phase.until.looks, phase.until.ended) == (2, "narrow")
+    assert set(looked) == {4, 6}
+
+
+def test_what_was_reached_is_in_the_report_and_a_limit_is_noted(
+    quick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet = SimpleNamespace(elapsed_ns=10**9, reasons=[], switches=0)
+    monkeypatch.setattr(disturbance, "between", lambda *_: quiet)
+    folder = quick(
+        method="static-m", sparsity=0.5, placements=3, repeats=6, until=0.001, phase="prefill"
+    )
+    run = read_run(folder / "pruned").phases["prefill"]
+    assert run.until is not None and run.until.reached is not None
+    assert (len(run.placements), run.until.looks) == (3, 1)
+    phase = analyze(folder / "pruned", baseline=folder / "dense").report.phases["prefill"]
+    assert sentences.statistic(phase).endswith(
+        f"; ±0.1 % of the speedup was requested, and ±{100 * run.until.reached:.2g} % reached in "
+        "1 look, for which the interval is widened"
+    )
+    notes = [note for note in phase.notes if note.startswith("--until 0.1%")]
+    assert len(notes) == (run.until.ended == "limit")
+    assert phase.unprofiled_ns is not None and phase.unprofiled_ns.until == run.until
 
 
 @pytest.mark.parametrize(

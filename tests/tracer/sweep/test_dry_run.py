@@ -12,8 +12,9 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.option import MOST_SAMPLES
 from prunescope.taxonomy.presets import preset_config
 from prunescope.taxonomy.runs.run import MAX_SAMPLES
+from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.timing import MAX_ROUNDS
-from prunescope.tracer.sweep.plan import SweepPlan
+from prunescope.tracer.sweep.plan import SweepPlan, request_of
 from prunescope.tracer.sweep.request import SweepRequest
 from prunescope.tracer.sweep.sweep import plan_of
 
@@ -118,6 +119,11 @@ def test_a_folder_without_weights_is_no_model(tmp_path: Path) -> None:
         ("recover: {steps: 10, text: nofile.txt}", "nofile.txt is not a file"),
         ("placements: 1000000000", "5000 at most"),
         ("repeats: 1000000000", "5000 at most"),
+        ("until: two", "until 'two' is not a share"),
+        ("until: 2", "until 2.0 is too large"),
+        ("until: 0%", "until 0.0 is too small"),
+        ("until: [2%]", "a share, such as 2%"),
+        ("until: 2%\nplacements: 1", "one placement has none"),
         ("sparsities: [0.1_5]", "0.1_5"),
         ("batches: [1_0]", "1_0"),
         ("batches: [010]", "010"),
@@ -137,6 +143,20 @@ def test_numbers_are_read_as_they_look() -> None:
     plan = planned("sparsities: [0.25, 5e-1, .125]\nbatches: [1, 16]\nprompt_lens: [64]")
     assert plan.config.sparsities == (0.25, 0.5, 0.125)
     assert plan.config.batches == (1, 16)
+
+
+@pytest.mark.parametrize("line", ["until: 2%", "until: 0.02", "until: 2 %"])
+def test_a_result_is_requested_until_its_interval_is_narrow(line: str) -> None:
+    from prunescope.tracer.capture.placements import further_placement, planned_placements
+
+    plan = planned(f"{line}\nplacements: 12")
+    assert plan.config.until == plan.config.identity()["until"] == 0.02
+    request = request_of(plan.config, plan.results[0], out=Path("r"))
+    assert request.looks == (4, 6, 9, 12)
+    first = planned_placements(request)
+    assert [plan.repeats for plan in first] == [2] * 4  # 20 samples over 12 placements
+    assert sum(plan.steps for plan in first) == TraceRequest.steps
+    assert further_placement(request, 4, ("prefill",)).steps == 0
 
 
 def test_a_function_of_ones_own_is_planned() -> None:

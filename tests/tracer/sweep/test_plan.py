@@ -172,7 +172,7 @@ def test_every_option_that_varies_is_in_the_name_of_a_result() -> None:
     identity = SweepConfig(model="a/m", families=("static-m",)).identity()
     assert set(identity) == {
         "model", "decode_steps", "select", "text", "other_text", "recover", "repeats", "steps",
-        "placements", "seed", "threads", "dtype", "tasks", "logits", "knobs",
+        "placements", "until", "seed", "threads", "dtype", "tasks", "logits", "knobs",
     }  # fmt: skip
 
 
