@@ -54,6 +54,22 @@ def test_blocks_where_both_do_not_fit(
     assert len(read_run(folder / "pruned").layer_map or ()) == 2
 
 
+@pytest.mark.four_layers
+def test_blocks_measure_all_placements_whatever_interval_was_requested(
+    quick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(variants, "free_bytes", lambda _device: 0)
+    folder = quick(
+        method="static-m", sparsity=0.5, placements=6, repeats=6, until=0.5, phase="prefill"
+    )
+    for name in ("dense", "pruned"):
+        phase = read_run(folder / name).phases["prefill"]
+        assert [len(own) for own in phase.samples_by_placement] == [1] * 6
+        assert phase.until is not None and not phase.is_sequential
+        assert (phase.until.asked, phase.until.of) == (0.5, "speedup")
+        assert (phase.until.looks, phase.until.ended) == (0, "blocks")
+
+
 def test_running_out_of_memory_twice_is_an_error(
     quick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
