@@ -53,8 +53,7 @@ from prunescope.taxonomy.option import as_path, options_of
 from prunescope.taxonomy.scrub import scrub, scrub_all
 from prunescope.taxonomy.timings import part
 from prunescope.tracer.allocation.losses import (
-    PAIR,
-    PAIRS,
+    SCREENED,
     SEQUENCES,
     ModelLosses,
     differing_source,
@@ -91,7 +90,7 @@ def read_problem(request: AllocateRequest) -> Problem:
 def count_evaluations(problem: Problem) -> dict[str, Any]:
     """Return the numbers of `--dry-run`.
 
-    They say how often the model is evaluated, and how many of these losses are known.
+    They say how many removals are screened, and of how many a loss is known.
     """
     shape, request = problem.costs.shape, problem.request
     layers = [shape.layer(number) for number in range(shape.layers)]
@@ -102,17 +101,18 @@ def count_evaluations(problem: Problem) -> dict[str, Any]:
     for path, known in losses_nearby(request.losses_path):
         difference = differing_source(known, model=request.model_name, text=as_path(request.text))
         if not difference:
-            pairs = sum(keys.issuperset(key.split(PAIR)) for key in known.removed if PAIR in key)
-            measured = 1 + len(keys & known.removed.keys()) + min(PAIRS, pairs)
+            screened = known.screened.removed if known.screened else {}
+            measured = len(keys & (known.removed.keys() | screened.keys()))
             losses, other_source = path, None
             break
         if path == request.losses_path:
             other_source = difference
     return {
-        "evaluations": len(wanted) + PAIRS + 2,  # the dense model, and the planned one
+        "removals": len(wanted),
         "measured": measured,
         "losses_of": other_source,  # those that the file has, where they are of no use here
         "sequences": SEQUENCES,
+        "screened_sequences": SCREENED,
         "losses": losses.name,
         "layers": shape.layers,
         "target": problem.text,
@@ -142,14 +142,30 @@ def allocate(
     problem = read_problem(request)
     shown = progress or Silent()
     losses = _measure_losses(problem, shown)
-    choice = choose(problem, losses.sizes, losses.layers())
+    choice = _confirmed_choice(problem, losses, shown)
     shown.stage("pairs of removals")
-    additivity = losses.additivity(shown.advance)
+    additivity = losses.additivity(choice.options, shown.advance)
     plan = _describe_plan(problem, losses, choice, additivity)
     _write(request, plan, pictures)
     if request.save_model is not None:
         _save_model(request, shown)
     return plan
+
+
+def _confirmed_choice(problem: Problem, losses: ModelLosses, progress: Progress) -> Choice:
+    """Return the best choice, once the screened losses that it rests on are confirmed.
+
+    A confirmed loss may make another choice the best one. Each round confirms at least one loss, so
+    that the rounds end.
+    """
+    while True:
+        choice = choose(problem, losses.sizes, losses.layers())
+        unsure = losses.unsure(choice.options)
+        if not unsure:
+            return choice
+        progress.stage("loss on the whole text", len(unsure))
+        name = problem.request.losses_path.name
+        losses.confirm(unsure, _Remaining(progress, len(unsure), name).advance)
 
 
 def _save_model(request: AllocateRequest, progress: Progress) -> None:
@@ -188,7 +204,7 @@ def _legal_notes(problem: Problem, choice: Choice) -> list[str]:
 
 
 def _measure_losses(problem: Problem, progress: Progress) -> ModelLosses:
-    """Measure the loss of every removal that the file next to the plan does not have yet."""
+    """Screen every removal of which the file next to the plan has no loss yet."""
     request = problem.request
     request.losses_path.parent.mkdir(parents=True, exist_ok=True)
     progress.stage("loading the model")
@@ -214,7 +230,7 @@ def _measure_losses(problem: Problem, progress: Progress) -> ModelLosses:
     )
     count = len(removals_of(losses.sizes, losses.dense_sizes))
     progress.stage("loss by ablating each part", count)
-    losses.measure(_Remaining(progress, count, request.losses_path.name).advance)
+    losses.screen(_Remaining(progress, count, request.losses_path.name).advance)
     return losses
 
 
@@ -247,7 +263,7 @@ def _describe_plan(
 ) -> PlanOfLayers:
     """Return the plan of a choice, with what it is expected to give."""
     costs, chosen, uniform = problem.costs, choice.options, choice.uniform
-    together = losses.together(chosen)
+    together, needed = losses.together(chosen), losses.measured_for(chosen)
     shape = allocated_shape(costs.shape, chosen)
     phases = costs.expected(shape)
     weighed = [(phase.weight, phase) for phase in phases.values()]
@@ -298,7 +314,13 @@ def _describe_plan(
             "solver": f"scipy.optimize.milp (HiGHS), relative gap {GAP:g}",
             "in": "bytes" if problem.goal.memory else "ns",
         },
-        text={**losses.file.text, "dense_nats": losses.file.dense},
+        text={
+            **losses.file.text,
+            "dense_nats": losses.file.dense,
+            "screened_sequences": SCREENED,
+            "removals": len(needed),
+            "confirmed": sum(removal.key in losses.file.removed for removal in needed),
+        },
         notes=scrub_all(notes),
         command=_command_line(problem.request),
     )

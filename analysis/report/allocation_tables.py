@@ -47,10 +47,17 @@ def dry_run_sheet(estimate: dict[str, Any]) -> Sheet:
     known = f", {measured:,} of them in {losses}" if measured else ""
     if estimate["losses_of"] is not None:
         known = f"; {losses} has those of {estimate['losses_of']}, and none counts here"
-    count = f"{estimate['evaluations']:,} evaluations of the model"
-    texts = f"{estimate['sequences']} sequences of at most 512 tokens"
-    target = f"target {estimate['target']}, within reach by {estimate['costs']}"
-    return Sheet([Line(target), Line(f"{count} on {texts}{known}")])
+    few, all_of_them = estimate["screened_sequences"], estimate["sequences"]
+    return Sheet(
+        [
+            Line(f"target {estimate['target']}, within reach by {estimate['costs']}"),
+            Line(
+                f"{estimate['removals']:,} removals are screened on {few} of {all_of_them} "
+                f"sequences of at most 512 tokens{known}; the least certain of those that the plan "
+                "rests on are measured on all"
+            ),
+        ]
+    )
 
 
 def targets_text(plan: PlanOfLayers) -> str:
@@ -87,6 +94,13 @@ def _answer(plan: PlanOfLayers) -> Iterator[Line]:
         loss = _nats(expected.loss_measured)
         measured = f"; all together {loss} measured, perplexity {rel}"
     yield Line(f"loss: {_nats(expected.loss)} nats a token as the sum of its parts{measured}")
+    confirmed, removals = plan.text.get("confirmed"), plan.text.get("removals")
+    if isinstance(confirmed, int) and isinstance(removals, int) and confirmed < removals:
+        few, sequences = plan.text["screened_sequences"], plan.text["sequences"]
+        yield Line(
+            f"it rests on {removals:,} removals: {confirmed:,} measured on all of the text, the "
+            f"others on {few} of {sequences} sequences"
+        )
     if (best := plan.uniform) is None:
         yield Line("no uniform cut of all layers reaches this target")
     else:

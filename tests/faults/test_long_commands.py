@@ -20,7 +20,7 @@ from tests.tracer.serving.standin import StandIn, serving
 
 READS = "prunescope.analysis.trace.reader:Source.blocks"
 FORWARD = "torch.nn.modules.module:Module.__call__"
-LOSS = "prunescope.tracer.allocation.losses:ModelLosses._loss"
+LOSS = "prunescope.tracer.allocation.losses:ModelLosses._without"
 # Where the signal comes, at which call, and the command.
 READING: dict[str, list[str]] = {
     "analyze": ["analyze", "{run}"],

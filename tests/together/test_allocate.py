@@ -69,17 +69,21 @@ def test_a_plan_reaches_its_target_and_a_second_one_measures_nothing(
     assert json.loads(out.read_bytes())["schema"] == 1
     with pytest.raises(PrunescopeError, match=r"plan\.json exists"):
         read_problem(AllocateRequest(model, speedup=1.25, out=out, **H100))
-    # Another plan in the folder has the dense model, 15 removals and their pairs from there.
+    # Another plan in the folder has all 15 removals from there.
     other = AllocateRequest(model, speedup=1.3, out=tmp_path / "other.json", **H100)
     counts = count_evaluations(read_problem(other))
     assert counts["losses"] == "plan.losses.json"
-    assert 1 + 15 < counts["measured"] < counts["evaluations"]
-    known = set(json.loads(out.with_name("plan.losses.json").read_bytes())["removed"])
+    assert counts["measured"] == counts["removals"] == 15
+    known = json.loads(out.with_name("plan.losses.json").read_bytes())
     memory = plan.expected.dense_memory_bytes * 0.8 / 1e9
     again = prunescope.allocate(model, memory_gb=memory, out=out, overwrite=True, **H100)
     assert again.expected.memory_bytes <= memory * 1e9
-    now = json.loads(out.with_name("plan.losses.json").read_bytes())["removed"]
-    assert all(key.startswith("plan") for key in set(now) - known if " + " not in key)
+    now = json.loads(out.with_name("plan.losses.json").read_bytes())
+    assert (
+        now["screened"] == known["screened"] and known["removed"].items() <= now["removed"].items()
+    )
+    text = plan.text
+    assert 0 < text["confirmed"] <= text["removals"] <= 15 and text["screened_sequences"] == 1
 
 
 def test_a_plan_is_shown_drawn_saved_and_read_back(
@@ -175,8 +179,7 @@ def test_a_dry_run_does_not_count_losses_of_another_model(
     file = tmp_path / "plan.losses.json"
     words = ["allocate", "--model", model, "--device", "h100-sxm", "--speedup", "1.2"]
     words += ["--out", str(tmp_path / "plan.json"), "--dry-run"]
-    # The dense model and one removal.
-    for name, measured, of in (("dense", 2, None), ("other", 0, "other")):
+    for name, measured, of in (("dense", 1, None), ("other", 0, "other")):
         file.write_text(json.dumps({**kept, "model": name}))
         assert cli.main([*words, "--json", "-"]) == 0
         found = json.loads(capsys.readouterr().out)
@@ -231,8 +234,9 @@ def test_a_plan_of_low_ranks_is_priced_loaded_and_traced(
     assert cli.main(words) == 0
     losses = path.with_name("plan.losses.json")
     found = json.loads(losses.read_bytes())
-    for key in found["removed"]:
-        found["removed"][key] = found["dense"] + (0.01 if "lowrank" in key else 9.0)
+    for losses_on in (found, found["screened"]):
+        for key in losses_on["removed"]:
+            losses_on["removed"][key] = losses_on["dense"] + (0.01 if "lowrank" in key else 9.0)
     losses.write_text(json.dumps(found))
     capsys.readouterr()
     assert cli.main([*words, "--overwrite"]) == 0
@@ -251,15 +255,15 @@ def test_a_plan_of_low_ranks_is_priced_loaded_and_traced(
     assert [dict(shape.layer(i).ranks) for i in range(shape.layers)] == [one.ranks for one in left]
 
 
-def test_a_dry_run_counts_evaluations(
+def test_a_dry_run_counts_removals(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = str(tmp_path / "plan.json")
     words = ["allocate", "--model", model, "--device", "h100-sxm", "--speedup", "1.2"]
     assert cli.main([*words, "--out", out, "--dry-run", "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)
-    # Each layer: one count of KV heads, three widths, itself; 8 pairs; dense and planned.
-    assert found["evaluations"] == 3 * (1 + 3 + 1) + 8 + 2
+    # Each layer: one count of KV heads, three widths, itself.
+    assert found["removals"] == 3 * (1 + 3 + 1)
     assert list(tmp_path.iterdir()) == []
 
 

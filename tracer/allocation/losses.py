@@ -2,7 +2,9 @@
 
 In: a model, calibration tokens and the sizes that each layer may keep. Out: ModelLosses, the rise
 of the loss in nats per token at each size. A few sizes of each part are measured one by one; the
-others are interpolated linearly in the share of the importance that is removed. Measured losses are
+others are interpolated linearly in the share of the importance that is removed. All are screened on
+the first sequence. Those that a plan rests on are confirmed on all sequences, the least certain
+first, until what is left adds no more doubt than so short a text has anyway. Measured losses are
 kept in a file; a later call continues from it, also for another plan in the same folder.
 """
 
@@ -13,7 +15,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -45,6 +47,7 @@ from prunescope.tracer.model.layers import runs_without
 from prunescope.tracer.model.weights import weights_fingerprint
 
 SEQUENCES = 4  # of the calibration, 512 tokens each where the model has as many positions
+SCREENED = 1  # of them: every removal is screened on so many
 PAIRS = 8  # of removals that are measured together
 PAIR = " + "  # between the keys of two removals
 # Nats a token of a removal after which the model gives no number: far above a random guess.
@@ -56,11 +59,26 @@ _SAVED_EVERY_S = 2.0
 Advance = Callable[[], None]
 
 
+Measured = Annotated[dict[Name, Number | None], Meta(max_length=1 << 20)]
+
+
+class ScreenedLosses(msgspec.Struct, kw_only=True):
+    """Losses on the first sequence, in nats per token; null: no number.
+
+    `variances`: of the mean rise of the loss of a token, in nats², as if tokens were independent.
+    """
+
+    sequences: int
+    dense: Number
+    removed: Measured = {}
+    variances: Annotated[dict[Name, Number], Meta(max_length=1 << 20)] = {}
+
+
 class LossFile(msgspec.Struct, kw_only=True):
-    """The file PLAN.losses.json: losses of the dense model and of each removal.
+    """The file PLAN.losses.json: losses of the dense model and of removals.
 
     Losses are nats per token. A loss is null if the model gave no number. The losses hold for one
-    model and one text.
+    model and one text. `screened` is null in older files, whose removals are all confirmed.
     """
 
     schema: Literal[1] = 1
@@ -68,7 +86,8 @@ class LossFile(msgspec.Struct, kw_only=True):
     weights: Name
     text: dict[str, Any]
     dense: Number
-    removed: Annotated[dict[Name, Number | None], Meta(max_length=1 << 20)] = {}
+    removed: Measured = {}
+    screened: ScreenedLosses | None = None
 
 
 def read_losses(path: Path) -> LossFile | None:
@@ -130,10 +149,10 @@ def differing_source(losses: LossFile, *, model: str, text: Path | None) -> str:
 
 @dataclass(kw_only=True)
 class ModelLosses:
-    """The losses of one model on one text, which `measure` fills in.
+    """The losses of one model on one text, which `screen` and `confirm` fill in.
 
     `name` is the name of the model, which the file of losses keeps. `resumed` is the number of
-    removals that the file already had.
+    losses that the file already had.
     """
 
     model: Any
@@ -143,8 +162,10 @@ class ModelLosses:
     name: str | None = None
     parts: ModelParts = field(init=False)
     file: LossFile = field(init=False)
-    resumed: int = field(init=False)  # removals that the file had
+    screened: ScreenedLosses = field(init=False)
+    resumed: int = field(init=False)
     _stack: Stack = field(init=False)
+    _dense: torch.Tensor = field(init=False)  # the loss of each screened token
     _saved: float = field(init=False, default=0.0)
 
     @part("quality")
@@ -170,7 +191,11 @@ class ModelLosses:
                         hint="give another --dtype or --text",
                     )
                 file = LossFile(model=self.name, weights=weights, text=text, dense=dense)
-        self.file, self.resumed = file, len(file.removed)
+            self._dense = self._stack.token_losses(None, sequences=SCREENED)
+            if file.screened is None or file.screened.sequences != SCREENED:
+                file.screened = ScreenedLosses(sequences=SCREENED, dense=float(self._dense.mean()))
+        self.file, self.screened = file, file.screened
+        self.resumed = len(file.removed) + len(file.screened.removed)
         self.sizes = [self._keep_possible(i, sizes) for i, sizes in enumerate(self.sizes)]
 
     def _keep_possible(self, number: int, sizes: Candidates) -> Candidates:
@@ -188,8 +213,8 @@ class ModelLosses:
         return [(a.total if a else 0, b.total if b else 0) for a, b in pairs]
 
     @part("quality")
-    def measure(self, advance: Advance) -> None:
-        """Measure each removal that the file does not have.
+    def screen(self, advance: Advance) -> None:
+        """Measure each removal on the first sequence, if the file has no loss of it.
 
         Args:
             advance: The function to call after each removal.
@@ -198,17 +223,60 @@ class ModelLosses:
             # Sizes of one part in a row need the same second moments.
             with statistics_cached({}):
                 for removal in removals_of(self.sizes, self.dense_sizes):
+                    if removal.key not in self.file.removed:
+                        self._screened_rise(removal)
+                    advance()
+        finally:
+            self._save()
+
+    @part("quality")
+    def confirm(self, removals: Sequence[Removal], advance: Advance) -> None:
+        """Measure removals on all sequences, if the file has no such loss of them.
+
+        Args:
+            removals: The removals, by layer and part.
+            advance: The function to call after each removal.
+        """
+        try:
+            with statistics_cached({}):
+                for removal in removals:
                     self._rise([removal])
                     advance()
         finally:
             self._save()
 
+    def measured_for(self, options: Sequence[LayerOption]) -> list[Removal]:
+        """Return the removals from whose losses those of the options are interpolated."""
+        return [
+            measured
+            for number, option in enumerate(options)
+            for removal in _removals(number, option)
+            for measured in self._neighbours(removal)
+        ]
+
+    def unsure(self, options: Sequence[LayerOption]) -> list[Removal]:
+        """Return the removals to confirm before the loss of the options is believed.
+
+        They are the least certain of those that were only screened. What stays unconfirmed has
+        together no more variance than the sum of all has on all sequences.
+        """
+        needed = {removal.key: removal for removal in self.measured_for(options)}
+        variances = {key: self.screened.variances.get(key, 0.0) for key in needed}
+        share = min(1.0, SCREENED / len(self._stack.batches))
+        allowed = share * math.fsum(variances.values())
+        screened = [key for key in needed if key not in self.file.removed]
+        screened.sort(key=lambda key: variances[key])
+        left = 0.0
+        while screened and left + variances[screened[0]] <= allowed:
+            left += variances[screened.pop(0)]
+        return [removal for key, removal in needed.items() if key in screened]
+
     def layers(self) -> list[LayerLosses]:
-        """Return the losses of every size of every layer."""
+        """Return the losses of every size of every layer, confirmed where they are."""
         return [
             LayerLosses(
                 parts={part: self._curve(number, part, sizes.of(part)) for part in PARTS},
-                dropped=max(2 * _LEAST, self._rise([Removal(number, "layer")]))  # of both parts
+                dropped=max(2 * _LEAST, self._best_known(Removal(number, "layer")))  # of both parts
                 if sizes.may_go
                 else None,
             )
@@ -224,17 +292,21 @@ class ModelLosses:
         return rise
 
     @part("quality")
-    def additivity(self, advance: Advance) -> Additivity:
-        """Compare pairs of removals in two layers, chosen at random, with the sum of both alone.
+    def additivity(self, options: Sequence[LayerOption], advance: Advance) -> Additivity:
+        """Compare pairs of confirmed removals that options rest on with the sum of both alone.
+
+        The pairs are of two layers, chosen at random.
 
         Args:
+            options: The options, one per layer.
             advance: The function to call after each pair.
         """
         known = [
             removal
-            for removal in removals_of(self.sizes, self.dense_sizes)
+            for removal in self.measured_for(options)
+            if removal.key in self.file.removed
             # What breaks the model alone does so in every pair.
-            if 0 < self._rise([removal]) < self.file.dense
+            and 0 < self._rise([removal]) < self.file.dense
         ]
         chance = random.Random(0)
         pairs: set[tuple[Removal, Removal]] = set()
@@ -256,21 +328,48 @@ class ModelLosses:
             worst_error=max(errors, key=abs) if errors else None,
         )
 
+    def _neighbours(self, removal: Removal) -> list[Removal]:
+        """Return the measured removals next to a size of a part: itself, or one on either side."""
+        number, part, size = removal.layer, removal.what, removal.size
+        ranked = self.parts.layers[number].of(part) if part in PARTS else None
+        if ranked is None:
+            return [removal]
+        measured = measured_sizes(self.sizes[number].of(part), ranked.total)
+        sides = [max((n for n in measured if n <= size), default=None)]
+        sides.append(min((n for n in measured if n >= size), default=None))
+        return [Removal(number, part, n) for n in dict.fromkeys(sides) if n is not None]
+
     def _curve(self, number: int, part: str, sizes: Sequence[int]) -> dict[int, float]:
         """Return the losses of all sizes of a part of a layer.
 
         A narrower part never loses less than a wider one, and none loses less than nothing: on so
-        short a text such a gain is chance.
+        short a text such a gain is chance. A screened loss gives way to a confirmed one that
+        contradicts it.
         """
         ranked = self.parts.layers[number].of(part)
         if ranked is None or not sizes:
             return {}
+        measured = [Removal(number, part, n) for n in measured_sizes(sizes, ranked.total)]
+        rises, ceiling = [], math.inf
+        for removal in measured:  # the narrowest first
+            rise = self._best_known(removal)
+            if removal.key in self.file.removed:
+                ceiling = min(ceiling, rise)
+            else:
+                rise = min(rise, ceiling)
+            rises.append(rise)
         points, most = [(0.0, 0.0)], 0.0
-        for size in sorted(measured_sizes(sizes, ranked.total), reverse=True):
-            most = max(most, self._rise([Removal(number, part, size)]))
-            points.append((ranked.removed_share(size), most))
+        for removal, rise in zip(reversed(measured), reversed(rises), strict=True):
+            most = max(most, rise)
+            points.append((ranked.removed_share(removal.size), most))
         removed = {size: ranked.removed_share(size) for size in sizes}
         return {n: max(_interpolate(points, share), _LEAST * share) for n, share in removed.items()}
+
+    def _best_known(self, removal: Removal) -> float:
+        """Return the confirmed rise of the loss by a removal, else the screened one."""
+        if removal.key in self.file.removed:
+            return self._rise([removal])
+        return self._screened_rise(removal)
 
     def _rise(self, removals: Sequence[Removal]) -> float:
         """Return the rise of the loss by these removals together, from the file if it has them."""
@@ -282,13 +381,41 @@ class ModelLosses:
         if key not in self.file.removed:
             loss = self._loss(removals)
             self.file.removed[key] = loss if math.isfinite(loss) else None
-            if time.monotonic() - self._saved > _SAVED_EVERY_S:
-                self._save()
+            self._save_now_and_then()
         loss_now = self.file.removed[key]
         return _BROKEN if loss_now is None else loss_now - self.file.dense
 
+    def _screened_rise(self, removal: Removal) -> float:
+        """Return the rise of the loss by a removal on the first sequence, from the file if known.
+
+        A model that gives no number there is broken, which no other sequence mends.
+        """
+        kept = self.screened
+        if removal.key not in kept.removed:
+            rises = self._screen(removal) - self._dense
+            loss, variance = kept.dense + float(rises.mean()), float(rises.var() / len(rises))
+            known = math.isfinite(loss)
+            kept.removed[removal.key] = loss if known else None
+            kept.variances[removal.key] = variance if known else 0.0
+            self._save_now_and_then()
+        loss_now = kept.removed[removal.key]
+        return _BROKEN if loss_now is None else loss_now - kept.dense
+
+    @torch.no_grad()
+    def _screen(self, removal: Removal) -> torch.Tensor:
+        """Return the loss of each token of the first sequence with a removal, in nats."""
+        with self._without([removal]) as (first, removed):
+            return self._stack.token_losses(first, removed, sequences=SCREENED)
+
     @torch.no_grad()
     def _loss(self, removals: Sequence[Removal]) -> float:
+        """Return the mean loss of a token with removals, in nats."""
+        with self._without(removals) as (first, removed):
+            return self._stack.loss_from(first, removed)
+
+    @contextmanager
+    def _without(self, removals: Sequence[Removal]) -> Iterator[tuple[int, list[int]]]:
+        """Mask the parts of removals; yield the first layer that changes and the removed layers."""
         removed = [removal.layer for removal in removals if removal.what == "layer"]
         cuts = [
             (self.parts.layers[removal.layer].of(removal.what), removal.size)
@@ -300,7 +427,11 @@ class ModelLosses:
         with ExitStack() as masks:
             for change in changes:
                 masks.enter_context(change)
-            return self._stack.loss_from(min(removal.layer for removal in removals), removed)
+            yield min(removal.layer for removal in removals), removed
+
+    def _save_now_and_then(self) -> None:
+        if time.monotonic() - self._saved > _SAVED_EVERY_S:
+            self._save()
 
     def _save(self) -> None:
         self._saved = time.monotonic()

@@ -7,7 +7,7 @@ Shortened LLaMA (arXiv 2402.02834).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -133,16 +133,39 @@ class Stack:
             removed: The removed layers.
         """
         total, tokens = 0.0, 0
-        for number, ids in enumerate(self.batches):
+        for logits, ids in self._predictions(first, removed, len(self.batches)):
+            total += float(cross_entropy(logits, ids, reduction="sum"))
+            tokens += ids.shape[0]
+        return total / tokens if total == total else float("inf")
+
+    def token_losses(
+        self, first: int | None, removed: Sequence[int] = (), *, sequences: int
+    ) -> torch.Tensor:
+        """Return the loss of each token of the first sequences, as `loss_from` averages it.
+
+        Args:
+            first: The first layer that computes something else than when the round began.
+            removed: The removed layers.
+            sequences: How many sequences run.
+
+        Returns:
+            The losses in nats, float32 on the CPU, one for each token but the first of a sequence.
+        """
+        predictions = self._predictions(first, removed, sequences)
+        return torch.cat([cross_entropy(*each, reduction="none").cpu() for each in predictions])
+
+    def _predictions(
+        self, first: int | None, removed: Sequence[int], sequences: int
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield the logits, in fp32, and the tokens that they predict, of the first sequences."""
+        for number, ids in enumerate(self.batches[:sequences]):
             forwards = dict.fromkeys(removed, self._return_input)
             if self._entering and first is not None:
                 stored = self._entering[number][first]
                 skipped = partial(_run_on_input, self._return_input, stored)
                 forwards |= dict.fromkeys(range(first), skipped)
             logits = self._logits(ids, forwards)[0, :-1]
-            total += float(cross_entropy(logits.float(), ids[0, 1:], reduction="sum"))
-            tokens += ids.shape[1] - 1
-        return total / tokens if total == total else float("inf")
+            yield logits.float(), ids[0, 1:]
 
     def begin_round(self, removed: Sequence[int]) -> None:
         """Start a round without some layers: run the model and store the input of each layer."""
