@@ -1,10 +1,11 @@
-"""The part of a sweep that fits into a number of hours: what answers its claims comes first.
+"""What of a sweep comes first, and the part that fits into a number of hours.
 
-In: the results that are left, and a function that estimates the seconds of any of them. Out: a
-Budget. The claims compare families within one batch, length and way to run. All families at one
-sparsity are therefore one step, and the steps are in the order of cells, so that one cell is whole
-before the next begins. Further random samples come last, as they only narrow the interval of a
-point. Points with an option of a family come after those without it.
+In: the results that are left, and a function that estimates the seconds of any of them. Out: their
+order, and a Budget. First comes what answers the claims and decides the frontiers. The claims
+compare families within one batch, length and way to run. All families at one sparsity are therefore
+one step, and the steps are in the order of cells, so that one cell is whole before the next begins.
+Further random samples come last, as they only narrow the interval of a point. Points with an option
+of a family come after those without it.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def fit_budget(
     Raises:
         PrunescopeError: Not even the first step fits.
     """
-    ordered = sorted(results, key=_sort_key(results))
+    ordered = decisive_first(results)
     steps = [list(step) for _, step in groupby(ordered, key=_sort_key(results))]
     kept: list[Planned] = []
     seconds = 0.0
@@ -86,6 +87,16 @@ def fit_budget(
     left = ordered[len(kept) :]
     whole = seconds_of(ordered) if left else seconds
     return Budget(hours, tuple(kept), tuple(left), seconds, whole - seconds)
+
+
+def decisive_first(results: Iterable[Planned]) -> list[Planned]:
+    """Sort results so that those that decide claims and frontiers come before the others.
+
+    A sweep that is stopped then has all families in its first cells, at their ends, not some
+    families in all cells.
+    """
+    results = list(results)
+    return sorted(results, key=_sort_key(results))
 
 
 def _sort_key(results: Iterable[Planned]) -> Callable[[Planned], tuple[int, ...]]:

@@ -35,7 +35,7 @@ from prunescope.taxonomy.runs.sweep_files import (
 )
 from prunescope.taxonomy.scrub import scrub_values
 from prunescope.tracer.capture.progress import Progress, Silent
-from prunescope.tracer.sweep.budget import Budget, fit_budget
+from prunescope.tracer.sweep.budget import Budget, decisive_first, fit_budget
 from prunescope.tracer.sweep.config import read_configs
 from prunescope.tracer.sweep.limits import (
     check_possible,
@@ -110,7 +110,11 @@ def run_plan(request: SweepRequest, plan: SweepPlan, progress: Progress | None =
             states = {result: folder.state(result) for result in mine}
             # Results that failed or hung before come last, so that they do not block the others.
             order = (PENDING, FAILED)
-            remaining = [r for state in order for r in mine if states[r] == state]
+            remaining = [
+                result
+                for state in order
+                for result in decisive_first(r for r in mine if states[r] == state)
+            ]
             if plan.budget is not None:
                 remaining = [r for r in remaining if r.problem is not None or r in plan.budget.kept]
             if remaining:

@@ -16,7 +16,7 @@ from prunescope.taxonomy.runs.sweep_files import Planned
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.words import rough_time
 from prunescope.tracer.sweep import sweep as sweep_module
-from prunescope.tracer.sweep.budget import fit_budget
+from prunescope.tracer.sweep.budget import decisive_first, fit_budget
 from prunescope.tracer.sweep.config import presets, read_configs
 from prunescope.tracer.sweep.limits import check_possible, limits_here, limits_of_fixed_steps
 from prunescope.tracer.sweep.plan import SweepConfig, SweepPlan, make_plan
@@ -54,6 +54,19 @@ def test_a_cell_is_whole_before_the_next_and_samples_come_last() -> None:
     first, second = fitted.lines()
     assert first.startswith("--budget 19.5: 18 of 64 results, about 18 h: batch 1, 512 tokens pre")
     assert "about 46 h more would not fit" in second and "random sample 2 (32)" in second
+
+
+def test_models_at_the_ends_of_the_sparsities_are_measured_first(tmp_path: Path) -> None:
+    """A sweep that is stopped has every family, not all of one. A model's cells stay together."""
+    whole = plan()
+    request = SweepRequest(tmp_path / "sweep.yaml", out=tmp_path / "swept")
+    jobs = sweep_module._jobs(request, whole, decisive_first(whole.results))
+    models = [(job.results[0].sparsity, job.results[0].family) for job in jobs]
+    shares = (0.5, 0.125, 0.25, 0.375)
+    first = [(share, family) for share in shares for family in ("static-m", "dynamic-m")]
+    assert models[:8] == first
+    assert all(job.results[0].draw == 1 for job in jobs[8:])
+    assert {len(job.results) for job in jobs} == {4}
 
 
 def test_layers_come_after_whole_models_and_all_may_fit() -> None:
