@@ -354,13 +354,25 @@ def history(file: Path | str) -> History:
     return History.compute(needed_path(file))
 
 
+def _listed(require: Any) -> list[str]:
+    """Return the rules of `check` as a list; raise PrunescopeError for anything else."""
+    rules = [require] if isinstance(require, str) else require
+    if isinstance(rules, Sequence) and all(isinstance(rule, str) for rule in rules):
+        return list(rules)
+    raise PrunescopeError(
+        f"require is {reprlib.repr(require)}", hint="accepted: a rule, or a list of rules"
+    )
+
+
 @helpful
-def check(
+def check(  # noqa: PLR0913 - the options of `prunescope check`
     subject: Report | Path | str,
     *,
     require: Sequence[str] | str,
     allow_undecided: bool = False,
+    strict: bool = False,
     junit: Path | str | None = None,
+    summary: Path | str | None = None,
     history: Path | str | None = None,
     commit: str | None = None,
     **options: Any,
@@ -374,7 +386,9 @@ def check(
         subject: A report, or a run, a trace, a report.json or a folder with one.
         require: The rules.
         allow_undecided: Whether it passes though some rules could not be decided.
+        strict: Whether it fails where a rule is undecided, as it does by default, in any case.
         junit: The file to write the outcome to as JUnit XML; None: none.
+        summary: The file to append a Markdown table of the verdicts to; None: none.
         history: A history that the rules on `history` compare with, and that a line of each phase
             is then added to; None: none.
         commit: What was measured, for the history; None: the commit that CI or git names.
@@ -393,20 +407,16 @@ def check(
     """
     from prunescope.analysis.history.history_file import check_history
     from prunescope.analysis.schema.report import Report as PlainReport
+    from prunescope.check_summary import write_outcome
     from prunescope.measured_history import add_to_history, current_commit
-    from prunescope.output import check_target, write_target
+    from prunescope.output import check_target
     from prunescope.role_rules import HISTORY, changes_of_history
-    from prunescope.rules import check_report, junit_xml, parse_rules
+    from prunescope.rules import check_report, parse_rules
 
-    target = as_path(junit)
+    target, table = as_path(junit), as_path(summary)
     check_target(target, "JUnit XML")
-
-    rules = [require] if isinstance(require, str) else require
-    if not isinstance(rules, Sequence) or not all(isinstance(rule, str) for rule in rules):
-        raise PrunescopeError(
-            f"require is {reprlib.repr(require)}", hint="accepted: a rule, or a list of rules"
-        )
-    parsed = parse_rules(rules)
+    check_target(table, "Markdown")
+    parsed = parse_rules(_listed(require))
     kept, model = as_path(history), options.get("model")
     if kept is None and any(rule.metric == HISTORY for rule in parsed):
         raise PrunescopeError(
@@ -424,9 +434,9 @@ def check(
     changes = None
     if kept is not None:
         changes = changes_of_history(kept, subject, commit=commit, model=model)
-    outcome = check_report(subject, parsed, changes, allow_undecided=allow_undecided, page=page)
-    if target is not None:
-        write_target(junit_xml(outcome), target)
+    allows = allow_undecided and not strict
+    outcome = check_report(subject, parsed, changes, allow_undecided=allows, page=page)
+    write_outcome(outcome, junit=target, summary=table)
     if kept is not None:
         add_to_history(subject, kept, commit=commit, model=model)
     return outcome

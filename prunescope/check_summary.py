@@ -61,13 +61,17 @@ def _why(outcome: Check, verdict: RuleOutcome) -> str:
     return " ".join([verdict.why, *([f"{outcome.page}/{verdict.link}"] if shows else [])])
 
 
-def append_summary(path: Path, outcome: Check) -> None:
-    """Append the verdicts to a Markdown file, as CI shows it."""
-    append_file(path, summary_text(outcome).encode())
+def write_outcome(outcome: Check, *, junit: Path | None, summary: Path | None) -> None:
+    """Write the verdicts as JUnit XML, and append them to a Markdown file, as CI shows it."""
+    from prunescope.output import write_target
+    from prunescope.rules import junit_xml
+
+    if junit is not None:
+        write_target(junit_xml(outcome), junit)
+    if summary is not None:
+        append_file(summary, summary_text(outcome).encode())
 
 
 def given_options(options: CheckOptions) -> dict[str, Any]:
     """Return the options that `prunescope.check` takes of a command's."""
-    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
-    del values["summary"]
-    return values
+    return {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}

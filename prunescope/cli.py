@@ -586,10 +586,9 @@ def _check(
     prunescope check trace.json.gz --model qwen3-8b -r 'decode.roles.down.efficiency >= 40%'
     prunescope check trace.json.gz --history history.jsonl -r 'decode.history <= 3%'
     """
-    from prunescope.check_summary import append_summary, given_options, outcome_text
-    from prunescope.output import check_target, show_result
+    from prunescope.check_summary import given_options, outcome_text
+    from prunescope.output import show_result
 
-    check_target(options.summary, "Markdown")
     outcome = prunescope.check(
         subject,
         require=require,
@@ -597,8 +596,6 @@ def _check(
         junit=junit,
         **given_options(options),
     )
-    if options.summary is not None:
-        append_summary(options.summary, outcome)
     shown = outcome_text(outcome, tells_undecided=not allow_undecided)
     show_result(outcome.to_dict(), json_target, people=shown)
     if not outcome.passed:

@@ -38,6 +38,7 @@ from prunescope.taxonomy.student_t import t_quantile_975
 from prunescope.taxonomy.words import when
 
 if TYPE_CHECKING:
+    from prunescope.analysis.findings.registry import Registered
     from prunescope.analysis.schema.report import Ladder, Phase, Report
 
 State = Literal["held", "failed", "undecided"]
@@ -394,26 +395,29 @@ def _compares(rule: Rule) -> bool:
     return rule.metric.startswith((*_COMPARES, *_OF_SHAPES, "nominal", "sparsity."))
 
 
-def _lacks_baseline(rule: Rule, phase: Phase) -> bool:
-    """Return whether a rule counts a finding that only a comparison can have, and there is none."""
+def _counted_finding(rule: Rule) -> Registered | None:
+    """Return the finding that a rule counts; None where it counts no single one."""
     name = current_id(rule.metric.removeprefix(_FINDING))
-    if phase.baseline is not None or not rule.metric.startswith(_FINDING) or name in SEVERITIES:
-        return False
+    if not rule.metric.startswith(_FINDING) or name in SEVERITIES:
+        return None
     from prunescope.analysis.findings.registry import registered  # imports polars
 
-    return any(finding.id == name and finding.compares for finding in registered())
+    return next((finding for finding in registered() if finding.id == name), None)
 
 
 def _caveat(rule: Rule, phase: Phase) -> str:
     """Return why a phase decides nothing for a rule; "" if it does."""
-    if _lacks_baseline(rule, phase):
+    counted = _counted_finding(rule)
+    if counted is not None and counted.compares and phase.baseline is None:
         return "only a comparison finds it, and there is no dense run, which --baseline names"
     hides = rule.metric.startswith(_OF_SHAPES) and not phase.shows_pruning
-    if hides or (rule.metric.startswith(_COMPARES) and not phase.is_speedup):
+    of_times = counted is not None and counted.compares and counted.needs_valid_times
+    if hides or ((of_times or rule.metric.startswith(_COMPARES)) and not phase.is_speedup):
         differences = phase.comparison.differences if phase.comparison else ()
         kinds = ", ".join(difference.kind for difference in differences)
         return f"dense and pruned do not compare{when(bool(kinds), f' (other {kinds})')}"
-    if not rule.metric.startswith(_TIMED) or _is_empty_row(rule, phase):
+    timed = rule.metric.startswith(_TIMED) or (counted is not None and counted.needs_valid_times)
+    if not timed or _is_empty_row(rule, phase):
         return ""
     invalid = phase.invalid_times
     return f"its times are not valid: {invalid[0].text}" if invalid else ""

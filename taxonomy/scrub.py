@@ -52,10 +52,12 @@ PRIVATE_KEY = lazy_pattern(
 )
 _CREDENTIALS = lazy_pattern(r"(?i)\b[a-z][a-z0-9+.-]{1,20}://[^\s\"'<>/@]+@[^\s\"'<>)]*")
 _BEARER = lazy_pattern(r"(?i)\b(bearer|basic) +[\w.~+/-]{8,}=*")
-# The rest of a header of HTTP that identifies somebody.
+# The rest of a header of HTTP that identifies somebody, with what stands in quotes behind a space,
+# a colon or an equals sign: `X-Api-Key: … api_key="…"`.
 _HEADER = lazy_pattern(
     r"(?i)\b((?:set-)?cookie2?|(?:proxy-)?authorization|(?:x-[\w-]{0,40}|private-|job-|api-)"
-    r"(?:key|token|secret|signature|credential))(\s*:\s*)(?!<)\S[^\n\"']*"
+    r"(?:key|token|secret|signature|credential))(\s*:\s*)(?!<)\S"
+    r"(?:(?<=[=:\s])(?:\\{0,4}\"[^\"\n]*\"?|\\{0,4}'[^'\n]*'?)|[^\n\"'])*"
 )
 # NAME=value, "name": "value", and `password: value`. A `token` of a tokenizer (`pad_token`) or of a
 # count is none, and "per token: 12.3 ms" holds none.
@@ -68,7 +70,7 @@ _KEYED = (
 _NAMED = rf"(?:{_KEYED}|(?<![A-Za-z0-9_])token)"
 _QUOTE = r"\\{0,4}[\"']"
 _ASSIGNED = lazy_pattern(
-    rf"(?i)(?:{_NAMED}(?:{_QUOTE})?\s*=\s*(?:{_QUOTE})?|{_NAMED}{_QUOTE}\s*:\s*(?:{_QUOTE})?"
+    rf"(?i)(?:{_NAMED}(?:{_QUOTE})?\s*=>?\s*(?:{_QUOTE})?|<(?:\w{{1,20}}:)?{_KEYED}>|{_NAMED}{_QUOTE}\s*:\s*(?:{_QUOTE})?"
     rf"|{_KEYED}\s*:\s+(?:{_QUOTE})?|--[\w-]{{0,40}}(?:{_KEYED}|token)\s+(?!-))"
 )
 # A value without quotes ends before an option that a bar joins to it: `KEY=a|--token b`.

@@ -123,11 +123,13 @@ def same_pixels(old: bytes, new: bytes) -> bool:
     packed = zlib.decompressobj()
     try:  # the header bounds the pixels, and no more of them is unpacked
         width, height = struct.unpack(">II", was[0][1][:8])
-        pixels = b"".join(data for kind, data in was if kind == _PIXELS)
-        packed.decompress(pixels, 8 * (width + 1) * height + 1)
+        most = 8 * (width + 1) * height + 1
+        rows = len(packed.decompress(_packed_pixels(was), most))
+        wanted = len(zlib.decompressobj().decompress(_packed_pixels(now), most))
     except (zlib.error, struct.error):
         return False
-    if not packed.eof or packed.unused_data:
+    # Bytes behind the last row show nowhere.
+    if not packed.eof or packed.unused_data or rows != wanted:
         return False
     apart = most_apart(old, new)
     return apart is not None and apart <= _SHADE
@@ -136,6 +138,10 @@ def same_pixels(old: bytes, new: bytes) -> bool:
 def is_whole_png(data: bytes) -> bool:
     """Return whether a file is a PNG with undamaged chunks and nothing behind them."""
     return bool(list(_chunks(data)))
+
+
+def _packed_pixels(chunks: list[tuple[bytes, bytes]]) -> bytes:
+    return b"".join(data for kind, data in chunks if kind == _PIXELS)
 
 
 def _metadata_chunks(chunks: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

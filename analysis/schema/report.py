@@ -717,6 +717,8 @@ class Phase(msgspec.Struct, kw_only=True):
     def contradictions(self) -> Iterator[str]:
         """Yield which of its times, rates and findings do not follow from its other fields."""
         yield from self._wrong_times()
+        if self.comparison is not None and self.is_speedup and self.comparison.differences:
+            yield "comparison says that the sides differ, and that their ratio is a speedup"
         rows = {row.row: row for row in self.ledger or ()}
         # The first row that is summed is what is promised of the dense time.
         total = sum(row.moves_ns for row in rows.values() if not row.is_wall)

@@ -275,5 +275,7 @@ def _decode_nested(raw: bytes) -> tuple[Any, ...]:
 
 
 def _freeze(plain: Any) -> Any:
-    """Turn nested lists into nested tuples."""
-    return tuple(_freeze(p) for p in plain) if isinstance(plain, list) else plain
+    """Turn nested lists into nested tuples, and objects, which no profiler writes, into None."""
+    if isinstance(plain, list):
+        return tuple(_freeze(part) for part in plain)
+    return None if isinstance(plain, dict) else plain

@@ -271,8 +271,11 @@ class Database:
         """Turn whatever SQLite finds wrong with the file into an error with a hint."""
         try:
             yield
-        except (sqlite3.Error, OverflowError, MemoryError) as error:
+        # A message that quotes a file's bytes need not be UTF-8.
+        except (sqlite3.Error, OverflowError, MemoryError, UnicodeDecodeError) as error:
             why = str(error)[:200] or type(error).__name__
+            if isinstance(error, UnicodeDecodeError):
+                why = "its tables are described in no text"
             if self._steps > _STEPS + _STEPS_PER_BYTE * self.size:
                 why = "a query over it does not end"
             raise self.damaged(f"the database cannot be read ({why})") from None

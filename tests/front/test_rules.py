@@ -13,6 +13,7 @@ import pytest
 
 import prunescope
 from prunescope.analysis.findings.registry import OLD_IDS
+from prunescope.analysis.schema.pair_comparison import Difference, PairComparison
 from prunescope.analysis.schema.report import Finding, Report, to_json
 from prunescope.rules import METRICS, check_report, parse_rules
 from prunescope.taxonomy.errors import PrunescopeError
@@ -76,6 +77,18 @@ def test_times_that_are_not_valid_decide_nothing(report: Report) -> None:
     bounds = ("coverage", "roofline", "busy", "share_of_bound")
     assert set(states(report, *(f"prefill.{bound} >= 0.1" for bound in bounds))) == {"undecided"}
     assert states(report, "prefill.nominal >= 1", "prefill.flop >= 1") == ["held", "held"]
+    # A finding that rests on times may be missing for their noise.
+    counts = ("findings.no-speedup == 0", "findings.timing-not-valid == 0")
+    assert states(report, *(f"prefill.{count}" for count in counts)) == ["undecided", "failed"]
+
+
+def test_a_finding_on_times_that_do_not_compare_is_not_counted(report: Report) -> None:
+    rule = "prefill.findings.no-speedup == 0"
+    assert states(report, rule) == ["held"]
+    report.phases["prefill"].comparison = PairComparison(
+        is_speedup=False, differences=[Difference("dtype", "bf16", "fp32")]
+    )
+    assert states(report, rule) == ["undecided"]
 
 
 @pytest.mark.parametrize(
@@ -241,6 +254,18 @@ def test_check_in_python(report: Report) -> None:
     assert found.passed and found and found.decided
 
 
+def test_check_takes_what_the_command_takes(report: Report, tmp_path: Path) -> None:
+    """`strict` is the default, and also wins over `allow_undecided`."""
+    table = tmp_path / "summary.md"
+    rule, undecided = "prefill.realised >= 1.1", "prefill.realised >= 1.15"
+    kept: Any = report
+    assert prunescope.check(kept, require=rule, strict=True, summary=table).passed
+    assert table.read_text().startswith("### prunescope check: all rules hold")
+    assert prunescope.check(kept, require=[rule, undecided], allow_undecided=True).passed
+    both = {"allow_undecided": True, "strict": True}
+    assert not prunescope.check(kept, require=[rule, undecided], **both).passed
+
+
 def test_a_time_without_an_interval_decides_nothing(report: Report) -> None:
     """Three steps a side and no samples; FLOPs are exact. Five steps tell their own time."""
     phase = report.phases["prefill"]
@@ -271,6 +296,9 @@ def test_a_rate_is_decided_by_the_interval_of_its_time(report: Report) -> None:
     assert states(report, "prefill.tokens_per_s >= 4160", *rules[:1]) == ["held", "undecided"]
 
 
+OTHER = Difference("dtype", "bf16", "fp32")
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -283,6 +311,10 @@ def test_a_rate_is_decided_by_the_interval_of_its_time(report: Report) -> None:
         (lambda phase: setattr(phase.ledger[2], "ns", 1.0), "do not add up"),
         (lambda phase: setattr(phase.unprofiled_ns, "median", 120e6), "outside of its own ci95"),
         (lambda phase: setattr(phase.ladder, "realised_ci95", [0.9, 1.2]), "within noise"),
+        (
+            lambda phase: setattr(phase, "comparison", PairComparison(differences=[OTHER])),
+            "comparison says that the sides differ",
+        ),
     ],
 )
 def test_a_report_that_contradicts_itself_is_refused(

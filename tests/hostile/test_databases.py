@@ -283,3 +283,11 @@ def test_another_database_cannot_be_attached(tmp_path: Path) -> None:
         "'CREATE VIEW StringIds AS SELECT * FROM x.t')",
     ))  # fmt: skip
     assert "nanosecondwire" not in refused(forged)
+
+
+def test_a_description_that_is_no_text(tmp_path: Path) -> None:
+    """SQLite's message quotes the bytes, and Python cannot decode it."""
+    path = whole(tmp_path / "x.sqlite")
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"CREATE TABLE", b"CREATE \xff\xfe\xc3BLE"))
+    assert "cannot be read" in refused(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.presets import preset_config
 from tests.hostile.material import changed, write_pair
 
+ROOT = Path(__file__).resolve().parents[2]
 STATIC: dict[str, Any] = {"model": "tiny-llama", "method": "static-m", "sparsity": 0.5}
 
 
@@ -95,6 +97,20 @@ def test_dimensions_of_any_kind(tmp_path: Path) -> None:
     ]  # fmt: skip
     (tmp_path / "t.json").write_text(json.dumps({"traceEvents": events}))
     assert prunescope.analyze(tmp_path / "t.json").phases
+
+
+def test_dimensions_of_a_whole_trace_that_hold_objects(tmp_path: Path) -> None:
+    """One op alone is told apart by nothing; where all have such dimensions, they are compared."""
+    (real,) = (ROOT / "traces" / "tiny-static-nk" / "pruned").glob("prefill.trace.json*")
+    trace = json.loads(gzip.decompress(real.read_bytes()))
+    nested = [[{"x": 1}, 2], [3], [1, [2, {"q": 3}]]]
+    for key in ("Input Dims", "Concrete Inputs", "Input type", "Input Strides"):
+        for event in trace["traceEvents"]:
+            if event.get("cat") == "cpu_op":
+                event["args"][key] = nested
+        path = tmp_path / f"{key}.json"
+        path.write_text(json.dumps(trace))
+        assert prunescope.analyze(path).phases
 
 
 def test_time_grows_with_the_threads_and_not_with_their_square(tmp_path: Path) -> None:

@@ -210,6 +210,25 @@ def test_an_assignment_hides_no_option_behind_it() -> None:
     assert shown == "MY_OWN_KEY=<secret>|--api-key <secret> --x"
 
 
+@pytest.mark.parametrize(
+    "header",
+    ["X-Api-Key: zgWTs56mYZWuERE3", "Authorization: Bearer abcdefgh1", "Cookie: sid=a1b2c3;",
+     "Proxy-Authorization: Basic aGVsbG8="],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "behind", ['api_key="{}"', "token='{}'", '--password "{}" -v', 'password=\\"{}\\"', 'pwd="{}']
+)
+def test_a_header_hides_no_key_behind_it(header: str, behind: str) -> None:
+    """The header took the key with it, and the value in quotes was left without its name."""
+    value = "buRbNtGyGEITSzCY0L77SJQdIjZAx9Lb"
+    assert value not in scrub(f"{header} {behind.format(value)}")
+
+
+@pytest.mark.parametrize("text", ["<password>{}</password>", "password => {}", "'pwd' => '{}'"])
+def test_a_value_in_a_tag_or_behind_an_arrow_is_hidden(text: str) -> None:
+    assert scrub(text.format("R4tq8Zx1Lm")) == text.format("<secret>")
+
+
 def test_structs_are_scrubbed_as_values_are() -> None:
     """What a key tells of its value holds in a report, too."""
     told = {"api_key": "abc", "who": [{"hostname": "x1", "n": 3}, ("/home/ada/x", TOKEN)]}

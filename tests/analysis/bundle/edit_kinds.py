@@ -189,12 +189,28 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
+def _longer_rows(picture: bytes) -> bytes:
+    """Return a picture whose unpacked rows have a text behind them."""
+    at, packed = 8, b""
+    kept: list[bytes] = []
+    while at < len(picture):
+        (size,) = struct.unpack_from(">I", picture, at)
+        kind, body = picture[at + 4 : at + 8], picture[at + 8 : at + 8 + size]
+        packed += body if kind == b"IDAT" else b""
+        if kind == b"IEND":
+            kept.append(_chunk(b"IDAT", zlib.compress(zlib.decompress(packed) + b"secret")))
+        kept += [] if kind == b"IDAT" else [_chunk(kind, body)]
+        at += 12 + size
+    return picture[:8] + b"".join(kept)
+
+
 PNG: dict[str, Edit] = {
     "a text in a picture": lambda d: iter([d[:33] + _chunk(b"tEXt", b"Comment\0evil") + d[33:]]),
     "a file behind a picture": lambda d: iter([d + b"PK\x03\x04evil"]),
     "a picture of another size": lambda d: iter(
         [d[:8] + _chunk(b"IHDR", struct.pack(">II", 1, 1) + d[24:29]) + d[33:]]
     ),
+    "bytes behind the last row": lambda d: iter([_longer_rows(d)]),
     "no pixels": lambda d: iter([re.sub(rb"(?s)IDAT.*?(?=....IEND)", b"IDAT", d)]),
 }
 SVG: dict[str, Edit] = {
