@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import gzip
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,6 @@ _WHOLE = lazy_pattern(rb"-?\d{1,19}")
 _PLAIN = lazy_pattern(rb'-?\d{1,19}|"\w{1,40}"')  # a number, or a word without spaces
 _DECIMAL = lazy_pattern(r"-?\d{1,18}(?:\.\d{0,20})?", re.ASCII)
 _DEVICES = 1024  # a larger number is not a device but a process
-_NUMBERS = ("correlation", "stream", "device", "bytes")
 
 
 class Words:
@@ -116,17 +115,19 @@ def trimmed_json(path: Path, words: Words | None = None) -> bytes:
     rewriter = words or Words()
     events: list[Any] = []
     samples: list[Row] = []
-    span, stacks = _Span(), 0
+    times: list[tuple[Any, Any]] = []
+    stacks = 0
     for block in source.blocks():
         samples += rows_of(source.take_samples())
         for event in block:
             plain = _trim_event(event, rewriter, threads)
             if plain is not None:
                 events.append(plain)
-                span.add(event)
+                times.append((event.ts, event.dur))
             else:
                 stacks += event.cat == _PYTHON
-    events += _trim_counters(samples, span, threads)
+    if samples:  # few traces have counters, and exact decimal times are slow
+        events += _trim_counters(samples, _Span(times), threads)
     if source.cut:
         raise PrunescopeError(
             f"{path.name} is cut off: it is no evidence", hint="copy the file again, whole"
@@ -143,14 +144,12 @@ def trimmed_json(path: Path, words: Words | None = None) -> bytes:
 class _Span:
     """The time from the first to the last event that stays, in the unit of the file."""
 
-    def __init__(self) -> None:
+    def __init__(self, times: Iterable[tuple[Any, Any]]) -> None:
         self.begin, self.end = Decimal("Infinity"), Decimal("-Infinity")
-
-    def add(self, event: Event) -> None:
-        """Extend the span to an event."""
-        ts, dur = _read_time(event.ts), _read_time(event.dur)
-        if ts is not None:
-            self.begin, self.end = min(self.begin, ts), max(self.end, ts + (dur or 0))
+        for began, lasted in times:
+            ts, dur = _read_time(began), _read_time(lasted)
+            if ts is not None:
+                self.begin, self.end = min(self.begin, ts), max(self.end, ts + (dur or 0))
 
     def holds(self, ts: Any) -> bool:
         """Return whether a time lies within the span."""
@@ -215,7 +214,9 @@ def _trim_event(event: Event, words: Words, threads: dict[tuple[str, Any], int])
     if event.dur is not None:
         plain["dur"] = _write_time(event.dur)
     args = {} if event.args is None or marks else _trim_args(event.args, words)
-    return {**plain, "args": args} if args else plain
+    if args:
+        plain["args"] = args
+    return plain
 
 
 def _memory_sizes(args: Args) -> dict[str, msgspec.Raw]:
@@ -227,11 +228,11 @@ def _memory_sizes(args: Args) -> dict[str, msgspec.Raw]:
 
 def _collective(args: Args) -> dict[str, Any]:
     """Return the name, elements, ranks and number format of a collective that torch recorded."""
+    if not bytes(args.collective):
+        return {}
     raws = (("Collective name", args.collective), ("In msg nelems", args.sent),
             ("Out msg nelems", args.received), ("Group size", args.group),
             ("dtype", args.dtype))  # fmt: skip
-    if not bytes(args.collective):
-        return {}
     return {key: raw for key, raw in raws if _PLAIN.fullmatch(bytes(raw))}
 
 
@@ -244,27 +245,38 @@ def _frame(event: Event) -> str | None:
 
 
 def _trim_args(args: Args, words: Words) -> dict[str, Any]:
-    values: dict[str, Any] = {key: getattr(args, key) for key in _NUMBERS}
-    values["External id"] = (
-        args.external_id_legacy if args.external_id is None else args.external_id
-    )
-    values["registers per thread"] = args.registers
-    values["shared memory"] = args.shared_memory
-    values["graph node id"] = args.graph_node
-    values["Sequence number"] = args.sequence  # it relates a gradient to its op
-    numbers = {key: _digits(value) for key, value in values.items() if value is not None}
-    plain = {key: value for key, value in numbers.items() if value is not None}
-    plain |= {k: v for k, v in (("grid", args.grid), ("block", args.block)) if v}
+    plain: dict[str, Any] = {}
+    for key, value in (
+        ("correlation", args.correlation),
+        ("stream", args.stream),
+        ("device", args.device),
+        ("bytes", args.bytes),
+        (
+            "External id",
+            args.external_id_legacy if args.external_id is None else args.external_id,
+        ),
+        ("registers per thread", args.registers),
+        ("shared memory", args.shared_memory),
+        ("graph node id", args.graph_node),
+        ("Sequence number", args.sequence),  # it relates a gradient to its op
+    ):
+        if value is not None and (number := _digits(value)) is not None:
+            plain[key] = number
+    if args.grid:
+        plain["grid"] = args.grid
+    if args.block:
+        plain["block"] = args.block
     plain |= _collective(args)
     if isinstance(args.kernel, str):
         plain["kernel"] = words.kernel(args.kernel)
-    raws = (
+    for key, kind, raw in (
         ("Input Dims", "dims", bytes(args.dims) or bytes(args.dims_legacy)),
         ("Input type", "types", bytes(args.types)),
         ("Input Strides", "strides", bytes(args.strides)),
         ("Concrete Inputs", "concrete", bytes(args.concrete)),
-    )
-    plain |= {key: words.inputs(kind, raw) for key, kind, raw in raws if raw}
+    ):
+        if raw:
+            plain[key] = words.inputs(kind, raw)
     return plain
 
 
@@ -280,7 +292,7 @@ def _write_time(value: Any) -> msgspec.Raw:
     if isinstance(value, str):
         return msgspec.Raw(msgspec.json.encode(value))
     text = format(value, "f") if isinstance(value, Decimal) else repr(value)
-    return msgspec.Raw(text.encode())
+    return msgspec.Raw(text)
 
 
 def _trim_properties(devices: Any, text: Callable[[str], str]) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import polars as pl
@@ -107,8 +108,10 @@ def _dense_events(name: str, phase: Phase, frame: pl.DataFrame, begin: int) -> I
     for event in _events(f"{name}, dense", phase, rows.iter_rows(named=True), origin):
         category = str(event.get("cat", ""))
         is_kernel = category in _CATEGORIES or category == "cpu_op"
-        renamed = {"cat": f"prunescope.dense_{category}"} if is_kernel else {}
-        yield {**event, **renamed, "pid": _DENSE}
+        if is_kernel:
+            event["cat"] = f"prunescope.dense_{category}"
+        event["pid"] = _DENSE
+        yield event
 
 
 def _around(host: pl.DataFrame, frame: pl.DataFrame) -> pl.DataFrame:
@@ -183,17 +186,17 @@ def _row(row: Row, base: int, start: int, moved: Mapping[tuple[str, str], str]) 
     span = (start, row["duration"])
     args = {key: _plain(row[key]) for key in _ARGS if row.get(key) is not None}
     args |= {f"{key}_ns": _plain(row[key]) for key in _TIMES if row.get(key) is not None}
-    shown = clean(row["name"] or "?")
+    shown = _cleaned(row["name"] or "?")
     category = _CATEGORIES[row.get("category") or 0] if is_on_device else "cpu_op"
     yield _slice(shown, category, base, span, args)
     for i, key in enumerate(("kind", "role", "bound"), start=1):
-        yield _slice(clean(row.get(key) or "unknown"), f"prunescope.{key}", base + i, span)
+        yield _slice(_cleaned(row.get(key) or "unknown"), f"prunescope.{key}", base + i, span)
     if row.get("gap"):
         why = "idle: starved, nothing launched" if row.get("starved") else "idle"
         yield _slice(why, "prunescope.bound", base + 3, (start - row["gap"], row["gap"]))
     if moved:
         text = moved.get((row.get("role") or "", row.get("class") or ""), "nothing lost")
-        yield _slice(clean(text), "prunescope.ledger", base + 4, span)
+        yield _slice(_cleaned(text), "prunescope.ledger", base + 4, span)
 
 
 def _moved(phase: Phase) -> dict[tuple[str, str], str]:
@@ -250,7 +253,9 @@ def _slice(
         "ts": start / 1000,
         "dur": duration / 1000,
     }
-    return {**event, "args": args} if args else event
+    if args:
+        event["args"] = args
+    return event
 
 
 def _named(what: str, name: str, track: int | None) -> Event:
@@ -261,4 +266,7 @@ def _named(what: str, name: str, track: int | None) -> Event:
 def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if abs(value) < 1e300 else None
-    return clean(value) if isinstance(value, str) else value
+    return _cleaned(value) if isinstance(value, str) else value
+
+
+_cleaned = lru_cache(maxsize=4096)(clean)  # the same few names in every layer and step
