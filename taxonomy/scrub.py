@@ -70,7 +70,8 @@ _KEYED = (
 _NAMED = rf"(?:{_KEYED}|(?<![A-Za-z0-9_])token)"
 _QUOTE = r"\\{0,4}[\"']"
 _ASSIGNED = lazy_pattern(
-    rf"(?i)(?:{_NAMED}(?:{_QUOTE})?\s*=>?\s*(?:{_QUOTE})?|<(?:\w{{1,20}}:)?{_KEYED}>|{_NAMED}{_QUOTE}\s*:\s*(?:{_QUOTE})?"
+    rf"(?i)(?:{_NAMED}(?:{_QUOTE})?\s*=>?\s*(?:{_QUOTE})?"
+    rf"|<(?!secret>)(?:\w{{1,20}}:)?{_KEYED}>|{_NAMED}{_QUOTE}\s*:\s*(?:{_QUOTE})?"
     rf"|{_KEYED}\s*:\s+(?:{_QUOTE})?|--[\w-]{{0,40}}(?:{_KEYED}|token)\s+(?!-))"
 )
 # A value without quotes ends before an option that a bar joins to it: `KEY=a|--token b`.

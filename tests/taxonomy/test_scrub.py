@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 
 from prunescope.analysis.bundle.secrets import cleared
 from prunescope.taxonomy.runs.run import Run
-from prunescope.taxonomy.scrub import scrub, scrub_values, scrub_words, without_secrets
+from prunescope.taxonomy.scrub import (
+    holds_token,
+    scrub,
+    scrub_values,
+    scrub_words,
+    without_secrets,
+)
 from prunescope.taxonomy.scrubbed import scrubbed
 from tests.taxonomy import secret_rules
 from tests.taxonomy.secret_examples import OWNERS, SECRETS
@@ -227,6 +233,12 @@ def test_a_header_hides_no_key_behind_it(header: str, behind: str) -> None:
 @pytest.mark.parametrize("text", ["<password>{}</password>", "password => {}", "'pwd' => '{}'"])
 def test_a_value_in_a_tag_or_behind_an_arrow_is_hidden(text: str) -> None:
     assert scrub(text.format("R4tq8Zx1Lm")) == text.format("<secret>")
+
+
+def test_what_stands_behind_a_hidden_value_is_no_value_of_it() -> None:
+    """`<secret>` is no tag whose text is a secret."""
+    shown = "hf_token=<secret>elsewhere and <secret>elsewhere"
+    assert scrub(shown) == shown and not holds_token("in <secret>elsewhere")
 
 
 def test_structs_are_scrubbed_as_values_are() -> None:
