@@ -163,9 +163,10 @@ def _confirmed_choice(problem: Problem, losses: ModelLosses, progress: Progress)
         unsure = losses.unsure(choice.options)
         if not unsure:
             return choice
-        progress.stage("loss on the whole text", len(unsure))
         name = problem.request.losses_path.name
-        losses.confirm(unsure, _Remaining(progress, len(unsure), name).advance)
+        remaining = _Remaining(progress, len(unsure), name, "loss on the whole text")
+        progress.stage(remaining.what, len(unsure))
+        losses.confirm(unsure, remaining.advance)
 
 
 def _save_model(request: AllocateRequest, progress: Progress) -> None:
@@ -229,8 +230,9 @@ def _measure_losses(problem: Problem, progress: Progress) -> ModelLosses:
         name=request.model_name,
     )
     count = len(removals_of(losses.sizes, losses.dense_sizes))
-    progress.stage("loss by ablating each part", count)
-    losses.screen(_Remaining(progress, count, request.losses_path.name).advance)
+    remaining = _Remaining(progress, count, request.losses_path.name)
+    progress.stage(remaining.what, count)
+    losses.screen(remaining.advance)
     return losses
 
 
@@ -241,6 +243,7 @@ class _Remaining:
     progress: Progress
     count: int
     name: str  # of the file that keeps them
+    what: str = "loss by ablating each part"
     _done: int = 0
     _begun: float = field(default_factory=time.monotonic)
 
@@ -252,7 +255,7 @@ class _Remaining:
         left = (self.count - self._done) * spent / self._done
         if left > _SHORT_S:
             self.progress.describe(
-                f"loss by ablating each part: {self._done} of {self.count}, about "
+                f"{self.what}: {self._done} of {self.count}, about "
                 f"{left / 60:.0f} min left, kept in {self.name}"
             )
 

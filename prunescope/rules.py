@@ -411,13 +411,15 @@ def _caveat(rule: Rule, phase: Phase) -> str:
     if counted is not None and counted.compares and phase.baseline is None:
         return "only a comparison finds it, and there is no dense run, which --baseline names"
     hides = rule.metric.startswith(_OF_SHAPES) and not phase.shows_pruning
-    of_times = counted is not None and counted.compares and counted.needs_valid_times
-    if hides or ((of_times or rule.metric.startswith(_COMPARES)) and not phase.is_speedup):
+    on_times = counted is not None and counted.needs_valid_times
+    compares_times = rule.metric.startswith(_COMPARES) or (
+        counted is not None and counted.compares and on_times
+    )
+    if hides or (compares_times and not phase.is_speedup):
         differences = phase.comparison.differences if phase.comparison else ()
         kinds = ", ".join(difference.kind for difference in differences)
         return f"dense and pruned do not compare{when(bool(kinds), f' (other {kinds})')}"
-    timed = rule.metric.startswith(_TIMED) or (counted is not None and counted.needs_valid_times)
-    if not timed or _is_empty_row(rule, phase):
+    if not (on_times or rule.metric.startswith(_TIMED)) or _is_empty_row(rule, phase):
         return ""
     invalid = phase.invalid_times
     return f"its times are not valid: {invalid[0].text}" if invalid else ""

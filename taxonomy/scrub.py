@@ -67,6 +67,7 @@ _KEYED = (
     r"|(?:access|api|auth|bot|gh|git|github|gitlab|hf|hub|refresh|session|wandb)[_-]?token"
     rf"|(?<![a-z])(?:{'|'.join(KEPT_WORDS).replace('_?', '[_-]?')}))"
 )
+# A tag `<password>` has its value behind it; `<secret>` is no tag but what a value became.
 _NAMED = rf"(?:{_KEYED}|(?<![A-Za-z0-9_])token)"
 _QUOTE = r"\\{0,4}[\"']"
 _ASSIGNED = lazy_pattern(

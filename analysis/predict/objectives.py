@@ -24,6 +24,7 @@ from prunescope.analysis.predict.answers import (
     prompt_of,
     step_bytes,
 )
+from prunescope.analysis.predict.assumptions import list_assumptions
 from prunescope.analysis.predict.constants import Constants
 from prunescope.analysis.predict.engine_formats import engine_runs
 from prunescope.analysis.predict.predict_request import (
@@ -36,7 +37,6 @@ from prunescope.analysis.predict.request_points import check_options, methods, s
 from prunescope.analysis.predict.setting import (
     Setting,
     find_named_family,
-    list_assumptions,
     read_model_on_device,
     resolve,
 )

@@ -12,6 +12,7 @@ from typing import Any
 from msgspec.structs import asdict
 
 from prunescope.analysis.predict.answers import predict_answers
+from prunescope.analysis.predict.assumptions import list_assumptions
 from prunescope.analysis.predict.break_even import Speedups
 from prunescope.analysis.predict.drafts import ASSUMED, predict_drafting
 from prunescope.analysis.predict.engine_formats import (
@@ -38,7 +39,6 @@ from prunescope.analysis.predict.request_points import (
 )
 from prunescope.analysis.predict.setting import (
     Setting,
-    list_assumptions,
     read_model_on_device,
     resolve,
     workloads,

@@ -94,18 +94,24 @@ def _answer(plan: PlanOfLayers) -> Iterator[Line]:
         loss = _nats(expected.loss_measured)
         measured = f"; all together {loss} measured, perplexity {rel}"
     yield Line(f"loss: {_nats(expected.loss)} nats a token as the sum of its parts{measured}")
-    confirmed, removals = plan.text.get("confirmed"), plan.text.get("removals")
-    if isinstance(confirmed, int) and isinstance(removals, int) and confirmed < removals:
-        few, sequences = plan.text["screened_sequences"], plan.text["sequences"]
-        yield Line(
-            f"it rests on {removals:,} removals: {confirmed:,} measured on all of the text, the "
-            f"others on {few} of {sequences} sequences"
-        )
+    yield from _screening(plan)
     if (best := plan.uniform) is None:
         yield Line("no uniform cut of all layers reaches this target")
     else:
         cut = f"{best.family} with {best.kept}, {_reached(best)}, {_nats(best.loss)} nats"
         yield Line(f"the best uniform cut of all layers: {cut}")
+
+
+def _screening(plan: PlanOfLayers) -> Iterator[Line]:
+    """Yield how many removals were measured on all of the text, where some were not."""
+    keys = ("removals", "confirmed", "screened_sequences", "sequences")
+    counts = [value for key in keys if type(value := plan.text.get(key)) is int]
+    if len(counts) == len(keys) and counts[1] < counts[0]:  # an older plan lacks some
+        removals, confirmed, few, sequences = counts
+        yield Line(
+            f"it rests on {removals:,} removals: {confirmed:,} measured on all of the text, the "
+            f"others on {few} of {sequences} sequences"
+        )
 
 
 def _nats(value: float) -> str:

@@ -271,10 +271,9 @@ class Database:
         """Turn whatever SQLite finds wrong with the file into an error with a hint."""
         try:
             yield
-        # A message that quotes a file's bytes need not be UTF-8.
         except (sqlite3.Error, OverflowError, MemoryError, UnicodeDecodeError) as error:
             why = str(error)[:200] or type(error).__name__
-            if isinstance(error, UnicodeDecodeError):
+            if isinstance(error, UnicodeDecodeError):  # of a message that quotes the file's bytes
                 why = "its tables are described in no text"
             if self._steps > _STEPS + _STEPS_PER_BYTE * self.size:
                 why = "a query over it does not end"

@@ -13,6 +13,7 @@ import prunescope
 from prunescope import allocation, cli
 from prunescope.allocation import count_evaluations, read_problem
 from prunescope.analysis.predict.allocation_request import AllocateRequest
+from prunescope.analysis.report.allocation_tables import plan_sheet
 from prunescope.taxonomy.allocations.allocation_plan import read_plan
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.runs.run import read_run
@@ -50,7 +51,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 H100: Any = {"device": "h100-sxm", "dtype": "bf16"}
 
 
-def test_a_plan_reaches_its_target_and_a_second_one_measures_nothing(
+def test_a_plan_reaches_its_target_and_a_second_one_screens_nothing(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "plan.json"
@@ -329,3 +330,25 @@ def test_the_time_that_evaluations_take_is_told_from_the_first_on(
     remaining = allocation._Remaining(Said(), 100, "plan.losses.json", _begun=clock.__next__())
     remaining.advance()
     assert "1 of 100, about 5 min left, kept in plan.losses.json" in Said.texts[0]
+
+
+def test_a_plan_says_how_much_was_only_screened(model: str, tmp_path: Path) -> None:
+    """Whatever else stands where its counts should: an older plan lacks them."""
+    plan = prunescope.allocate(model, speedup=1.2, out=tmp_path / "plan.json", **H100)
+    counts: dict[str, Any] = {
+        "removals": 5,
+        "confirmed": 3,
+        "screened_sequences": 1,
+        "sequences": 4,
+    }
+
+    def shown(**values: Any) -> str:
+        read = read_plan(tmp_path / "plan.json")
+        read.text = {**plan.text, **counts, **values}
+        parts = plan_sheet(read, "plan.json", model=model).parts
+        return "\n".join(getattr(line, "text", "") for line in parts)
+
+    said = "rests on 5 removals: 3 measured on all of the text, the others on 1 of 4 sequences"
+    assert said in shown()
+    for values in ({"confirmed": 5}, {"confirmed": "3"}, {"sequences": None}, {"removals": [5]}):
+        assert "it rests on" not in shown(**values)

@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicLayer, StaticLayer
 from transformers.integrations import flash_attention, sdpa_attention
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
+from prunescope.analysis.predict.assumptions import list_assumptions
 from prunescope.analysis.predict.eager_modules import (
     EAGER_LAUNCHES,
     FUSED_LAUNCHES,
@@ -22,7 +23,7 @@ from prunescope.analysis.predict.eager_modules import (
     kv_expansions,
 )
 from prunescope.analysis.predict.predict_request import PredictRequest
-from prunescope.analysis.predict.setting import list_assumptions, resolve, workloads
+from prunescope.analysis.predict.setting import resolve, workloads
 from prunescope.analysis.predict.side import predicted_side
 from prunescope.taxonomy.plan import Op
 

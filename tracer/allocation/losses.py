@@ -219,15 +219,8 @@ class ModelLosses:
         Args:
             advance: The function to call after each removal.
         """
-        try:
-            # Sizes of one part in a row need the same second moments.
-            with statistics_cached({}):
-                for removal in removals_of(self.sizes, self.dense_sizes):
-                    if removal.key not in self.file.removed:
-                        self._screened_rise(removal)
-                    advance()
-        finally:
-            self._save()
+        wanted = removals_of(self.sizes, self.dense_sizes)
+        self._measure_each(wanted, self._best_known, advance)
 
     @part("quality")
     def confirm(self, removals: Sequence[Removal], advance: Advance) -> None:
@@ -237,10 +230,20 @@ class ModelLosses:
             removals: The removals, by layer and part.
             advance: The function to call after each removal.
         """
+        self._measure_each(removals, lambda removal: self._rise([removal]), advance)
+
+    def _measure_each(
+        self,
+        removals: Sequence[Removal],
+        measure: Callable[[Removal], float],
+        advance: Advance,
+    ) -> None:
+        """Measure removals one after the other, and keep what is known where it is interrupted."""
         try:
+            # Sizes of one part in a row need the same second moments.
             with statistics_cached({}):
                 for removal in removals:
-                    self._rise([removal])
+                    measure(removal)
                     advance()
         finally:
             self._save()
@@ -335,9 +338,9 @@ class ModelLosses:
         if ranked is None:
             return [removal]
         measured = measured_sizes(self.sizes[number].of(part), ranked.total)
-        sides = [max((n for n in measured if n <= size), default=None)]
-        sides.append(min((n for n in measured if n >= size), default=None))
-        return [Removal(number, part, n) for n in dict.fromkeys(sides) if n is not None]
+        below = [n for n in measured if n <= size][-1:]
+        above = [n for n in measured if n >= size][:1]
+        return [Removal(number, part, n) for n in dict.fromkeys(below + above)]
 
     def _curve(self, number: int, part: str, sizes: Sequence[int]) -> dict[int, float]:
         """Return the losses of all sizes of a part of a layer.
@@ -382,8 +385,7 @@ class ModelLosses:
             loss = self._loss(removals)
             self.file.removed[key] = loss if math.isfinite(loss) else None
             self._save_now_and_then()
-        loss_now = self.file.removed[key]
-        return _BROKEN if loss_now is None else loss_now - self.file.dense
+        return _known_rise(self.file, key)
 
     def _screened_rise(self, removal: Removal) -> float:
         """Return the rise of the loss by a removal on the first sequence, from the file if known.
@@ -392,17 +394,16 @@ class ModelLosses:
         """
         kept = self.screened
         if removal.key not in kept.removed:
-            rises = self._screen(removal) - self._dense
+            rises = self._screened_tokens(removal) - self._dense
             loss, variance = kept.dense + float(rises.mean()), float(rises.var() / len(rises))
             known = math.isfinite(loss)
             kept.removed[removal.key] = loss if known else None
             kept.variances[removal.key] = variance if known else 0.0
             self._save_now_and_then()
-        loss_now = kept.removed[removal.key]
-        return _BROKEN if loss_now is None else loss_now - kept.dense
+        return _known_rise(kept, removal.key)
 
     @torch.no_grad()
-    def _screen(self, removal: Removal) -> torch.Tensor:
+    def _screened_tokens(self, removal: Removal) -> torch.Tensor:
         """Return the loss of each token of the first sequence with a removal, in nats."""
         with self._without([removal]) as (first, removed):
             return self._stack.token_losses(first, removed, sequences=SCREENED)
@@ -437,6 +438,12 @@ class ModelLosses:
         self._saved = time.monotonic()
         if self.path is not None:
             write_file(self.path, msgspec.json.format(msgspec.json.encode(self.file), indent=1))
+
+
+def _known_rise(losses: LossFile | ScreenedLosses, key: str) -> float:
+    """Return the rise of a known loss, in nats a token."""
+    loss = losses.removed[key]
+    return _BROKEN if loss is None else loss - losses.dense
 
 
 def _removals(number: int, option: LayerOption) -> list[Removal]:
