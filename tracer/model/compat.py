@@ -184,10 +184,13 @@ def _used_layers(model: torch.nn.Module, cache: Any) -> Any:
     return cache
 
 
-def counts_tokens(model: torch.nn.Module) -> bool:
-    """Return whether a cache of the model knows its number of tokens; states alone do not."""
+def sizes_masks(model: torch.nn.Module) -> bool:
+    """Return whether a cache of the model sizes the masks of attention; states alone do not.
+
+    Up to 5.24 states do not count tokens either; from 5.25 on they do.
+    """
     try:
-        new_cache(model).get_seq_length()
+        new_cache(model).get_mask_sizes(1, 0)
     except ValueError:
         return False
     return True
@@ -208,12 +211,14 @@ def try_crop(cache: Any, num_tokens: int) -> bool:
 
 
 def cache_bytes(cache: Any) -> int:
-    """Add up the bytes of all keys, values and states in a cache."""
+    """Add up the bytes of all keys, values and states in a cache; counts of tokens are none."""
     total = 0
     for layer in (cache, *cache.layers):
         for name, value in vars(layer).items():
             items = list(value.values()) if isinstance(value, dict) else value
             for item in items if isinstance(items, list | tuple) else (items,):
-                if isinstance(item, Tensor) and not name.startswith("_"):
+                if not isinstance(item, Tensor) or name.startswith("_"):
+                    continue
+                if item.numel() > 1:
                     total += item.numel() * item.element_size()
     return total

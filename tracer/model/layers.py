@@ -111,28 +111,28 @@ def renumber_cache(
             used.append(positions[index] if positions else index)
     if not used:
         return
-    counted = compat.counts_tokens(model)
+    has_masks = compat.sizes_masks(model)
     setattr(model, "cache_layers", used)  # noqa: B010
-    if counted and not compat.counts_tokens(model):
+    if has_masks and not compat.sizes_masks(model):
         raise PrunescopeError(
             f"no attention would be left in {type(model).__name__}, only layers with a state",
-            hint="positions come from the cache of an attention layer: keep one, with another "
+            hint="masks have the size of the cache of an attention layer: keep one, with another "
             "--seed, --set layers=... or a lower sparsity",
         )
 
 
 def runs_without(model: nn.Module, removed: Collection[int]) -> bool:
-    """Return whether the other layers have what they need: a count of tokens, and their keys."""
+    """Return whether the other layers have what they need: masks, and their keys."""
     if _missing_keys(model, removed) or _changed_kind(text_config(model), removed):
         return False
-    if not compat.counts_tokens(model):
+    if not compat.sizes_masks(model):
         return True
     before = getattr(model, "cache_layers", None)
     total = int(text_config(model).num_hidden_layers)
     setattr(model, "cache_layers", [i for i in range(total) if i not in removed])  # noqa: B010
-    counted = compat.counts_tokens(model)
+    has_masks = compat.sizes_masks(model)
     setattr(model, "cache_layers", before)  # noqa: B010
-    return counted
+    return has_masks
 
 
 def _missing_keys(model: nn.Module, removed: Collection[int]) -> list[int]:
@@ -188,8 +188,8 @@ def keep_layers(model: PreTrainedModel, name: str, kept: list[int]) -> None:
     """Remove all layers but `kept` from the list `name`, and from the config and the cache.
 
     Raises:
-        PrunescopeError: The config fixes its number of layers, no attention would be left to
-            count tokens, a layer would read keys that no layer makes, or the model no longer runs.
+        PrunescopeError: The config fixes its number of layers, no attention would be left, a
+            layer would read keys that no layer makes, or the model no longer runs.
     """
     layers = model.get_submodule(name)
     removed = set(range(len(layers))) - set(kept)
