@@ -26,6 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import msgspec
 import yaml
 from cpu_page import Calibration, DenseTime, Guess, Machine, Model, Point, Results, lines
+from evidence import rounded
 
 import prunescope
 from prunescope.analysis.pareto.pareto import judge
@@ -53,7 +54,7 @@ def main() -> None:
 
 def write(runs: Path) -> None:
     """Write the numbers and the page from the folder of the measurement."""
-    results = msgspec.json.encode(_collect(runs))
+    results = msgspec.json.encode(rounded(msgspec.to_builtins(_collect(runs))))
     RESULTS.write_bytes(msgspec.json.format(results, indent=1) + b"\n")
     RESULTS.with_suffix(".md").write_text(page(), encoding="utf-8")
 

@@ -23,6 +23,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -38,7 +39,18 @@ TRACE, COLUMNS = ".trace.json.gz", ".columns.json"
 _LEFT_OUT = re.compile(r"\.lock$|\.log$|\.png$|(^|/)report/|\.safetensors$")
 _TIMES = re.compile(rb'"ts":(\d+\.\d+)(?:,"dur":(\d+\.\d+))?')
 _EVENTS = re.compile(rb'(.*?"traceEvents":)(\[.*\])(.*)', re.DOTALL)
+# Digits of a number that is kept: how a machine adds and multiplies many shows in the last few.
+_DIGITS = 7
 _SMALLEST = 9 | lzma.PRESET_EXTREME
+
+
+def rounded(value: Any) -> Any:
+    """Return JSON values with the digits of their numbers that every machine gives alike."""
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
 
 
 class Columns(msgspec.Struct):

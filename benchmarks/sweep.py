@@ -23,7 +23,7 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
-from evidence import unpacked
+from evidence import rounded, unpacked
 
 from prunescope.analysis.bundle.same_files import same_pixels
 from prunescope.analysis.pareto.pareto import judge
@@ -35,7 +35,6 @@ from prunescope.analysis.schema.pareto import Pareto
 
 _WIDTH = 270.0  # mm, of figures on a screen: four panels beside each other
 _COLOURS = 128  # eight, their blends with white, and hatches
-_DIGITS = 7  # of numbers in the JSON, so that another processor's last digit changes nothing
 
 
 def write(name: str, runs: Path) -> None:
@@ -89,7 +88,7 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
-    return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
+    return rounded(value)
 
 
 def _default(field: msgspec.structs.FieldInfo) -> Any:
